@@ -1,0 +1,57 @@
+# Everything runs from .venv, which is made on first use; the stamps inside it make a repeated `make` a matter of milliseconds.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+MADE := $(VENV)/.made
+TOOLS := $(VENV)/.tools
+BUILT := $(VENV)/.built
+NATIVE := $(shell find csrc -type f)
+
+.PHONY: venv build demo test bench lint format sanitize clean
+
+venv: $(TOOLS)
+build: $(BUILT)
+
+$(MADE):
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The extension is compiled against the torch of this environment, so torch and the build tools come first.
+$(TOOLS): $(MADE) $(wildcard $(CONSTRAINTS))
+	$(PIP) setuptools wheel ninja pybind11 torch numpy
+	touch $@
+
+# An editable install compiles everything in a temporary folder; when only C++ changed, rebuild just that, incrementally.
+$(BUILT): $(TOOLS) pyproject.toml setup.py $(NATIVE)
+	$(if $(filter-out csrc/%,$?),$(PIP) --no-build-isolation -e ".[dev]",$(BIN)/python setup.py -q build_ext --inplace)
+	touch $@
+
+demo: $(BUILT)
+	$(BIN)/python examples/digits.py
+
+test: $(BUILT)
+	$(BIN)/python -m pytest
+
+bench: $(BUILT)
+	$(BIN)/python benchmarks/run.py
+
+lint: $(BUILT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+
+format: $(BUILT)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+sanitize: $(BUILT)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/sanitize/run.sh
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fusedopt/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,132 @@
+"""Contestants over one suite: each library steps its own copy of the same parameters on the same gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from protocol import Contestant
+from suites import Suite
+from torch import Tensor
+
+import fusedopt
+
+OURS, CONTROL, BARE = "fusedopt", "fusedopt again", "bare loop"
+
+# The constructor arguments that pick each of torch's implementations.
+BASELINES: dict[str, dict[str, bool]] = {
+    "torch for-loop": {"foreach": False},
+    "torch foreach": {"foreach": True},
+    "torch fused": {"fused": True},
+    "torch default": {},
+}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One measurement: an optimizer over a suite, ours (twice, as the A/A control) against ``rivals``."""
+
+    suite: Suite
+    optimizer: str
+    rivals: tuple[str, ...]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def name(self) -> str:
+        suffix = "" if self.dtype == torch.float32 else f"-{str(self.dtype).removeprefix('torch.')}"
+        return f"{self.suite.name}-{self.optimizer}{suffix}".lower()
+
+
+class GradientPool:
+    """Random gradients, new ones every turn at the price of a copy: windows at moving offsets of one random buffer."""
+
+    SLACK, STRIDE = 4096, 61  # coprime, so 4096 turns pass before a window returns
+
+    def __init__(self, sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> None:
+        self.sizes = list(sizes)
+        self.total = sum(sizes)
+        self.values = torch.randn(self.total + self.SLACK, generator=generator).to(dtype)
+
+    def draw(self, turn: int) -> list[Tensor]:
+        window = self.values.narrow(0, turn * self.STRIDE % self.SLACK, self.total)
+        return [part.clone() for part in window.split(self.sizes)]
+
+
+class Entrant:
+    """An optimizer with parameters of its own; ``prepare`` gives it new gradient tensors, as a backward pass would."""
+
+    def __init__(
+        self, values: Sequence[Tensor], pool: GradientPool, make: Callable[[list[Tensor]], torch.optim.Optimizer]
+    ) -> None:
+        # Own copies, so that no contestant finds its data in the cache thanks to another.
+        self.params = [value.clone().requires_grad_() for value in values]
+        self.pool = pool
+        self.turn = 0
+        self.optimizer = make(self.params)
+
+    def prepare(self) -> None:
+        for param, grad in zip(self.params, self.pool.draw(self.turn), strict=True):
+            param.grad = grad.view(param.shape)
+        self.turn += 1
+
+    def contestant(self, name: str) -> Contestant:
+        return Contestant(name, self.optimizer.step, self.prepare)
+
+
+class BareLoop:
+    """The memory traffic of Adam and nothing else: one pass with 4 loads and 3 stores per element."""
+
+    def __init__(self, pool: GradientPool) -> None:
+        self.pool = pool
+        self.turn = 0
+        self.param, self.exp_avg, self.exp_avg_sq = (torch.zeros(pool.total) for _ in range(3))
+        self.grad = torch.zeros(pool.total)
+
+    def prepare(self) -> None:
+        self.grad = torch.cat(self.pool.draw(self.turn))
+        self.turn += 1
+
+    def step(self) -> None:
+        fusedopt._C.adam_traffic(self.param, self.grad, self.exp_avg, self.exp_avg_sq)
+
+
+def make_optimizer(contest: Contest, name: str, params: list[Tensor]) -> torch.optim.Optimizer:
+    library, arguments = (torch.optim, BASELINES[name]) if name in BASELINES else (fusedopt, {})
+    groups: Any = params
+    if contest.suite.group_each:
+        groups = [{"params": [param], "lr": 1e-3 * (1 + i / len(params))} for i, param in enumerate(params)]
+    optimizer: torch.optim.Optimizer = getattr(library, contest.optimizer)(groups, **contest.arguments, **arguments)
+    return optimizer
+
+
+def enter(contest: Contest) -> tuple[dict[str, Entrant], list[Contestant]]:
+    """Everybody's parameters, and the contestants in the order of the first round."""
+    generator = torch.Generator().manual_seed(0)
+    suite, dtype = contest.suite, contest.dtype
+    values = [torch.randn(shape, generator=generator).to(dtype) for shape in suite.shapes]
+    pool = GradientPool(suite.sizes, dtype, generator)
+    entrants = {
+        name: Entrant(values, pool, lambda params, name=name: make_optimizer(contest, name, params))  # type: ignore[misc]
+        for name in (OURS, *(rival for rival in contest.rivals if rival != BARE), CONTROL)
+    }
+    contestants = [entrant.contestant(name) for name, entrant in entrants.items()]
+    if BARE in contest.rivals:
+        bare = BareLoop(pool)
+        contestants.append(Contestant(BARE, bare.step, bare.prepare))
+    return entrants, contestants
+
+
+def check_agreement(entrants: dict[str, Entrant]) -> None:
+    """Raise AssertionError unless all hold the same parameters up to rounding: a wrong result is not worth timing."""
+    # The default atol of 1e-5 supposes float32 state; a moment held in 16 bits is up to 0.4 % off, and so are updates.
+    half = entrants[OURS].params[0].dtype != torch.float32
+    rtol, atol = (1.6e-2, 1e-4) if half else (1.3e-6, 1e-5)
+    for name, entrant in entrants.items():
+        for index, (ours, theirs) in enumerate(zip(entrants[OURS].params, entrant.params, strict=True)):
+            try:
+                torch.testing.assert_close(theirs, ours, rtol=rtol, atol=atol)
+            except AssertionError as error:
+                raise AssertionError(f"{name} and {OURS} differ in tensor {index}: {error}") from error

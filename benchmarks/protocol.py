@@ -1,0 +1,180 @@
+"""How a measurement is made: interleaved rounds, order statistics, bootstrap intervals, the facts of the machine."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fusedopt
+
+Rounds = dict[str, list[int]]  # contestant -> nanoseconds of each round
+
+
+def nothing() -> None:
+    """The preparation of a contestant that needs none."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """``call`` is timed; ``prepare`` runs before every call, off the clock."""
+
+    name: str
+    call: Callable[[], object]
+    prepare: Callable[[], object] = nothing
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Up to ``rounds`` rounds; after ``seconds`` no new one begins once ``minimum`` are done."""
+
+    rounds: int
+    seconds: float = 30.0
+    minimum: int = 5
+    warmup: int = 3
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Nanoseconds. Medians and percentiles, because other work on the machine only ever adds time."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of medians with the 5th and 95th percentile of its bootstrap distribution."""
+
+    value: float
+    low: float
+    high: float
+
+
+def warm_up(contestants: Sequence[Contestant], rounds: int) -> None:
+    for _ in range(rounds):
+        for contestant in contestants:
+            contestant.prepare()
+            contestant.call()
+
+
+def interleave(contestants: Sequence[Contestant], effort: Effort, tick: Callable[[], object] = nothing) -> Rounds:
+    """Time every contestant once per round, so that drift of the machine reaches all of them alike.
+
+    The order is rotated and turned round from one round to the next: nobody always runs after the same neighbour,
+    whose data then fill the caches. ``tick`` is called after each round.
+    """
+    rounds: Rounds = {contestant.name: [] for contestant in contestants}
+    if len(rounds) != len(contestants):
+        raise ValueError(f"contestants need distinct names, got {[c.name for c in contestants]}")
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    deadline = time.perf_counter() + effort.seconds
+    try:
+        for number in range(effort.rounds):
+            if number >= effort.minimum and time.perf_counter() > deadline:
+                break
+            for contestant in order(contestants, number):
+                contestant.prepare()
+                start = time.perf_counter_ns()
+                contestant.call()
+                rounds[contestant.name].append(time.perf_counter_ns() - start)
+            tick()
+    finally:
+        if collecting:
+            gc.enable()
+    return rounds
+
+
+def order(contestants: Sequence[Contestant], number: int) -> list[Contestant]:
+    shift = number // 2 % len(contestants)
+    turned = [*contestants[shift:], *contestants[:shift]]
+    return turned[::-1] if number % 2 else turned
+
+
+def summarise(samples: Sequence[float]) -> Summary:
+    p20, median, p80 = np.percentile(samples, [20, 50, 80])
+    return Summary(float(median), float(p20), float(p80))
+
+
+def bootstrap(numerator: Sequence[float], denominator: Sequence[float], draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """Ratios of medians over resampled rounds. Both sides draw the same rounds, which keeps the pairing."""
+    if len(numerator) != len(denominator):
+        raise ValueError(f"paired samples must have equal lengths, got {len(numerator)} and {len(denominator)}")
+    picks = np.random.default_rng(seed).integers(len(numerator), size=(draws, len(numerator)))
+    return np.median(np.asarray(numerator)[picks], axis=1) / np.median(np.asarray(denominator)[picks], axis=1)
+
+
+def compare(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
+    low, high = np.percentile(bootstrap(numerator, denominator), [5, 95])
+    return Ratio(float(np.median(numerator) / np.median(denominator)), float(low), float(high))
+
+
+def verdict(ratio: Ratio, asked: float, at_most: bool = False) -> str:
+    """``met``, ``missed``, or ``unclear`` where the median misses and the interval still holds the asked value."""
+    if ratio.value <= asked if at_most else ratio.value >= asked:
+        return "met"
+    return "unclear" if ratio.low <= asked <= ratio.high else "missed"
+
+
+def best_of(rounds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
+    return min(names, key=lambda name: float(np.median(rounds[name])))
+
+
+def machine(command: str) -> dict[str, Any]:
+    """What a reader needs to judge the numbers or to repeat them."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "commit": commit(),
+        "cpu": cpu_model(),
+        "cores": affinity,
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "memory_gib": memory_gib(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "fusedopt": fusedopt.capabilities(),
+    }
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def commit() -> str | None:
+    """The checked-out commit, with ``-dirty`` where the tree differs from it; None outside a git checkout."""
+    arguments = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(arguments, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,109 @@
+"""What the rounds say: one finding per question, and the table of all findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from contest import CONTROL, OURS
+from protocol import Ratio, Rounds, best_of, bootstrap, compare, summarise, verdict
+from rich.table import Table
+from table import MEMORY, MEMORY_ALLOWANCE, TRAINING, Question
+
+STYLES = {"met": "green", "unclear": "yellow", "missed": "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A measured figure beside the asked one. Times are medians in milliseconds; ``control`` is the A/A ratio."""
+
+    measurement: str
+    against: str
+    measured: Ratio
+    asked: float
+    at_most: bool
+    verdict: str
+    unit: str = "x"
+    ours_ms: float | None = None
+    theirs_ms: float | None = None
+    control: Ratio | None = None
+
+
+def milliseconds(rounds: Sequence[float]) -> float:
+    return summarise(rounds).median / 1e6
+
+
+def contest_finding(question: Question, rounds: Rounds) -> Finding:
+    rival = best_of(rounds, question.against)
+    # The bare loop is the floor, so there the question is how far above it we are.
+    pair = (OURS, rival) if question.at_most else (rival, OURS)
+    ratio = compare(rounds[pair[0]], rounds[pair[1]])
+    return Finding(
+        measurement=question.contest.name,
+        against=rival if len(question.against) == 1 else f"best: {rival}",
+        measured=ratio,
+        asked=question.asked,
+        at_most=question.at_most,
+        verdict=verdict(ratio, question.asked, question.at_most),
+        ours_ms=milliseconds(rounds[OURS]),
+        theirs_ms=milliseconds(rounds[rival]),
+        control=compare(rounds[CONTROL], rounds[OURS]),
+    )
+
+
+def in_loop_finding(rival: str, isolated: Rounds, in_loop: Rounds) -> Finding:
+    """Does the ratio inside the loop keep up with the isolated one? Their quotient must not fall below 1."""
+    inside, outside = (compare(rounds[rival], rounds[OURS]) for rounds in (in_loop, isolated))
+    draws = bootstrap(in_loop[rival], in_loop[OURS]) / bootstrap(isolated[rival], isolated[OURS], seed=1)
+    low, high = np.percentile(draws, [5, 95])
+    kept = Ratio(inside.value / outside.value, float(low), float(high))
+    return Finding(
+        measurement=TRAINING,
+        against=f"{rival}: {inside.value:.2f}x in the loop, {outside.value:.2f}x isolated",
+        measured=kept,
+        asked=1.0,
+        at_most=False,
+        verdict=verdict(kept, 1.0),
+        ours_ms=milliseconds(in_loop[OURS]),
+        theirs_ms=milliseconds(in_loop[rival]),
+        control=compare(in_loop[CONTROL], in_loop[OURS]),
+    )
+
+
+def memory_finding(suite: str, sizes: Mapping[str, Any]) -> Finding:
+    over = (sizes["first_step_peak"] - sizes["state"]) / 2**20
+    exact, allowed = Ratio(over, over, over), MEMORY_ALLOWANCE / 2**20
+    return Finding(
+        measurement=f"{MEMORY}-{suite}",
+        against=f"peak of the first step over its {sizes['state'] / 2**20:.0f} MiB of state",
+        measured=exact,
+        asked=allowed,
+        at_most=True,
+        verdict=verdict(exact, allowed, at_most=True),
+        unit=" MiB",
+    )
+
+
+def make_table(findings: Sequence[Finding]) -> Table:
+    table = Table(title="fusedopt against torch.optim: whole step() calls, medians, 5-95 % bootstrap intervals")
+    table.add_column("measurement", no_wrap=True)
+    table.add_column("against")
+    for heading in ("theirs ms", "ours ms", "measured", "interval", "asked", "A/A"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for finding in findings:
+        ratio, unit = finding.measured, finding.unit
+        table.add_row(
+            finding.measurement,
+            finding.against,
+            "" if finding.theirs_ms is None else f"{finding.theirs_ms:.3f}",
+            "" if finding.ours_ms is None else f"{finding.ours_ms:.3f}",
+            f"{ratio.value:.2f}{unit}",
+            "" if ratio.low == ratio.high else f"{ratio.low:.2f}-{ratio.high:.2f}",
+            f"{'<=' if finding.at_most else '>='} {finding.asked:g}{unit}",
+            "" if finding.control is None else f"{finding.control.value:.2f}",
+            f"[{STYLES[finding.verdict]}]{finding.verdict}",
+        )
+    return table

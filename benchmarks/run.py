@@ -1,0 +1,177 @@
+"""Measure fusedopt against torch.optim, print every promise beside its measured figure, keep the raw rounds as JSON.
+
+python benchmarks/run.py [--quick] [--only NAME]... [--threads N] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import memory
+import torch
+import training
+from contest import Contest, check_agreement, enter
+from protocol import Effort, Rounds, interleave, machine, summarise, warm_up
+from report import Finding, contest_finding, in_loop_finding, make_table, memory_finding
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from table import CONTESTS, EFFORTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, QUICK, TRAINING
+
+import fusedopt
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SCHEMA = 1
+Tick = Callable[[], object]
+
+
+@dataclass
+class Report:
+    """Everything a run has found so far."""
+
+    machine: dict[str, Any]
+    findings: list[Finding] = field(default_factory=list)
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    def as_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, default=str) + "\n"
+
+
+def record(name: str, rounds: Rounds, **facts: Any) -> dict[str, Any]:
+    summaries = {contestant: asdict(summarise(samples)) for contestant, samples in rounds.items()}
+    return {"name": name, **facts, "summary_ns": summaries, "rounds_ns": rounds}
+
+
+def run_contest(contest: Contest, effort: Effort, report: Report, tick: Tick) -> None:
+    entrants, contestants = enter(contest)
+    warm_up(contestants, effort.warmup)
+    try:
+        check_agreement(entrants)
+    except AssertionError as error:
+        report.failures.append(f"{contest.name}: not timed, results disagree: {error}")
+        return
+    rounds = interleave(contestants, effort, tick)
+    facts = {
+        "tensors": contest.suite.tensors,
+        "elements": contest.suite.elements,
+        "groups": contest.suite.tensors if contest.suite.group_each else 1,
+        "optimizer": contest.optimizer,
+        "arguments": contest.arguments,
+        "dtype": str(contest.dtype),
+    }
+    report.measurements.append(record(contest.name, rounds, **facts))
+    report.findings += [contest_finding(q, rounds) for q in QUESTIONS if q.contest.name == contest.name]
+
+
+def run_training(effort: Effort, report: Report, tick: Tick) -> None:
+    trainees = training.make_trainees()
+    results = []
+    for name, contestants in (("isolated", training.isolated(trainees)), ("in loop", training.in_loop(trainees))):
+        warm_up(contestants, effort.warmup)
+        results.append(interleave(contestants, effort, tick))
+        report.measurements.append(record(f"{TRAINING}, {name}", results[-1]))
+    report.findings.append(in_loop_finding(training.RIVAL, *results))
+
+
+def run_memory(report: Report) -> None:
+    for suite in MEMORY_SUITES:
+        sizes = {name: memory.measure_apart(suite, "AdamW", name) for name in (fusedopt.__name__, "torch fused")}
+        report.measurements.append({"name": f"{MEMORY}-{suite}", "bytes": sizes})
+        ours = sizes[fusedopt.__name__]
+        if "reason" in ours:
+            report.failures.append(f"{MEMORY}-{suite}: not measured: {ours['reason']}")
+        else:
+            report.findings.append(memory_finding(suite, ours))
+
+
+def run_one(name: str, quick: bool, report: Report, tick: Tick) -> None:
+    if name == MEMORY:
+        run_memory(report)
+    elif name == TRAINING:
+        run_training(QUICK if quick else EFFORTS[TRAINING], report, tick)
+    else:
+        run_contest(CONTESTS[name], QUICK if quick else EFFORTS[CONTESTS[name].suite.name], report, tick)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(names: Sequence[str], report: Report, *, quick: bool, out: Path) -> None:
+    """Measure ``names`` in turn. The file is rewritten after each, so an interrupted run keeps what it has."""
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        whole = progress.add_task("all", total=len(names))
+        for number, name in enumerate(names, 1):
+            task = progress.add_task(name, total=rounds_of(name, quick))
+            run_one(name, quick, report, lambda task=task: progress.advance(task))  # type: ignore[misc]
+            progress.remove_task(task)
+            progress.advance(whole)
+            report.complete = number == len(names)
+            out.write_text(report.as_json())
+
+
+def rounds_of(name: str, quick: bool) -> int | None:
+    if name == MEMORY:
+        return None
+    effort = QUICK if quick else EFFORTS[TRAINING if name == TRAINING else CONTESTS[name].suite.name]
+    return effort.rounds * (2 if name == TRAINING else 1)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Time fusedopt against torch.optim on the CPU.")
+    parser.add_argument("--quick", action="store_true", help="a few rounds each: shows that all works, proves nothing")
+    parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    parser.add_argument("--threads", type=int, default=2, help="torch.set_num_threads (default: 2)")
+    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/DATE.json)")
+    options = parser.parse_args(arguments)
+    if options.threads < 1:
+        parser.error("--threads must be at least 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all measured, 1 something could not be, 2 bad arguments, 130 interrupted."""
+    options = parse(arguments)
+    command = shlex.join(["python", "benchmarks/run.py", *(sys.argv[1:] if arguments is None else arguments)])
+    with threads(options.threads):
+        report = Report(machine(command))
+        stamp = report.machine["date"].partition("+")[0].replace(":", "").replace("-", "")
+        out = options.out or RESULTS / f"{'quick-' if options.quick else ''}{stamp}.json"
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(report.as_json())
+        except OSError as error:
+            print(f"cannot write {out}: {error.strerror}", file=sys.stderr)
+            return 2
+        status = 0
+        try:
+            run(list(dict.fromkeys(options.only or NAMES)), report, quick=options.quick, out=out)
+        except KeyboardInterrupt:
+            print("interrupted; what was measured so far is kept", file=sys.stderr)
+            status = 130
+    # Wide enough for every column also where the output is a file.
+    Console(width=None if sys.stdout.isatty() else 150).print(make_table(report.findings))
+    print(f"{report.machine['cpu']}, {options.threads} threads, torch {report.machine['torch']}; raw rounds: {out}")
+    for failure in report.failures:
+        print(failure, file=sys.stderr)
+    return status or bool(report.failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+// The Python module, and the only file that includes torch.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <ATen/record_function.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+namespace py = pybind11;
+
+#include "bindings/run.h"
+
+namespace fusedopt {
+namespace {
+
+float* float_data(const py::object& tensor, int64_t numel) {
+  if (!THPVariable_Check(tensor.ptr())) throw py::type_error("adam_traffic takes four tensors");
+  const at::Tensor& t = unpack(tensor.ptr());
+  if (t.scalar_type() != at::kFloat || !t.is_contiguous() || t.numel() != numel || !t.is_cpu())
+    throw py::value_error("adam_traffic takes four contiguous float32 CPU tensors of one size");
+  return t.mutable_data_ptr<float>();
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled half of fusedopt.";
+  // torch's errors carry a C++ stack in what(); a user needs the sentence.
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const c10::Error& e) {
+      PyErr_SetString(PyExc_RuntimeError, e.what_without_backtrace());
+    }
+  });
+
+  py::class_<Plan>(m, "Plan", "A rule bound to one optimizer's params, checked and run by step().")
+      .def(py::init<std::string, py::dict>(), py::arg("rule"), py::arg("defaults"))
+      .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false)
+      .def_property_readonly("skipped", &Plan::skipped)
+      // A copied optimizer starts with a plan of its own.
+      .def(py::pickle([](const Plan& plan) { return py::make_tuple(plan.rule_name(), plan.defaults()); },
+                      [](const py::tuple& made) { return Plan(made[0].cast<std::string>(), made[1].cast<py::dict>()); }));
+
+  m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
+  m.def("built_isas", [] {
+    std::vector<std::string> names;
+    for (const cpu::Isa& isa : cpu::built_isas()) names.emplace_back(isa.name);
+    return names;
+  });
+  m.def("supported_isas", [] {
+    std::vector<std::string> names;
+    for (const cpu::Isa& isa : cpu::built_isas())
+      if (isa.supported) names.emplace_back(isa.name);
+    return names;
+  });
+  m.def("chosen_isa", [] { return std::make_pair(std::string(cpu::chosen_isa().name), cpu::choice_reason()); });
+  m.def("use_isa", &cpu::use_isa, py::arg("name"));
+  m.def("rules", [] {
+    int count = 0;
+    const Rule* rules = cpu::chosen_isa().rules(count);
+    py::dict result;
+    for (int i = 0; i < count; ++i) {
+      const Rule& rule = rules[i];
+      const auto strings = [](const char* const* names, int n) { return std::vector<std::string>(names, names + n); };
+      py::dict entry;
+      entry["hypers"] = strings(rule.hyper_names, rule.hypers);
+      entry["states"] = strings(rule.state_names, rule.states);
+      entry["counters"] = strings(rule.counter_names, rule.counters);
+      result[rule.name] = entry;
+    }
+    return result;
+  });
+  m.def("adam_traffic", [](py::object p, py::object g, py::object m, py::object v) {
+    const int64_t n = unpack(p.ptr()).numel();
+    cpu::adam_traffic(float_data(p, n), float_data(g, n), float_data(m, n), float_data(v, n), n, at::get_num_threads());
+  });
+}
+
+}  // namespace fusedopt

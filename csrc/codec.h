@@ -1,0 +1,82 @@
+// Storage codecs: one element from and to its type in memory, as integer arithmetic that every compiler vectorises and every
+// backend repeats to the bit. Types add up here; rules see only float or double.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "rules/rule.h"
+#include "step.h"
+
+namespace FUSEDOPT_NAMESPACE {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+FUSEDOPT_HD To bit_cast(From x) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  std::memcpy(&result, &x, sizeof(To));
+  return result;
+}
+
+FUSEDOPT_HD float decode(float x) { return x; }
+FUSEDOPT_HD double decode(double x) { return x; }
+FUSEDOPT_HD float decode(bf16 x) { return bit_cast<float>(uint32_t{x.bits} << 16); }
+
+// Shift the half's bits to where a float has them, then let one multiplication by 2^112 put exponent and denormals right.
+FUSEDOPT_HD float decode(f16 x) {
+  const uint32_t sign = (uint32_t{x.bits} & 0x8000u) << 16;
+  const uint32_t magnitude = (uint32_t{x.bits} & 0x7fffu) << 13;
+  const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * bit_cast<float>(0x77800000u));
+  const uint32_t special = magnitude > 0x0f800000u ? 0x7fc00000u : 0x7f800000u;
+  return bit_cast<float>(sign | (magnitude >= 0x0f800000u ? special : finite));
+}
+
+FUSEDOPT_HD void encode(float x, float& out) { out = x; }
+FUSEDOPT_HD void encode(double x, double& out) { out = x; }
+FUSEDOPT_HD void encode(float x, double& out) { out = x; }
+
+// Round to nearest, ties to even; every NaN becomes the one quiet NaN that torch writes.
+FUSEDOPT_HD void encode(float x, bf16& out) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  out.bits = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
+}
+
+FUSEDOPT_HD void encode(float x, f16& out) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t sign = bits & 0x80000000u;
+  const uint32_t magnitude = bits ^ sign;
+  // Below 2^-14 a half's last bit is worth 2^-24, and so is the last bit of a float near 0.5: the adder rounds.
+  const uint32_t denormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t normal = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+  uint32_t half = magnitude < 0x38800000u ? denormal : normal;
+  half = magnitude >= 0x477ff000u ? 0x7c00u : half;
+  out.bits = static_cast<uint16_t>((sign >> 16) | (magnitude > 0x7f800000u ? 0x7e00u : half));
+}
+
+// A double reaches narrower storage through float.
+FUSEDOPT_HD void encode(double x, float& out) { out = static_cast<float>(x); }
+template <class Stored>
+FUSEDOPT_HD void encode(double x, Stored& out) {
+  encode(static_cast<float>(x), out);
+}
+
+// Calls f with a value of the C++ type that a Dtype names.
+template <class F>
+FUSEDOPT_HD void with_storage(fusedopt::Dtype dtype, F&& f) {
+  switch (dtype) {
+    case fusedopt::Dtype::f32: return f(float());
+    case fusedopt::Dtype::f64: return f(double());
+    case fusedopt::Dtype::bf16: return f(bf16());
+    case fusedopt::Dtype::f16: return f(f16());
+  }
+}
+
+}  // namespace FUSEDOPT_NAMESPACE

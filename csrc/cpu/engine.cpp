@@ -1,0 +1,152 @@
+#include "engine.h"
+
+#include <omp.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "isa.h"
+#ifdef FUSEDOPT_X86
+#include <xmmintrin.h>
+#endif
+
+namespace fusedopt::cpu {
+namespace {
+
+std::string g_reason;
+std::atomic<const Isa*> g_chosen{nullptr};
+
+const Isa* named(const std::string& name) {
+  std::string usable;
+  for (const Isa& isa : built_isas()) {
+    if (name == isa.name && isa.supported) return &isa;
+    if (isa.supported) usable += usable.empty() ? isa.name : std::string(", ") + isa.name;
+  }
+  throw std::invalid_argument("CPU instruction set '" + name + "' is not available here; use one of: " + usable);
+}
+
+const Isa* choose() {
+  if (const char* forced = std::getenv("FUSEDOPT_CPU_ISA"); forced && *forced) {
+    g_reason = "FUSEDOPT_CPU_ISA";
+    return named(forced);
+  }
+  g_reason = "the widest that this processor supports";
+  const Isa* widest = nullptr;
+  for (const Isa& isa : built_isas())
+    if (isa.supported) widest = &isa;
+  return widest;
+}
+
+// libgomp's threads do not survive fork(), and a team of theirs would wait for them for ever. A child whose parent had
+// started them steps on one thread.
+std::atomic<bool> g_team_started{false};
+std::atomic<bool> g_team_lost{false};
+const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] {
+  if (g_team_started) g_team_lost = true;
+});
+
+// Below this many elements a second thread costs more than it saves: waking a team takes 2 to 5 us, a core updates some
+// 2,000 elements per us.
+constexpr int64_t kSerialWork = 16384;
+
+// Calls share(thread, of) on each thread of a team. The same team size every time: libgomp dismisses the threads that a
+// smaller team leaves idle and starts them anew for the next larger one.
+template <class F>
+void parallel(int64_t work, int threads, F&& share) {
+  if (threads <= 1 || work < kSerialWork || g_team_lost || omp_in_parallel()) return share(0, 1);
+  g_team_started = true;
+#ifdef FUSEDOPT_X86
+  // Rounding and denormal modes belong to a thread: the team takes over the caller's, or results would depend on it.
+  const unsigned mode = _mm_getcsr();
+#endif
+#pragma omp parallel num_threads(threads)
+  {
+#ifdef FUSEDOPT_X86
+    const unsigned own = _mm_getcsr();
+    _mm_setcsr(mode);
+#endif
+    share(omp_get_thread_num(), omp_get_num_threads());
+#ifdef FUSEDOPT_X86
+    _mm_setcsr(own);
+#endif
+  }
+}
+
+void sweep_share(const Rule& rule, const Row* first, const Row* last, int64_t from, int64_t to) {
+  const Row* row = std::lower_bound(first, last, from + 1, [](const Row& r, int64_t work) { return r.work_end < work; });
+  for (; row < last; ++row) {
+    const int64_t row_begin = row->work_end - row->numel - kRowOverhead;
+    if (row_begin >= to) break;
+    // Shares meet on multiples of 64 elements, so that no two threads write to one cache line of a dense aligned tensor.
+    const auto cut = [&](int64_t work) {
+      const int64_t element = work - row_begin;
+      return element <= 0 ? 0 : element >= row->numel ? row->numel : element / 64 * 64;
+    };
+    const int64_t begin = cut(from), end = cut(to);
+    if (begin < end) rule.sweep[row->variant][row->param_dtype == Dtype::f64](*row, begin, end);
+  }
+}
+
+}  // namespace
+
+const std::vector<Isa>& built_isas() {
+  static const std::vector<Isa> isas = {
+      {"generic", true, rules_generic},
+#ifdef FUSEDOPT_X86
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), rules_avx2},
+      {"avx512",
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"),
+       rules_avx512},
+#endif
+  };
+  return isas;
+}
+
+const Isa& chosen_isa() {
+  if (!g_chosen) g_chosen = choose();
+  return *g_chosen.load();
+}
+
+std::string choice_reason() { return chosen_isa(), g_reason; }
+
+void use_isa(const std::string& name) {
+  g_chosen = named(name);
+  g_reason = "use_isa()";
+}
+
+const Rule* find_rule(const std::string& name) {
+  int count = 0;
+  const Rule* rules = chosen_isa().rules(count);
+  for (int i = 0; i < count; ++i)
+    if (name == rules[i].name) return &rules[i];
+  return nullptr;
+}
+
+void sweep(const Rule& rule, const Row* first, const Row* last, int threads) {
+  if (first == last) return;
+  const int64_t start = first->work_end - first->numel - kRowOverhead;
+  const int64_t work = last[-1].work_end - start;
+  parallel(work, threads, [&](int thread, int of) {
+    sweep_share(rule, first, last, start + work * thread / of, start + work * (thread + 1) / of);
+  });
+}
+
+void adam_traffic(float* p, const float* g, float* m, float* v, int64_t n, int threads) {
+  parallel(n, threads, [&](int thread, int of) {
+    const int64_t end = n * (thread + 1) / of;
+#pragma GCC ivdep
+    for (int64_t i = n * thread / of; i < end; ++i) {
+      const float first = m[i] + g[i], second = v[i] + g[i];
+      m[i] = first;
+      v[i] = second;
+      p[i] += first + second;
+    }
+  });
+}
+
+}  // namespace fusedopt::cpu

@@ -1,0 +1,39 @@
+// The CPU engine: picks an instruction set, finds rules, and sweeps the rows of a step with all threads.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../step.h"
+
+namespace fusedopt::cpu {
+
+struct Isa {
+  const char* name;
+  bool supported;  // by this processor
+  const Rule* (*rules)(int& count);
+};
+
+// Every instruction set that was built, narrowest first.
+const std::vector<Isa>& built_isas();
+
+// The one in use, and why: the widest supported unless FUSEDOPT_CPU_ISA or use_isa() names another.
+const Isa& chosen_isa();
+std::string choice_reason();
+
+// Throws std::invalid_argument for a name that was not built or that the processor lacks.
+void use_isa(const std::string& name);
+
+// A rule of the chosen instruction set, or nullptr.
+const Rule* find_rule(const std::string& name);
+
+// Sweeps rows [first, last), all of `rule`; their work_end must be running totals. Results do not depend on `threads`.
+void sweep(const Rule& rule, const Row* first, const Row* last, int threads);
+
+// What a row costs beside its elements, in elements: finding it, and ending the vector loop early.
+constexpr int64_t kRowOverhead = 64;
+
+// p, m and v of length n written once, p, g, m and v read once, by as many threads: AdamW's memory traffic and nothing else.
+void adam_traffic(float* p, const float* g, float* m, float* v, int64_t n, int threads);
+
+}  // namespace fusedopt::cpu

@@ -1,0 +1,17 @@
+// The instruction sets that have kernels, and the table of rules each provides.
+#pragma once
+
+#include "../step.h"
+
+// Clang has no `#pragma GCC target`: it builds the generic kernels only.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FUSEDOPT_X86
+#endif
+
+namespace fusedopt {
+
+const Rule* rules_generic(int& count);
+const Rule* rules_avx2(int& count);
+const Rule* rules_avx512(int& count);
+
+}  // namespace fusedopt

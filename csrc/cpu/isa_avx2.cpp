@@ -1,0 +1,17 @@
+// The kernels for AVX2. Nothing but C headers may stand before the pragma: an inline function of the standard library
+// compiled below it could be the copy that the linker keeps for everyone.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+
+#ifdef FUSEDOPT_X86
+#pragma GCC target("avx2,fma")
+#define FUSEDOPT_NAMESPACE fusedopt_avx2
+#include "sweep.h"
+
+namespace fusedopt {
+const Rule* rules_avx2(int& count) { return fusedopt_avx2::rule_table(fusedopt_avx2::AllRules(), count); }
+}  // namespace fusedopt
+#endif

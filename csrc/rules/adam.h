@@ -1,0 +1,55 @@
+// Adam (Kingma & Ba 2015), AMSGrad (Reddi et al. 2018) and AdamW (Loshchilov & Hutter 2019), as torch.optim.Adam and AdamW.
+#pragma once
+
+#include "rule.h"
+
+namespace FUSEDOPT_NAMESPACE {
+
+struct Adam {
+  static constexpr const char* name = "adam";
+  struct Hypers {
+    double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled;
+  };
+  static constexpr const char* hyper_names[] = {"lr",           "betas.0", "betas.1",               "eps",
+                                                "weight_decay", "amsgrad", "decoupled_weight_decay"};
+  static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr int counters = 1;
+  static constexpr const char* counter_names[] = {"step"};
+
+  enum { plain, with_amsgrad, variants };
+  FUSEDOPT_HD static int variant(const Hypers& h) { return h.amsgrad != 0 ? with_amsgrad : plain; }
+  FUSEDOPT_HD static constexpr bool keeps(int variant, int state) { return state < 2 || variant == with_amsgrad; }
+
+  template <class T>
+  struct Scalars {
+    T step_size, decay, l2, weight1, beta2, weight2, inverse_sqrt_correction2, eps;
+  };
+
+  FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double* counters, bool) {
+    const double step = counters[0] += 1;
+    Scalars<double> c;
+    c.step_size = h.lr / (1 - pown(h.beta1, step));
+    c.decay = h.decoupled != 0 ? 1 - h.lr * h.weight_decay : 1;
+    c.l2 = h.decoupled != 0 ? 0 : h.weight_decay;
+    c.weight1 = 1 - h.beta1;
+    c.beta2 = h.beta2;
+    c.weight2 = 1 - h.beta2;
+    c.inverse_sqrt_correction2 = 1 / sqrt(1 - pown(h.beta2, step));
+    c.eps = h.eps;
+    return c;
+  }
+
+  template <int variant, class T>
+  FUSEDOPT_HD static void update(T& p, T g, T (&s)[3], const Scalars<T>& c) {
+    T &m = s[0], &v = s[1], &v_max = s[2];
+    p = p * c.decay;
+    if (c.l2 != T(0)) g = fma(c.l2, p, g);
+    m = lerp(m, g, c.weight1);
+    v = fma(c.beta2, v, c.weight2 * g * g);
+    if constexpr (variant == with_amsgrad) v_max = maximum(v_max, v);
+    const T v_hat_root = sqrt(variant == with_amsgrad ? v_max : v) * c.inverse_sqrt_correction2;
+    p = fma(-c.step_size, m / (v_hat_root + c.eps), p);
+  }
+};
+
+}  // namespace FUSEDOPT_NAMESPACE

@@ -1,0 +1,202 @@
+"""What all fused optimizers share: torch.optim's class around one call into the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, cast
+
+import torch
+from torch.optim import optimizer as _torch_optimizer
+from torch.optim.optimizer import Optimizer
+
+from . import _C
+
+Leftover = list[tuple[int, list[torch.Tensor]]]
+
+# torch's own words for what its constructors check; groups are held to the same.
+_NON_NEGATIVE = {
+    "lr": "learning rate",
+    "eps": "epsilon value",
+    "momentum": "momentum value",
+    "weight_decay": "weight_decay value",
+    "alpha": "alpha value",
+}
+
+
+class FusedStep(Optimizer):
+    """A torch.optim class, named after this one in a subclass's bases, whose `step` is one pass over memory.
+
+    Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors that
+    no engine takes (sparse gradients, subclasses that dispatch, other devices) and whole calls that must be
+    traced or differentiated go through torch's own step.
+    """
+
+    _rule: ClassVar[str]
+    # Values of hyper-parameters that some torch versions do not keep in their groups.
+    _rule_defaults: ClassVar[dict[str, float]] = {}
+
+    # GradScaler hands us grad_scale and found_inf instead of unscaling in a pass of its own.
+    _step_supports_amp_scaling = True
+    # Made by the first step. Not part of __getstate__, so a copied optimizer makes its own.
+    _plan: _C.Plan | None = None
+    # The state dict being loaded, while it is.
+    _loading: Mapping[str, Any] | None = None
+
+    @property
+    def step_skipped(self) -> torch.Tensor:
+        """Whether the last step was skipped because a GradScaler found an infinity: a 0-dim bool tensor."""
+        return torch.tensor(self._plan is not None and self._plan.skipped)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every param that has a gradient, in place.
+
+        Args:
+            closure: re-evaluates the model with gradients enabled and returns the loss.
+
+        Returns:
+            What `closure` returned, or None.
+
+        Raises:
+            RuntimeError: a gradient or a state does not fit its param. Nothing has been written then.
+        """
+        if torch.compiler.is_compiling():
+            return self._torch_step(closure)
+        # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
+        if self._observed() and type(self).step is FusedStep.step:
+            return _observed_step(self) if closure is None else _observed_step(self, closure)
+        return self._fused_step(closure)
+
+    # torch wraps the step of every class that does not say it is wrapped, at 13 to 20 us a call.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _observed(self) -> bool:
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _torch_optimizer._global_optimizer_pre_hooks
+            or _torch_optimizer._global_optimizer_post_hooks
+            or _C.profiling()
+        )
+
+    def _fused_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plan = self._plan
+        if plan is None:
+            plan = self._plan = _C.Plan(self._rule, self._rule_defaults)
+        leftover = plan.step(self)
+        if leftover:
+            self._step_leftover(leftover)
+            plan.step(self, engine_only=True)
+        return loss
+
+    def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """torch's own step, without the hooks torch may have wrapped around it."""
+        function: Any = super().step
+        while getattr(function, "hooked", False):
+            function = function.__wrapped__.__get__(self)
+        return function(closure)
+
+    def _step_leftover(self, leftover: Leftover) -> None:
+        # Sparse gradients first: most of torch's optimizers refuse them, and then nothing has been written yet.
+        for sparse in (True, False):
+            groups = []
+            for index, params in leftover:
+                chosen = [p for p in params if p.grad is not None and p.grad.is_sparse == sparse]
+                if chosen:
+                    groups.append(self._leftover_group(self.param_groups[index], chosen, sparse))
+            if groups:
+                with self._only(groups), self._unscaled(groups):
+                    self._torch_step()
+
+    def _leftover_group(self, group: dict[str, Any], params: list[torch.Tensor], sparse: bool) -> dict[str, Any]:
+        group = {**group, "params": params}
+        # torch's fused kernels know neither sparse gradients nor, for SGD, DTensors; its unscaling is ours here.
+        if sparse or hasattr(self, "found_inf") or any(type(p).__torch_dispatch__ is not _plain_dispatch for p in params):
+            group["fused"] = None
+            group["foreach"] = False if sparse else group.get("foreach")
+        return group
+
+    @contextmanager
+    def _only(self, groups: list[dict[str, Any]]) -> Iterator[None]:
+        """param_groups reduced to `groups` while torch steps them."""
+        all_groups = self.param_groups
+        self.param_groups = groups
+        try:
+            yield
+        finally:
+            self.param_groups = all_groups
+
+    @contextmanager
+    def _unscaled(self, groups: list[dict[str, Any]]) -> Iterator[None]:
+        """The gradients of `groups` divided by a GradScaler's scale, for a step that does not know of it."""
+        scaler = {name: self.__dict__.pop(name) for name in ("grad_scale", "found_inf") if name in self.__dict__}
+        scale = scaler.get("grad_scale")
+        params = [p for group in groups for p in group["params"]] if scale is not None else []
+        grads = [p.grad for p in params]
+        try:
+            for p in params:
+                p.grad = cast(torch.Tensor, p.grad) / cast(torch.Tensor, scale)
+            yield
+        finally:
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad
+            self.__dict__.update(scaler)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of params with hyper-parameters of its own; what it leaves out comes from `defaults`.
+
+        Args:
+            param_group: a dict with "params" and any of the constructor's arguments.
+
+        Raises:
+            ValueError: a hyper-parameter is negative or NaN, or a param is in another group already.
+        """
+        if isinstance(param_group, dict):
+            group = {**self.defaults, **param_group}
+            for key, name in _NON_NEGATIVE.items():
+                if key in group and group[key] is not _torch_optimizer.required and not group[key] >= 0:
+                    raise ValueError(f"Invalid {name}: {group[key]}")
+            if group.get("nesterov") and (group["momentum"] <= 0 or group["dampening"] != 0):
+                raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this class or of torch.optim's.
+
+        As torch's, but float32 state of a 16-bit param stays float32: rounding it away would cost what it was kept for.
+
+        Args:
+            state_dict: what `state_dict()` of either returned.
+        """
+        # The last pre-hook sees the dict as all others left it.
+        handle = self.register_load_state_dict_pre_hook(_remember)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._loading is None:
+            return
+        params = [p for group in self.param_groups for p in group["params"]]
+        saved = [index for group in self._loading["param_groups"] for index in group["params"]]
+        for index, param in zip(saved, params, strict=True):
+            if param.dtype not in (torch.bfloat16, torch.float16):
+                continue
+            for key, value in self._loading["state"].get(index, {}).items():
+                if key != "step" and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
+                    self.state[param][key] = value.to(param.device)
+
+
+def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    cast(FusedStep, optimizer)._loading = state_dict
+
+
+_plain_dispatch = torch.Tensor.__torch_dispatch__
+_observed_step = Optimizer.profile_hook_step(FusedStep._fused_step)

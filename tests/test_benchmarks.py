@@ -1,0 +1,260 @@
+"""The benchmarks' arithmetic on known samples, and one tiny run from end to end. No test asserts a time."""
+
+import gc
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("rich")
+
+import contest
+import memory
+import protocol
+import report
+import run
+import suites
+import table
+
+TINY = "8x256-adamw"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "elements"),
+    [
+        ("resnet50", 161, 25_557_032),
+        ("gpt2", 148, 124_439_808),
+        ("1000x256", 1000, 256_000),
+        ("8x256", 8, 2_048),
+        ("480groups", 480, 122_880),
+        ("1x32Mi", 1, 33_554_432),
+    ],
+)
+def test_suite_totals(name: str, tensors: int, elements: int) -> None:
+    suite = suites.SUITES[name]
+    assert len(suite.shapes) == tensors
+    assert sum(torch.Size(shape).numel() for shape in suite.shapes) == elements
+
+
+def test_suite_with_wrong_totals_raises() -> None:
+    with pytest.raises(ValueError, match="suite wrong"):
+        suites.Suite("wrong", ((2, 3),), tensors=1, elements=7)
+
+
+def test_summary_of_known_samples() -> None:
+    assert protocol.summarise([11, 1, 2, 10, 3, 9, 4, 8, 5, 7, 6]) == protocol.Summary(median=6, p20=3, p80=9)
+
+
+def test_one_outlier_moves_no_ratio() -> None:
+    assert protocol.compare([20] * 9 + [10_000], [10] * 10) == protocol.Ratio(2.0, 2.0, 2.0)
+
+
+def test_bootstrap_keeps_the_pairs() -> None:
+    """Where a slow round slows both sides alike, the ratio of each round is exact, and so must the interval be."""
+    slow = [10, 20, 40, 80, 160, 320, 640]
+    ratio = protocol.compare([3 * s for s in slow], slow)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((3, 3, 3))
+
+
+def test_interval_widens_with_noise() -> None:
+    ratio = protocol.compare([10, 30, 20, 40, 25, 35, 15], [10, 11, 12, 13, 9, 10, 11])
+    assert ratio.low < ratio.value < ratio.high
+
+
+def test_unpaired_samples_raise() -> None:
+    with pytest.raises(ValueError, match="equal lengths, got 2 and 3"):
+        protocol.compare([1, 2], [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "at_most", "expected"),
+    [
+        (protocol.Ratio(2.1, 1.9, 2.3), False, "met"),
+        (protocol.Ratio(1.9, 1.8, 2.1), False, "unclear"),
+        (protocol.Ratio(1.7, 1.6, 1.8), False, "missed"),
+        (protocol.Ratio(1.9, 1.8, 2.1), True, "met"),
+        (protocol.Ratio(2.1, 1.9, 2.3), True, "unclear"),
+        (protocol.Ratio(2.3, 2.2, 2.4), True, "missed"),
+    ],
+)
+def test_verdicts(ratio: protocol.Ratio, at_most: bool, expected: str) -> None:
+    assert protocol.verdict(ratio, 2.0, at_most) == expected
+
+
+def test_best_is_the_lowest_median() -> None:
+    rounds = {"a": [1, 9, 9], "b": [5, 5, 50], "c": [6, 6, 6]}
+    assert protocol.best_of(rounds, ["a", "b", "c"]) == "b"
+
+
+def contestants(log: list[str], names: str) -> list[protocol.Contestant]:
+    return [
+        protocol.Contestant(name, call=lambda n=name: log.append(n), prepare=lambda n=name: log.append(n.lower()))
+        for name in names
+    ]
+
+
+def test_rounds_interleave_and_prepare_before_each_call() -> None:
+    log: list[str] = []
+    rounds = protocol.interleave(contestants(log, "ABC"), protocol.Effort(rounds=12))
+    assert {name: len(samples) for name, samples in rounds.items()} == {"A": 12, "B": 12, "C": 12}
+    calls = "".join(log[1::2])
+    assert "".join(log[::2]) == calls.lower()
+    played = [calls[i : i + 3] for i in range(0, len(calls), 3)]
+    assert all(sorted(one) == ["A", "B", "C"] for one in played)
+    # Everybody goes first equally often, and follows each of the others.
+    assert sorted(one[0] for one in played) == sorted("ABC" * 4)
+    assert {one[i : i + 2] for one in played for i in range(2)} == {"AB", "BA", "AC", "CA", "BC", "CB"}
+
+
+def test_rounds_stop_at_the_time_limit_but_not_before_the_minimum() -> None:
+    rounds = protocol.interleave(contestants([], "AB"), protocol.Effort(rounds=100, seconds=0, minimum=3))
+    assert len(rounds["A"]) == len(rounds["B"]) == 3
+
+
+def test_collector_is_off_while_timing_and_restored_after_an_error() -> None:
+    seen = []
+
+    def fail() -> None:
+        seen.append(gc.isenabled())
+        raise RuntimeError("stop")
+
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="stop"):
+        protocol.interleave([protocol.Contestant("A", fail)], protocol.Effort(rounds=1))
+    assert seen == [False]
+    assert gc.isenabled()
+
+
+def test_equal_names_raise() -> None:
+    with pytest.raises(ValueError, match="distinct names"):
+        protocol.interleave(contestants([], "AA"), protocol.Effort(rounds=1))
+
+
+def test_gradients_are_new_each_turn_and_equal_for_all() -> None:
+    pool = contest.GradientPool([3, 4], torch.float32, torch.Generator().manual_seed(0))
+    first, again, second = pool.draw(0), pool.draw(0), pool.draw(1)
+    assert [g.numel() for g in first] == [3, 4]
+    for a, b, c in zip(first, again, second, strict=True):
+        assert a.equal(b)
+        assert a.data_ptr() != b.data_ptr()
+        assert not a.equal(c)
+
+
+@pytest.mark.parametrize("name", ["8x256-adamw", "1000x256-sgd", "1000x256-rmsprop", "480groups-adamw"])
+def test_contestants_agree(name: str) -> None:
+    entrants, entered = contest.enter(table.CONTESTS[name])
+    protocol.warm_up(entered, 2)
+    contest.check_agreement(entrants)
+
+
+def test_disagreement_is_noticed() -> None:
+    entrants, entered = contest.enter(table.CONTESTS[TINY])
+    protocol.warm_up(entered, 1)
+    with torch.no_grad():
+        entrants["torch fused"].params[3][7] += 1e-3
+    with pytest.raises(AssertionError, match="torch fused and fusedopt differ in tensor 3"):
+        contest.check_agreement(entrants)
+
+
+def test_every_group_has_its_own_tensor() -> None:
+    entrants, _ = contest.enter(table.CONTESTS["480groups-adamw"])
+    for entrant in entrants.values():
+        assert [len(group["params"]) for group in entrant.optimizer.param_groups] == [1] * 480
+
+
+def test_bare_loop_touches_its_states() -> None:
+    bare = contest.BareLoop(contest.GradientPool([1000], torch.float32, torch.Generator().manual_seed(0)))
+    bare.prepare()
+    before = [t.clone() for t in (bare.param, bare.exp_avg, bare.exp_avg_sq)]
+    bare.step()
+    for old, new in zip(before, (bare.param, bare.exp_avg, bare.exp_avg_sq), strict=True):
+        assert not old.equal(new)
+
+
+def test_in_loop_finding_divides_the_two_ratios() -> None:
+    isolated = {"torch fused": [30, 30], contest.OURS: [10, 10], contest.CONTROL: [10, 10]}
+    in_loop = {"torch fused": [48, 48], contest.OURS: [12, 12], contest.CONTROL: [12, 12]}
+    finding = report.in_loop_finding("torch fused", isolated, in_loop)
+    assert finding.measured.value == pytest.approx(4 / 3)
+    assert finding.verdict == "met"
+
+
+@pytest.mark.parametrize(("over", "expected"), [(2**20, "met"), (2**20 + 4096, "missed")])
+def test_memory_finding_compares_with_the_allowance(over: int, expected: str) -> None:
+    finding = report.memory_finding("resnet50", {"state": 2**27, "first_step_peak": 2**27 + over})
+    assert finding.verdict == expected
+
+
+def test_memory_measurement_counts_the_state() -> None:
+    sizes = memory.measure_apart("1000x256", "AdamW", "fusedopt")
+    if "reason" in sizes:
+        pytest.skip(sizes["reason"])
+    assert sizes["state"] == 1000 * (2 * 256 * 4 + 4)
+
+
+def test_failed_memory_process_gives_its_reason() -> None:
+    assert memory.measure_apart("no such suite", "AdamW", "fusedopt") == {"reason": "KeyError: 'no such suite'"}
+
+
+def test_run_writes_valid_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "tiny.json"
+    threads = torch.get_num_threads()
+    assert run.main(["--quick", "--only", TINY, "--out", str(out), "--threads", "1"]) == 0
+    assert torch.get_num_threads() == threads
+    assert TINY in capsys.readouterr().out
+    written = json.loads(out.read_text())
+    assert written["schema"] == run.SCHEMA
+    assert written["complete"]
+    assert not written["failures"]
+    assert written["machine"]["threads"] == 1
+    assert written["machine"]["torch"] == torch.__version__
+    assert "--quick" in written["machine"]["command"]
+    (measurement,) = written["measurements"]
+    assert measurement["elements"] == 2_048
+    raw = measurement["rounds_ns"]
+    assert set(raw) == {contest.OURS, contest.CONTROL, "torch fused"}
+    assert {len(samples) for samples in raw.values()} <= set(range(table.QUICK.minimum, table.QUICK.rounds + 1))
+    assert all(sample > 0 for samples in raw.values() for sample in samples)
+    (finding,) = written["findings"]
+    assert finding["asked"] == 12
+    expected = protocol.compare(raw["torch fused"], raw[contest.OURS])
+    assert finding["measured"]["value"] == pytest.approx(expected.value)
+
+
+def test_run_reports_disagreement_instead_of_timing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def disagree(_: object) -> None:
+        raise AssertionError("tensor 3 differs")
+
+    monkeypatch.setattr(run, "check_agreement", disagree)
+    out = tmp_path / "tiny.json"
+    assert run.main(["--quick", "--only", TINY, "--out", str(out)]) == 1
+    assert "results disagree: tensor 3 differs" in capsys.readouterr().err
+    assert json.loads(out.read_text())["measurements"] == []
+
+
+def test_interrupted_run_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_memory", interrupt)
+    out = tmp_path / "part.json"
+    assert run.main(["--quick", "--only", TINY, "--only", "memory", "--out", str(out)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    written = json.loads(out.read_text())
+    assert not written["complete"]
+    assert [m["name"] for m in written["measurements"]] == [TINY]
+
+
+def test_run_refuses_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["--only", "no-such-thing"])
+    with pytest.raises(SystemExit):
+        run.main(["--threads", "0"])
+    (tmp_path / "file").write_text("")
+    assert run.main(["--only", TINY, "--out", str(tmp_path / "file" / "x.json")]) == 2
+    assert "cannot write" in capsys.readouterr().err

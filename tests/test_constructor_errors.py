@@ -1,0 +1,165 @@
+"""Bad arguments raise the type and the text, up to the colon, that the installed torch raises for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from support import make_params, outcome
+from torch.nn import Parameter
+
+import fusedopt
+
+ALL = ("SGD", "Adam", "AdamW", "RMSprop")
+ADAMS = ("Adam", "AdamW")
+
+
+def _shared() -> list[Any]:
+    p = Parameter(torch.zeros(2))
+    return [{"params": [p]}, {"params": [p]}]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A constructor call that torch refuses."""
+
+    name: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    optimizers: tuple[str, ...] = ALL
+    params: Callable[[], Any] = make_params
+
+    def __str__(self) -> str:
+        return self.name
+
+    def build(self, namespace: Any, optimizer: str) -> Any:
+        return getattr(namespace, optimizer)(self.params(), **self.kwargs)
+
+
+HALF, TWO = torch.tensor(0.5), torch.tensor([0.5, 0.5])
+NAN = float("nan")
+
+BAD_HYPERS = [
+    Bad("lr-negative", {"lr": -1.0}),
+    Bad("lr-nan", {"lr": NAN}, (*ADAMS, "RMSprop")),
+    Bad("lr-tensor-negative", {"lr": torch.tensor(-1.0)}),
+    Bad("lr-tensor-of-two", {"lr": TWO}),
+    Bad("lr-tensor-empty", {"lr": torch.empty(0)}),
+    Bad("lr-tensor-foreach", {"lr": HALF, "foreach": True}, ADAMS),
+    Bad("lr-none", {"lr": None}),
+    Bad("weight-decay-negative", {"weight_decay": -0.1}),
+    Bad("weight-decay-nan", {"weight_decay": NAN}, (*ADAMS, "RMSprop")),
+    Bad("eps-negative", {"eps": -1e-8}, (*ADAMS, "RMSprop")),
+    Bad("eps-nan", {"eps": NAN}, (*ADAMS, "RMSprop")),
+    Bad("alpha-negative", {"alpha": -0.1}, ("RMSprop",)),
+    Bad("momentum-negative", {"momentum": -0.9}, ("SGD", "RMSprop")),
+    Bad("beta1-one", {"betas": (1.0, 0.9)}, ADAMS),
+    Bad("beta1-negative", {"betas": (-0.1, 0.9)}, ADAMS),
+    Bad("beta2-one", {"betas": (0.9, 1.0)}, ADAMS),
+    Bad("beta2-negative", {"betas": (0.9, -0.1)}, ADAMS),
+    Bad("beta2-nan", {"betas": (0.9, NAN)}, ADAMS),
+    Bad("betas-mixed", {"betas": (0.5, HALF)}, ADAMS),
+    Bad("betas-mixed-other-way", {"betas": (HALF, 0.5)}, ADAMS),
+    Bad("betas-int", {"betas": (0, 0)}, ADAMS),
+    Bad("beta1-tensor-of-two", {"betas": (TWO, HALF)}, ADAMS),
+    Bad("beta2-tensor-of-two", {"betas": (HALF, TWO)}, ADAMS),
+    Bad("betas-tensor-foreach", {"betas": (HALF, HALF), "foreach": True}, ADAMS),
+    Bad("betas-one", {"betas": (0.9,)}, ADAMS),
+    Bad("nesterov-alone", {"nesterov": True}, ("SGD",)),
+    Bad("nesterov-dampened", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, ("SGD",)),
+    Bad("fused-foreach", {"fused": True, "foreach": True}, ("SGD", *ADAMS)),
+    Bad("fused-differentiable", {"fused": True, "differentiable": True}, ("SGD", *ADAMS)),
+    Bad("unknown-keyword", {"learning_rate": 0.1}),
+    Bad("decoupled-given-to-adamw", {"decoupled_weight_decay": True}, ("AdamW",)),
+]
+
+BAD_PARAMS = [
+    Bad("bare-tensor", params=lambda: torch.zeros(3)),
+    Bad("empty-list", params=list),
+    Bad("empty-generator", params=lambda: iter(())),
+    Bad("none", params=lambda: None),
+    Bad("numbers", params=lambda: [1.0, 2.0]),
+    Bad("a-number-among-tensors", params=lambda: [*make_params(), 3]),
+    Bad("set-in-group", params=lambda: [{"params": set(make_params())}]),
+    Bad("group-without-params", params=lambda: [{"lr": 0.1}]),
+    Bad("tensor-after-group", params=lambda: [{"params": make_params()}, torch.zeros(2)]),
+    Bad("group-after-tensor", params=lambda: [torch.zeros(2), {"params": make_params()}]),
+    Bad("non-leaf", params=lambda: [make_params()[0] * 2]),
+    Bad("shared-between-groups", params=_shared),
+    Bad("named-and-unnamed", params=lambda: [("a", make_params()[0]), make_params()[0]]),
+    Bad("named-and-unnamed-groups", params=lambda: [{"params": [("a", make_params()[0])]}, {"params": make_params()}]),
+    # Hyper-parameters are looked at first: with both wrong, the lr is what torch names.
+    Bad("lr-before-empty-list", {"lr": -1.0}, params=list),
+    Bad("lr-before-bare-tensor", {"lr": -1.0}, params=lambda: torch.zeros(3)),
+    Bad("eps-before-non-leaf", {"eps": -1.0}, (*ADAMS, "RMSprop"), lambda: [make_params()[0] * 2]),
+]
+
+CALLS = [
+    pytest.param(bad, optimizer, id=f"{optimizer.lower()}-{bad}")
+    for bad in [*BAD_HYPERS, *BAD_PARAMS]
+    for optimizer in bad.optimizers
+]
+
+
+@pytest.mark.parametrize(("bad", "optimizer"), CALLS)
+def test_raises_as_torch(bad: Bad, optimizer: str) -> None:
+    theirs = outcome(lambda: bad.build(torch.optim, optimizer))
+    assert theirs is not None, "torch accepts this: the row tests nothing"
+    assert outcome(lambda: bad.build(fusedopt, optimizer)) == theirs
+
+
+@pytest.mark.parametrize("optimizer", ALL)
+def test_too_many_positional_arguments(optimizer: str) -> None:
+    arguments = [make_params(), *[0.5] * 12]
+    assert outcome(lambda: getattr(fusedopt, optimizer)(*arguments)) == outcome(
+        lambda: getattr(torch.optim, optimizer)(*arguments)
+    )
+
+
+NEW_GROUPS: dict[str, Callable[[Parameter], Any]] = {
+    "not-a-dict": lambda p: [p],
+    "set": lambda p: {"params": set(make_params())},
+    "no-params": lambda p: {"lr": 0.1},
+    "number": lambda p: {"params": [1]},
+    "non-leaf": lambda p: {"params": [p * 2]},
+    "already-in-a-group": lambda p: {"params": [p]},
+    "named-after-unnamed": lambda p: {"params": [("a", make_params()[0])]},
+}
+
+
+@pytest.mark.parametrize("group", NEW_GROUPS.values(), ids=NEW_GROUPS)
+@pytest.mark.parametrize("optimizer", ALL)
+def test_add_param_group_raises_as_torch(optimizer: str, group: Callable[[Parameter], Any]) -> None:
+    def act(namespace: Any) -> tuple[Any, int]:
+        params = make_params()
+        built = getattr(namespace, optimizer)(params)
+        result = outcome(lambda: built.add_param_group(group(params[0])))
+        return result, len(built.param_groups)
+
+    theirs = act(torch.optim)
+    assert theirs[0] is not None and theirs[1] == 1
+    assert act(fusedopt) == theirs
+
+
+LOADS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "another-number-of-groups": lambda d: d["param_groups"].append(d["param_groups"][0]),
+    "another-number-of-params": lambda d: d["param_groups"][0]["params"].append(99),
+    "no-state": lambda d: d.pop("state"),
+    "no-groups": lambda d: d.pop("param_groups"),
+}
+
+
+@pytest.mark.parametrize("damage", LOADS.values(), ids=LOADS)
+@pytest.mark.parametrize("optimizer", ALL)
+def test_load_state_dict_raises_as_torch(optimizer: str, damage: Callable[[dict[str, Any]], Any]) -> None:
+    def act(namespace: Any) -> Any:
+        built = getattr(namespace, optimizer)(make_params())
+        state_dict = built.state_dict()
+        damage(state_dict)
+        return outcome(lambda: built.load_state_dict(state_dict))
+
+    theirs = act(torch.optim)
+    assert theirs is not None
+    assert act(fusedopt) == theirs

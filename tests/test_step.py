@@ -1,0 +1,350 @@
+"""What one step reads, writes and leaves alone: gradients, versions, closures, hyper-parameters, groups, forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, ONE_PER_OPTIMIZER, Case
+from support import (
+    assert_close,
+    assert_identical,
+    give_grads,
+    make_params,
+    outcome,
+    params_of,
+    snapshot,
+    train,
+    versions,
+)
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+import fusedopt
+
+
+def pair(case: Case, **extra: Any) -> tuple[Optimizer, Optimizer]:
+    """Ours and torch's for-loop over equal params."""
+    return case.ours(make_params(), **extra), case.torchs(make_params(), **extra)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_without_grad_nothing_happens_to_that_param(case: Case) -> None:
+    ours, torchs = pair(case)
+    for i in range(4):
+        for optimizer in (ours, torchs):
+            params = params_of(optimizer)
+            give_grads(params, i)
+            params[0].grad = None  # never has one
+            if i < 2:
+                params[1].grad = None  # joins late: its own step count starts then
+            if i == 2:
+                params[4].grad = None  # waits once
+            optimizer.step()
+        assert params_of(ours)[0] not in ours.state
+        assert_close(ours, torchs)
+    assert_identical(params_of(ours)[0], make_params()[0])
+
+
+@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+def test_no_grads_at_all(case: Case) -> None:
+    ours, _ = pair(case)
+    ours.step()
+    assert len(ours.state) == 0
+    assert_identical(params_of(ours), make_params())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_zero_gradient_without_decay_moves_nothing(case: Case) -> None:
+    ours = case.ours(make_params(), weight_decay=0)
+    for _ in range(3):
+        for p in params_of(ours):
+            p.grad = torch.zeros_like(p)
+        ours.step()
+    assert_identical(params_of(ours), make_params())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_grad_is_neither_written_nor_aliased(case: Case) -> None:
+    ours = case.ours(make_params())
+    for i in range(2):
+        give_grads(params_of(ours), i)
+        grads = [p.grad for p in params_of(ours)]
+        copies, counters = [g.clone() for g in grads], [g._version for g in grads]
+        ours.step()
+        assert [p.grad is g for p, g in zip(params_of(ours), grads, strict=True)] == [True] * len(grads)
+        assert_identical(grads, copies)
+        assert [g._version for g in grads] == counters
+        before = snapshot(ours)
+        for g in grads:
+            g.fill_(1e9)
+        assert_identical(snapshot(ours), before)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_params_and_states_are_updated_in_place_and_versioned(case: Case) -> None:
+    ours = case.ours(make_params())
+    train(ours, 1)
+    tensors = [*params_of(ours), *(t for s in ours.state.values() for t in s.values())]
+    addresses, counters = [t.data_ptr() for t in tensors], [t._version for t in tensors]
+    train(ours, 1)
+    after = [*params_of(ours), *(t for s in ours.state.values() for t in s.values())]
+    assert all(a is b for a, b in zip(after, tensors, strict=True))
+    assert [t.data_ptr() for t in tensors] == addresses
+    for t, counter in zip(tensors, counters, strict=True):
+        assert t.numel() == 0 or t._version > counter
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_backward_through_the_old_graph_raises(case: Case) -> None:
+    p = make_params([(67,)])[0]
+    ours = case.ours([p])
+    for _ in range(2):  # the first step makes states and plan, the second reuses them
+        ours.zero_grad()
+        loss = (p * p).sum()
+        loss.backward(retain_graph=True)
+        ours.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+def test_gradients_may_carry_a_graph(case: Case) -> None:
+    ours, torchs = pair(case)
+    for optimizer in (ours, torchs):
+        for _ in range(2):
+            optimizer.zero_grad()
+            sum((p**3).sum() for p in params_of(optimizer)).backward(create_graph=True)
+            assert params_of(optimizer)[0].grad.grad_fn is not None
+            optimizer.step()
+    assert_close(ours, torchs)
+    assert not any(t.requires_grad for s in ours.state.values() for t in s.values())
+
+
+@pytest.mark.parametrize("outer", [True, False])
+@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+def test_closure(case: Case, outer: bool) -> None:
+    ours, torchs = pair(case)
+    modes = []
+
+    def closure(optimizer: Optimizer) -> Tensor:
+        modes.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss: Tensor = sum((p**2).sum() for p in params_of(optimizer))
+        loss.backward()
+        return loss
+
+    with torch.set_grad_enabled(outer):
+        for _ in range(3):
+            mine = ours.step(lambda: closure(ours))
+            theirs = torchs.step(closure=lambda: closure(torchs))
+            assert torch.is_grad_enabled() is outer
+            torch.testing.assert_close(mine, theirs)
+        assert ours.step(closure=lambda: "any value") == "any value"
+        assert ours.step() is None
+    assert modes == [True] * 6
+
+
+def test_closure_that_raises_changes_nothing() -> None:
+    ours = fusedopt.AdamW(make_params())
+    train(ours, 1)
+    before, counters = snapshot(ours), versions(ours)
+
+    def closure() -> float:
+        raise KeyError("in the closure")
+
+    with torch.no_grad():
+        with pytest.raises(KeyError, match="in the closure"):
+            ours.step(closure)
+        assert not torch.is_grad_enabled()
+    assert_identical(snapshot(ours), before)
+    assert versions(ours) == counters
+
+
+NEW_HYPERS = {
+    "SGD": [{"momentum": 0}, {"momentum": 0.5, "dampening": 0.2}, {"nesterov": True, "dampening": 0}],
+    "Adam": [{"betas": (0.5, 0.7)}, {"eps": 1e-2}, {"decoupled_weight_decay": True, "weight_decay": 0.3}],
+    "AdamW": [{"betas": (0.5, 0.7)}, {"eps": 1e-2}, {"decoupled_weight_decay": False, "weight_decay": 0.3}],
+    "RMSprop": [{"alpha": 0.5}, {"eps": 1e-2}],
+}
+
+
+@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+def test_hyper_parameters_are_read_at_each_step(case: Case) -> None:
+    ours, torchs = pair(case)
+    changes = [{"lr": 0.02}, {"weight_decay": 0.2}, {"maximize": True}, *NEW_HYPERS[case.optimizer], {"lr": 0.0}]
+    for i, change in enumerate([{}, *changes]):
+        for optimizer in (ours, torchs):
+            optimizer.param_groups[0].update(change)
+            train(optimizer, 2, first=2 * i)
+        assert_close(ours, torchs)
+
+
+def test_amsgrad_and_rmsprop_variants_may_be_switched_off() -> None:
+    for name, kwargs, off in [
+        ("Adam", {"amsgrad": True}, {"amsgrad": False}),
+        ("RMSprop", {"momentum": 0.9, "centered": True}, {"momentum": 0, "centered": False}),
+    ]:
+        ours, torchs = pair(Case(name, name, {"lr": 1e-2, **kwargs}))
+        for change in ({}, off, kwargs):
+            for optimizer in (ours, torchs):
+                optimizer.param_groups[0].update(change)
+                train(optimizer, 2)
+            assert_close(ours, torchs)
+
+
+# Each edits an optimizer in mid training; `fresh` makes the params it may bring in.
+def _add_group(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    optimizer.add_param_group({"params": fresh, "lr": 0.01})
+
+
+def _append(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    optimizer.param_groups[0]["params"].append(fresh[0])
+
+
+def _replace_params(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    optimizer.param_groups[0]["params"] = fresh
+
+
+def _swap_one(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    optimizer.param_groups[0]["params"][1] = fresh[1]
+
+
+def _reverse(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    optimizer.param_groups[0]["params"].reverse()
+
+
+def _empty(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    optimizer.param_groups[0]["params"] = []
+
+
+def _remove_group(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    optimizer.param_groups.pop(0)
+    optimizer.add_param_group({"params": fresh})
+
+
+def _new_groups(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    optimizer.param_groups = [{**g, "lr": 0.02} for g in optimizer.param_groups]
+
+
+def _new_data(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    for p, q in zip(params_of(optimizer), fresh, strict=True):
+        p.data = q.data
+
+
+def _edit_state(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.mul_(2)
+
+
+def _replace_state_tensors(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            state[key] = value * 2
+
+
+def _clear_state(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    optimizer.state.clear()
+
+
+def _clear_one_state(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    optimizer.state[optimizer.param_groups[0]["params"][0]] = {}
+
+
+def _new_state(optimizer: Optimizer, fresh: list[Parameter]) -> None:
+    copies = {p: {k: v.clone() * 2 for k, v in s.items()} for p, s in optimizer.state.items()}
+    optimizer.state = defaultdict(dict, copies)
+
+
+EDITS = [
+    _add_group, _append, _replace_params, _swap_one, _reverse, _empty, _remove_group, _new_groups, _new_data,
+    _edit_state, _replace_state_tensors, _clear_state, _clear_one_state, _new_state,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__.strip("_").replace("_", "-"))
+@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+def test_groups_and_state_are_the_truth(case: Case, edit: Callable[[Optimizer, list[Parameter]], None]) -> None:
+    ours, torchs = pair(case)
+    untouched = params_of(ours), params_of(torchs)
+    for optimizer in (ours, torchs):
+        train(optimizer, 3)
+        edit(optimizer, make_params(seed=1))
+        train(optimizer, 3, first=3)
+    assert_close(ours, torchs)
+    for p, q in zip(*untouched, strict=True):  # params that were taken out stay where they were
+        torch.testing.assert_close(p, q)
+
+
+def test_child_of_a_fork_steps() -> None:
+    # Big enough for all threads; a child has none of its parent's workers and must not wait for them.
+    torch.set_num_threads(2)
+    optimizer = fusedopt.AdamW([Parameter(torch.zeros(1 << 21))])
+    params_of(optimizer)[0].grad = torch.ones(1 << 21)
+    optimizer.step()
+    child = os.fork()
+    if child == 0:
+        try:
+            optimizer.step()
+            first = optimizer.param_groups[0]["params"][0].data_ptr()  # no torch kernel: it may hang here itself
+            os._exit(0 if first else 1)
+        finally:
+            os._exit(2)
+    status = None
+    for _ in range(600):
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[params_of(optimizer)[0]]["step"], torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+def test_lazily_cloned_storages_are_materialised(case: Case) -> None:
+    originals = [p.detach() for p in make_params([(67,), (4, 5)])]
+    copies = [t.clone() for t in originals]
+    ours = case.ours([Parameter(torch._lazy_clone(t)) for t in originals])
+    torchs = case.torchs([Parameter(t.clone()) for t in originals])
+    for optimizer in (ours, torchs):
+        train(optimizer, 1)
+        for p in params_of(optimizer):
+            for key, value in optimizer.state[p].items():
+                optimizer.state[p][key] = torch._lazy_clone(value) if optimizer is ours else value
+    kept = [{k: torch._lazy_clone(v) for k, v in s.items()} for s in ours.state.values()]
+    values = [{k: v.clone() for k, v in s.items()} for s in kept]
+    for optimizer in (ours, torchs):
+        train(optimizer, 2, first=1)
+    assert_identical(originals, copies)
+    assert_identical(kept, values)
+    assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+def test_inference_params_raise_as_torch(case: Case) -> None:
+    with torch.inference_mode():
+        mine, theirs = torch.ones(67), torch.ones(67)
+        mine.grad, theirs.grad = torch.ones(67), torch.ones(67)
+    ours, torchs = case.ours([mine]), case.torchs([theirs])
+    expected = outcome(torchs.step)
+    assert expected is not None and "inference tensor" in expected[1]
+    assert outcome(ours.step) == expected
+    assert_identical(mine.clone(), torch.ones(67))
+    ours, torchs = case.ours([mine]), case.torchs([torch.ones(67)])
+    with torch.inference_mode():
+        train(ours, 2)
+        train(torchs, 2)
+        torch.testing.assert_close(mine, params_of(torchs)[0])
