@@ -122,8 +122,13 @@ def compare(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
     return Ratio(float(np.median(numerator) / np.median(denominator)), float(low), float(high))
 
 
-def verdict(ratio: Ratio, asked: float, at_most: bool = False) -> str:
-    """``met``, ``missed``, or ``unclear`` where the median misses and the interval still holds the asked value."""
+def verdict(ratio: Ratio, asked: float, at_most: bool = False, control: Ratio | None = None) -> str:
+    """``met``, ``missed``, ``unclear`` where only the interval reaches the asked value, or ``noisy``.
+
+    Noisy is a measurement whose A/A control, two copies of one program, is off by a quarter: it can prove nothing.
+    """
+    if control is not None and not 0.8 <= control.value <= 1.25:
+        return "noisy"
     if ratio.value <= asked if at_most else ratio.value >= asked:
         return "met"
     return "unclear" if ratio.low <= asked <= ratio.high else "missed"

@@ -12,7 +12,7 @@ from protocol import Ratio, Rounds, best_of, bootstrap, compare, summarise, verd
 from rich.table import Table
 from table import MEMORY, MEMORY_ALLOWANCE, TRAINING, Question
 
-STYLES = {"met": "green", "unclear": "yellow", "missed": "bold red"}
+STYLES = {"met": "green", "noisy": "magenta", "unclear": "yellow", "missed": "bold red"}
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,17 @@ def contest_finding(question: Question, rounds: Rounds) -> Finding:
     # The bare loop is the floor, so there the question is how far above it we are.
     pair = (OURS, rival) if question.at_most else (rival, OURS)
     ratio = compare(rounds[pair[0]], rounds[pair[1]])
+    control = compare(rounds[CONTROL], rounds[OURS])
     return Finding(
         measurement=question.contest.name,
         against=rival if len(question.against) == 1 else f"best: {rival}",
         measured=ratio,
         asked=question.asked,
         at_most=question.at_most,
-        verdict=verdict(ratio, question.asked, question.at_most),
+        verdict=verdict(ratio, question.asked, question.at_most, control),
         ours_ms=milliseconds(rounds[OURS]),
         theirs_ms=milliseconds(rounds[rival]),
-        control=compare(rounds[CONTROL], rounds[OURS]),
+        control=control,
     )
 
 
@@ -58,6 +59,7 @@ def in_loop_finding(rival: str, isolated: Rounds, in_loop: Rounds) -> Finding:
     inside, outside = (compare(rounds[rival], rounds[OURS]) for rounds in (in_loop, isolated))
     draws = bootstrap(in_loop[rival], in_loop[OURS]) / bootstrap(isolated[rival], isolated[OURS], seed=1)
     low, high = np.percentile(draws, [5, 95])
+    control = compare(in_loop[CONTROL], in_loop[OURS])
     kept = Ratio(inside.value / outside.value, float(low), float(high))
     return Finding(
         measurement=TRAINING,
@@ -65,10 +67,10 @@ def in_loop_finding(rival: str, isolated: Rounds, in_loop: Rounds) -> Finding:
         measured=kept,
         asked=1.0,
         at_most=False,
-        verdict=verdict(kept, 1.0),
+        verdict=verdict(kept, 1.0, control=control),
         ours_ms=milliseconds(in_loop[OURS]),
         theirs_ms=milliseconds(in_loop[rival]),
-        control=compare(in_loop[CONTROL], in_loop[OURS]),
+        control=control,
     )
 
 

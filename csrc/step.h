@@ -49,6 +49,7 @@ struct Rule {
   const char* const* state_names;
   const char* const* counter_names;
   int hypers, states, counters, scalars, variants;
+  bool state_like_grad;
   int (*variant)(const double* hypers);
   bool (*keeps)(int variant, int state);
   void (*prepare)(const double* hypers, double* counters, bool first, double* scalars);

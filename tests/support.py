@@ -49,8 +49,9 @@ def assert_identical(actual: Any, expected: Any) -> None:
     """Equal bit patterns: -0.0 is not 0.0 here, and NaN equals itself."""
     if isinstance(expected, Tensor):
         assert isinstance(actual, Tensor)
-        assert actual.dtype == expected.dtype and actual.shape == expected.shape
-        raw = [t.detach().contiguous().clone().reshape(-1).view(torch.uint8) for t in (actual, expected)]
+        assert (actual.dtype, actual.shape, actual.layout) == (expected.dtype, expected.shape, expected.layout)
+        dense = [t.detach().to_dense() if t.is_sparse else t.detach() for t in (actual, expected)]
+        raw = [t.contiguous().clone().reshape(-1).view(torch.uint8) for t in dense]
         assert torch.equal(*raw), f"bits differ:\n{actual}\n{expected}"
     elif isinstance(expected, dict):
         assert list(actual) == list(expected)
@@ -61,7 +62,8 @@ def assert_identical(actual: Any, expected: Any) -> None:
         for a, e in zip(actual, expected, strict=True):
             assert_identical(a, e)
     else:
-        assert type(actual) is type(expected) and actual == expected
+        assert type(actual) is type(expected)
+        assert actual == expected
 
 
 def assert_close(actual: Optimizer, expected: Optimizer) -> None:

@@ -56,12 +56,15 @@ def test_a_run_with_overflows(case: Case, overflows: set[int]) -> None:
         assert mine.get_scale() == theirs.get_scale()
         assert_skipped(ours, i in overflows)
         assert_close(ours, torchs)
-    assert not hasattr(ours, "grad_scale") and not hasattr(ours, "found_inf")
+    assert not hasattr(ours, "grad_scale")
+    assert not hasattr(ours, "found_inf")
 
 
 def assert_skipped(optimizer: Any, expected: bool) -> None:
     value = optimizer.step_skipped
-    assert isinstance(value, Tensor) and value.dtype is torch.bool and value.shape == ()
+    assert isinstance(value, Tensor)
+    assert value.dtype is torch.bool
+    assert value.shape == ()
     assert value.item() is expected
 
 
@@ -98,7 +101,8 @@ def test_a_skipped_step_changes_nothing(case: Case, shape: tuple[int, ...], foun
         ours.step()
         assert_skipped(ours, True)
         assert_identical(snapshot(ours), before)
-        assert versions(ours) == counters and len(ours.state) == states
+        assert versions(ours) == counters
+        assert len(ours.state) == states
         del ours.found_inf, ours.grad_scale
         train(ours, 2)
     expected = case.ours(make_params())

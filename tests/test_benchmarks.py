@@ -82,6 +82,12 @@ def test_verdicts(ratio: protocol.Ratio, at_most: bool, expected: str) -> None:
     assert protocol.verdict(ratio, 2.0, at_most) == expected
 
 
+@pytest.mark.parametrize(("control", "expected"), [(0.7, "noisy"), (0.9, "met"), (1.2, "met"), (1.3, "noisy")])
+def test_a_measurement_that_differs_from_itself_proves_nothing(control: float, expected: str) -> None:
+    aa = protocol.Ratio(control, control, control)
+    assert protocol.verdict(protocol.Ratio(9.0, 8.0, 10.0), 2.0, control=aa) == expected
+
+
 def test_best_is_the_lowest_median() -> None:
     rounds = {"a": [1, 9, 9], "b": [5, 5, 50], "c": [6, 6, 6]}
     assert protocol.best_of(rounds, ["a", "b", "c"]) == "b"

@@ -42,7 +42,8 @@ def test_signature_is_torchs_plus_optional_keywords(name: str) -> None:
     shared = [(p.name, p.kind, p.default) for p in ours.values() if p.name in theirs]
     assert shared == [(p.name, p.kind, p.default) for p in theirs.values()]
     for extra in (p for p in ours.values() if p.name not in theirs):
-        assert extra.kind is inspect.Parameter.KEYWORD_ONLY and extra.default is not inspect.Parameter.empty
+        assert extra.kind is inspect.Parameter.KEYWORD_ONLY
+        assert extra.default is not inspect.Parameter.empty
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,9 +59,11 @@ def test_step_takes_what_torchs_takes(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_is_torchs_class(name: str) -> None:
     cls, base = getattr(fusedopt, name), getattr(torch.optim, name)
-    assert cls is not base and cls.__name__ == cls.__qualname__ == name
+    assert cls is not base
+    assert cls.__name__ == cls.__qualname__ == name
     optimizer = cls([Parameter(torch.zeros(1))])
-    assert isinstance(optimizer, base) and isinstance(optimizer, Optimizer)
+    assert isinstance(optimizer, base)
+    assert isinstance(optimizer, Optimizer)
     assert isinstance(optimizer, torch.optim.Adam) == (name in ("Adam", "AdamW"))
     assert optimizer._step_supports_amp_scaling is True
 
@@ -72,7 +75,8 @@ def test_groups_defaults_and_repr(case: Case) -> None:
     for mine, theirs in zip([ours.defaults, *ours.param_groups], [torchs.defaults, *torchs.param_groups], strict=True):
         for key, value in theirs.items():
             if key != "params":
-                assert type(mine[key]) is type(value) and mine[key] == value
+                assert type(mine[key]) is type(value)
+                assert mine[key] == value
     assert repr(ours).startswith(f"{case.optimizer} (\nParameter Group 0\n")
     rest = iter(repr(ours).splitlines())
     assert all(line in rest for line in repr(torchs).splitlines())  # `in` consumes: lines must come in torch's order
@@ -102,7 +106,8 @@ def test_copies_are_independent(case: Case, make_copy: Callable[[Optimizer], Opt
 
     public = {name for name in dir(original) if not name.startswith("_")}
     assert public <= {name for name in dir(copied) if not name.startswith("_")}
-    assert copied.defaults == original.defaults and copied.defaults is not original.defaults
+    assert copied.defaults == original.defaults
+    assert copied.defaults is not original.defaults
     assert copied._step_supports_amp_scaling is True
     copied.register_step_post_hook(lambda *_: None)
     copied.add_param_group({"params": make_params(seed=5)})
@@ -124,7 +129,8 @@ def test_copy_before_the_first_step_and_with_its_model() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_step_is_a_method_that_schedulers_wrap(name: str) -> None:
     optimizer = getattr(fusedopt, name)(make_params(), lr=0.1)
-    assert optimizer.step.__func__ is type(optimizer).step and optimizer.step.__self__ is optimizer
+    assert optimizer.step.__func__ is type(optimizer).step
+    assert optimizer.step.__self__ is optimizer
     scheduler = SCHEDULE(optimizer, 0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # "Detected call of `lr_scheduler.step()` before `optimizer.step()`"
@@ -135,7 +141,7 @@ def test_step_is_a_method_that_schedulers_wrap(name: str) -> None:
 
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_subclass_may_override_step(case: Case) -> None:
-    class Counting(getattr(fusedopt, case.optimizer)):  # type: ignore[misc]
+    class Counting(getattr(fusedopt, case.optimizer)):
         def __init__(self, params: Any, *, start: int = 0, **kwargs: Any) -> None:
             super().__init__(params, **kwargs)
             self.calls = start
@@ -196,7 +202,8 @@ def test_tensor_lr(case: Case, shape: tuple[int, ...]) -> None:
     ours = case.ours(make_params(), lr=lr)
     floats = case.ours(make_params(), lr=2.0**-5)
     torchs = case.torchs(make_params(), lr=lr)
-    assert ours.param_groups[0]["lr"] is lr and ours.defaults["lr"] is lr
+    assert ours.param_groups[0]["lr"] is lr
+    assert ours.defaults["lr"] is lr
     for value in (2.0**-5, 2.0**-7, 0.0):
         lr.fill_(value)
         floats.param_groups[0]["lr"] = value

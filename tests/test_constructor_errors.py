@@ -139,7 +139,8 @@ def test_add_param_group_raises_as_torch(optimizer: str, group: Callable[[Parame
         return result, len(built.param_groups)
 
     theirs = act(torch.optim)
-    assert theirs[0] is not None and theirs[1] == 1
+    assert theirs[0] is not None
+    assert theirs[1] == 1
     assert act(fusedopt) == theirs
 
 

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 import fusedopt
 
+
 def stock(case: Case, params: Any) -> Any:
     """torch's fused optimizer, which RMSprop does not have."""
     return case.torchs(params, foreach=None, fused=True)
@@ -184,12 +185,12 @@ def test_f_sharded_params_step(case: Case) -> None:
             for p, t in zip(params, data, strict=True):
                 p.grad = distribute_tensor(t.grad, mesh, [Shard(0)]) if shard else t.grad
             optimizer.step()
-        return [p.full_tensor() if shard else p for p in params]  # type: ignore[operator]
+        return [p.full_tensor() if shard else p for p in params]
 
     for p, q in zip(run(case.ours, True), run(case.torchs, False), strict=True):
         torch.testing.assert_close(p, q)
     if STOCK_IS_2_13 and case.optimizer == "SGD":
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(RuntimeError):  # NotImplementedError, or what tracing the missing kernel raises
             run(lambda params: stock(case, params), True)
 
 
@@ -275,10 +276,10 @@ def test_i_every_element_of_a_16_bit_tensor_moves(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_j_equal_inputs_give_equal_outputs_everywhere_in_a_tensor(case: Case, dtype: torch.dtype) -> None:
     def most_distinct(make: Any) -> int:
-        """The number of distinct results that 67 equal elements come to, at worst over 40 runs."""
+        """The number of distinct results that 67 equal elements come to, at worst over 15 runs."""
         generator = torch.Generator().manual_seed(0)
         worst = 1
-        for _ in range(40):
+        for _ in range(15):
             p = Parameter(torch.randn(1, generator=generator).expand(67).to(dtype).contiguous())
             optimizer = make([p])
             for _ in range(3):

@@ -49,7 +49,7 @@ def build(path: str, name: str) -> Optimizer:
         params = [p.clone() for p in params]  # torch refuses in-place steps on leaves that require grad
     give_grads(params, 0)
     if "sparse" in path:
-        params[0].grad = torch.sparse_coo_tensor(torch.tensor([[0, 2]]), torch.ones(2, 3), (4, 3))
+        params[0].grad = torch.sparse_coo_tensor(torch.tensor([[0, 2]]), torch.ones(2, 3), (4, 3), check_invariants=True)
     optimizer: Optimizer = cls(params, lr=0.1, **differentiable)
     return optimizer
 
@@ -198,8 +198,8 @@ def test_one_optimizer_per_param_in_backward(case: Case) -> None:
         optimizers = {p: build_one([p]) for p in model.parameters()}
 
         def update(p: Tensor) -> None:
-            optimizers[p].step()  # type: ignore[index]
-            optimizers[p].zero_grad()  # type: ignore[index]
+            optimizers[p].step()
+            optimizers[p].zero_grad()
 
         for p in model.parameters():
             p.register_post_accumulate_grad_hook(update)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, ONE_PER_OPTIMIZER, Case
-from oracle import Oracle, float64, ulp_error
+from oracle import Oracle, ulp_error
 from runs import give, leaves, random_gradients, state_tensors, train
 from support import assert_identical, params_of
 from torch import Tensor
@@ -71,7 +71,7 @@ EXTREME_KWARGS = [
     Case("AdamW-decay-to-zero", "AdamW", {"lr": 0.5, "weight_decay": 2.0}),
     Case("RMSprop-alpha0", "RMSprop", {"lr": 0.1, "alpha": 0.0}),
     Case("RMSprop-alpha0-eps0", "RMSprop", {"lr": 0.1, "alpha": 0.0, "eps": 0.0}),
-    Case("RMSprop-alpha1", "RMSprop", {"lr": 0.1, "alpha": 1.0}),
+    Case("RMSprop-alpha1", "RMSprop", {"lr": 0.1, "alpha": 1.0, "eps": 1.0}),
     Case("RMSprop-momentum1", "RMSprop", {"lr": 0.1, "momentum": 1.0}),
 ]
 
@@ -165,10 +165,16 @@ def test_the_error_over_a_dozen_steps_is_no_larger_than_the_for_loops(case: Case
     assert ulp_error(ours, expected, size).max() <= ulp_error(torchs, expected, size).max() + 1
 
 
+def _largest_error(actual: Tensor, expected: Tensor) -> Tensor:
+    # An element far below the others is what a cancellation left: its error is that of the terms that cancelled.
+    size = expected.abs()
+    return ulp_error(actual, expected, size.clamp_min(size.mean())).max()
+
+
 @every_case
 @pytest.mark.parametrize("seed", range(3))
 def test_the_error_of_one_step_is_no_larger_than_the_for_loops(case: Case, seed: int) -> None:
-    """Param and states of one step from the same live state, each element in ulps of the values that it is made of."""
+    """Param and states of one step from the same live state, each element in its own ulps."""
     values = [torch.randn(20_001, generator=torch.Generator().manual_seed(seed))]
     *warm_up, last = random_gradients(values, steps=4, seed=100 + seed)
     ours = case.ours(leaves(values))
@@ -183,11 +189,9 @@ def test_the_error_of_one_step_is_no_larger_than_the_for_loops(case: Case, seed:
     errors = []
     for optimizer in (ours, torchs):
         (p,) = train(optimizer, [last])
-        size = torch.maximum(float64(before).abs(), oracle.params[0].abs())
-        found = {"param": ulp_error(p, oracle.params[0], size).max()}
+        found = {"param": _largest_error(p, oracle.params[0])}
         for name, tensor in state_tensors(optimizer, p).items():
-            expected = oracle.state[0][name]
-            found[name] = ulp_error(tensor, expected, expected.abs().clamp_min(1e-2)).max()
+            found[name] = _largest_error(tensor, oracle.state[0][name])
         errors.append(found)
     for name, bound in errors[1].items():
         assert errors[0][name] <= bound + 1, name

@@ -30,7 +30,8 @@ def test_training_goes_on_from_the_same_place(case: Case) -> None:
     assert [p is q for p, q in zip(params_of(ours), params, strict=True)] == [True] * len(params)
     assert_identical(ours.state_dict(), saved)
     for key, value in torchs.defaults.items():
-        assert type(ours.defaults[key]) is type(value) and ours.defaults[key] == value
+        assert type(ours.defaults[key]) is type(value)
+        assert ours.defaults[key] == value
     train(ours, 3, first=3)
     assert_close(ours, whole)
 
@@ -82,7 +83,9 @@ def test_names_and_tensor_hypers_are_kept() -> None:
     lr, beta = torch.tensor(0.25), torch.tensor(0.5)
     torchs = torch.optim.AdamW([("w", make_params()[0])], lr=lr, betas=(beta, beta))
     group = fusedopt.replace(torchs).param_groups[0]
-    assert group["param_names"] == ["w"] and group["lr"] is lr and group["betas"][0] is beta
+    assert group["param_names"] == ["w"]
+    assert group["lr"] is lr
+    assert group["betas"][0] is beta
 
 
 @pytest.mark.parametrize("name", ["Rprop", "Adadelta", "LBFGS"])

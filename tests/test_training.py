@@ -19,7 +19,9 @@ Build = Callable[..., Optimizer]
 def classifier() -> nn.Module:
     torch.manual_seed(1)
     # No bias before the normalisation: its gradient would be rounding noise, which Adam blows up to full steps.
-    return nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    return nn.Sequential(
+        nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)
+    )
 
 
 def batches(count: int, width: int = 6) -> Iterable[Tensor]:

@@ -174,6 +174,8 @@ inline bool Plan::collect(int group, int slot, int position) {
   const at::Tensor& grad_tensor = param->grad();
   if (!grad_tensor.defined()) return true;
   TensorImpl* grad = grad_tensor.unsafeGetTensorImpl();
+  // torch refuses inference tensors outside inference mode only after it has written them.
+  if (param->is_inference()) param->bump_version();
   if (groups_[group].differentiable || !plain(*param)) return false;
 
   Row row{};

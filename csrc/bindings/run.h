@@ -18,7 +18,6 @@ inline void Plan::make_states(PyObject* state) {
       std::copy_n(sources_[twin->second].state, kMaxStates, source.state);
       std::copy_n(sources_[twin->second].counter, kMaxCounters, source.counter);
       std::copy_n(rows_[twin->second].state_dtype, kMaxStates, rows_[i].state_dtype);
-      source.first = false;
       continue;
     }
     made[param] = i;
@@ -33,7 +32,8 @@ inline void Plan::make_states(PyObject* state) {
     }
     for (int k = 0; k < rule_->states; ++k) {
       if (!rule_->keeps(rows_[i].variant, k)) continue;
-      const at::Tensor value = at::zeros_like(unpack(param));
+      const at::Tensor& like = rule_->state_like_grad ? unpack(param).grad() : unpack(param);
+      const at::Tensor value = at::zeros_like(like, unpack(param).options());
       entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
       source.state[k] = value.unsafeGetTensorImpl();
       storage_of(*source.state[k], rows_[i].state_dtype[k]);

@@ -206,8 +206,8 @@ struct Entry {
   static fusedopt::Rule rule() {
     fusedopt::Rule rule = {R::name,     R::hyper_names, R::state_names, R::counter_names,
                            kHypers,     kStates,        R::counters,    kScalars,
-                           R::variants, variant,        keeps,          prepare,
-                           {}};
+                           R::variants, R::state_like_grad, variant,    keeps,
+                           prepare,     {}};
     add_sweeps<0>(rule);
     return rule;
   }

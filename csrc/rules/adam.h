@@ -13,6 +13,7 @@ struct Adam {
   static constexpr const char* hyper_names[] = {"lr",           "betas.0", "betas.1",               "eps",
                                                 "weight_decay", "amsgrad", "decoupled_weight_decay"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr bool state_like_grad = false;
   static constexpr int counters = 1;
   static constexpr const char* counter_names[] = {"step"};
 
@@ -48,7 +49,7 @@ struct Adam {
     v = fma(c.beta2, v, c.weight2 * g * g);
     if constexpr (variant == with_amsgrad) v_max = maximum(v_max, v);
     const T v_hat_root = sqrt(variant == with_amsgrad ? v_max : v) * c.inverse_sqrt_correction2;
-    p = fma(-c.step_size, m / (v_hat_root + c.eps), p);
+    p = p - c.step_size * m / (v_hat_root + c.eps);
   }
 };
 

@@ -12,6 +12,7 @@ struct RMSprop {
   };
   static constexpr const char* hyper_names[] = {"lr", "alpha", "eps", "weight_decay", "momentum", "centered"};
   static constexpr const char* state_names[] = {"square_avg", "momentum_buffer", "grad_avg"};
+  static constexpr bool state_like_grad = false;
   static constexpr int counters = 1;
   static constexpr const char* counter_names[] = {"step"};
 
@@ -44,9 +45,13 @@ struct RMSprop {
       // Never negative but for rounding; without the clamp the root of a constant gradient's variance can be NaN.
       variance = clamp_negative(fma(-g_avg, g_avg, v));
     }
-    const T scaled = g / (sqrt(variance) + c.eps);
-    if constexpr ((variant & with_momentum) != 0) buffer = fma(c.momentum, buffer, scaled);
-    p = fma(-c.lr, (variant & with_momentum) != 0 ? buffer : scaled, p);
+    const T denominator = sqrt(variance) + c.eps;
+    if constexpr ((variant & with_momentum) != 0) {
+      buffer = fma(c.momentum, buffer, g / denominator);
+      p = fma(-c.lr, buffer, p);
+    } else {
+      p = p - c.lr * g / denominator;
+    }
   }
 };
 

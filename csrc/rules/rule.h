@@ -7,6 +7,7 @@
 //   struct Hypers           doubles only, in the order of hyper_names
 //   hyper_names[]           torch's param-group keys; "betas.0" is the first entry of the tuple "betas"
 //   state_names[]           torch's keys of the tensors shaped like the param
+//   state_like_grad         new state has the gradient's strides, not the param's (where torch clones the gradient)
 //   counters, counter_names[]   torch's keys of the per-param scalars ("step"), which may be none
 //   variants                how many compile-time variants there are: one for each set of state tensors
 //   variant(hypers)         which of them a group's hyper-parameters select
@@ -62,9 +63,10 @@ FUSEDOPT_HD T clamp_negative(T x) {
   return x < T(0) ? T(0) : x;
 }
 
-// base^n for a whole n >= 0 by repeated squaring in double-double: plain squaring would lose log2(n) doublings of an ulp,
-// and libm's pow differs between host and device.
+// base^n by repeated squaring in double-double: plain squaring would lose log2(n) doublings of an ulp, and libm's pow
+// differs between host and device. Only a fractional or negative n, from a step counter edited by hand, comes to libm.
 FUSEDOPT_HD double pown(double base, double n) {
+  if (!(n >= 0 && n < 9007199254740992.0) || n != static_cast<double>(static_cast<int64_t>(n))) return ::pow(base, n);
   double result = 1, result_low = 0, square = base, square_low = 0;
   for (int64_t bits = static_cast<int64_t>(n); bits > 0; bits >>= 1) {
     if (bits & 1) {

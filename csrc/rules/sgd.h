@@ -12,6 +12,7 @@ struct SGD {
   };
   static constexpr const char* hyper_names[] = {"lr", "momentum", "dampening", "weight_decay", "nesterov"};
   static constexpr const char* state_names[] = {"momentum_buffer"};
+  static constexpr bool state_like_grad = true;
   static constexpr int counters = 0;
   static constexpr const char* const* counter_names = nullptr;
 

@@ -1,0 +1,105 @@
+"""A rule is complete when it has its class, its cases, its docstring and its README row; the layers keep to their rooms."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CASES
+
+import fusedopt
+from fusedopt import _C
+from fusedopt.optimizer import FusedStep
+
+ROOT = Path(__file__).parent.parent
+OPTIMIZERS = [v for v in vars(fusedopt).values() if inspect.isclass(v) and issubclass(v, FusedStep)]
+PUBLIC = [getattr(fusedopt, name) for name in fusedopt.__all__]
+
+
+def test_every_rule_has_an_optimizer() -> None:
+    assert {cls._rule for cls in OPTIMIZERS} == set(_C.rules())
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_every_optimizer_has_its_cases_and_its_row(cls: type[FusedStep]) -> None:
+    assert any(case.optimizer == cls.__name__ for case in CASES)
+    assert cls.__name__ in fusedopt.__all__
+    assert re.search(rf"^\| `{cls.__name__}` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert issubclass(cls, getattr(torch.optim, cls.__name__))
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_every_variant_of_a_rule_has_a_case(cls: type[FusedStep]) -> None:
+    """Each state key that the rule can keep is kept by some case."""
+    kept = set()
+    for case in CASES:
+        if case.optimizer in [c.__name__ for c in OPTIMIZERS if c._rule == cls._rule]:
+            param = torch.nn.Parameter(torch.zeros(2))
+            param.grad = torch.ones(2)
+            optimizer = case.ours([param])
+            optimizer.step()
+            kept |= set(optimizer.state[param])
+    rule = _C.rules()[cls._rule]
+    assert kept == {*rule["states"], *rule["counters"]}
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_docstrings_name_every_argument(cls: type[FusedStep]) -> None:
+    doc = inspect.getdoc(cls) or ""
+    for name in inspect.signature(cls).parameters:
+        assert re.search(rf"^    {name}: ", doc, re.MULTILINE), name
+    for part in (".. math::", "Raises:", "Example:", "Source"):
+        assert part in doc
+
+
+@pytest.mark.parametrize("thing", [t for t in PUBLIC if callable(t)], ids=lambda thing: thing.__name__)
+def test_docstring_examples_run(thing: object) -> None:
+    names = {"torch": torch, "fusedopt": fusedopt}
+    finder = doctest.DocTestFinder(recurse=False)
+    tests = finder.find(thing, thing.__name__, module=importlib.import_module("fusedopt"), globs=names)  # type: ignore[attr-defined]
+    examples = [example for test in tests for example in test.examples]
+    assert examples, "no example"
+    for test in tests:
+        assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_only_the_bindings_include_torch() -> None:
+    pattern = re.compile(r'#include *[<"](torch|ATen|c10)/')
+    including = [p.name for p in (ROOT / "csrc").rglob("*") if p.is_file() and pattern.search(p.read_text())]
+    assert including == ["bindings.cpp"]
+
+
+def test_rules_know_only_maths() -> None:
+    allowed = {"<cmath>", "<cstdint>", '"rule.h"'}
+    for path in (ROOT / "csrc/rules").glob("*.h"):
+        if path.name == "all.h":
+            continue
+        included = set(re.findall(r"#include *(\S+)", path.read_text()))
+        assert included <= allowed, path.name
+        assert not re.search(r"immintrin|__m\d|blockIdx|at::", path.read_text()), path.name
+
+
+def test_one_openmp_runtime_is_loaded() -> None:
+    """Two pools would fight for the cores within a training loop."""
+    torch.ones(100_000).add_(1)
+    param = torch.nn.Parameter(torch.zeros(100_000))
+    param.grad = torch.ones(100_000)
+    fusedopt.SGD([param], lr=0.1).step()
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc")
+    runtimes = {line.split()[-1] for line in maps.read_text().splitlines() if re.search(r"lib(g|i)omp", line)}
+    # scikit-learn brings a copy of its own when a test has imported it.
+    assert len({r for r in runtimes if "scikit_learn" not in r}) == 1
+
+
+def test_files_are_one_room_each() -> None:
+    for folder in ("csrc", "fusedopt", "tests", "benchmarks", "examples"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
+                assert len(path.read_text().splitlines()) <= 400, path
