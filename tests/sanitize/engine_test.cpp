@@ -18,7 +18,6 @@ struct Bytes {
   size_t size;
 
   explicit Bytes(size_t n) : data(new unsigned char[n]), size(n) {}
-  Bytes(const Bytes& other) : Bytes(other.size) { std::memcpy(data.get(), other.data.get(), size); }
 };
 
 // `count` random finite numbers near 1 in a storage type, each `stride` elements from the last.
