@@ -109,7 +109,7 @@ class FusedStep(Optimizer):
                 if chosen:
                     groups.append(self._leftover_group(self.param_groups[index], chosen, sparse))
             if groups:
-                with self._only(groups), self._unscaled(groups):
+                with self._only(groups), self._plain_grads(groups):
                     self._torch_step()
 
     def _leftover_group(self, group: dict[str, Any], params: list[torch.Tensor], sparse: bool) -> dict[str, Any]:
@@ -131,19 +131,22 @@ class FusedStep(Optimizer):
             self.param_groups = all_groups
 
     @contextmanager
-    def _unscaled(self, groups: list[dict[str, Any]]) -> Iterator[None]:
-        """The gradients of `groups` divided by a GradScaler's scale, for a step that does not know of it."""
+    def _plain_grads(self, groups: list[dict[str, Any]]) -> Iterator[None]:
+        """The gradients of `groups` as torch's step can take them: unscaled, lazy conjugations and negations done."""
         scaler = {name: self.__dict__.pop(name) for name in ("grad_scale", "found_inf") if name in self.__dict__}
         scale = scaler.get("grad_scale")
-        params = [p for group in groups for p in group["params"]] if scale is not None else []
-        grads = [p.grad for p in params]
+        grads = [(p, p.grad) for group in groups for p in group["params"]]
         try:
-            for p in params:
-                p.grad = cast(torch.Tensor, p.grad) / cast(torch.Tensor, scale)
+            for p, grad in grads:
+                if scale is not None:
+                    p.grad = grad / scale
+                elif grad.is_conj() or grad.is_neg():
+                    p.grad = grad.resolve_conj().resolve_neg()
             yield
         finally:
-            for p, grad in zip(params, grads, strict=True):
-                p.grad = grad
+            for p, grad in grads:
+                if p.grad is not grad:
+                    p.grad = grad
             self.__dict__.update(scaler)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

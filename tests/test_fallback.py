@@ -1,4 +1,4 @@
-"""What no engine takes goes through torch's own step: sparse gradients, autograd, tensors and modes that dispatch, traces."""
+"""What no engine takes takes torch's own step: sparse gradients, autograd, tensors and modes that dispatch, tracing."""
 
 from __future__ import annotations
 

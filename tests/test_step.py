@@ -187,6 +187,47 @@ def test_hyper_parameters_are_read_at_each_step(case: Case) -> None:
         assert_close(ours, torchs)
 
 
+def test_closure_may_change_what_the_step_reads() -> None:
+    ours, torchs = pair(ONE_PER_OPTIMIZER[2])
+
+    def closure(optimizer: Optimizer, i: int) -> None:
+        optimizer.param_groups[0]["lr"] *= 0.5
+        if i == 2:
+            optimizer.add_param_group({"params": make_params(seed=3)})
+        give_grads(params_of(optimizer), i)
+
+    for i in range(4):
+        ours.step(lambda i=i: closure(ours, i))
+        torchs.step(lambda i=i: closure(torchs, i))
+    assert_close(ours, torchs)
+
+
+BAD_HYPERS = {
+    "SGD": {"lr": None, "momentum": "0.9", "weight_decay": None},
+    "Adam": {"lr": None, "betas": None, "eps": "1e-8"},
+    "AdamW": {"lr": "0.1", "betas": (0.9,), "weight_decay": None},
+    "RMSprop": {"lr": None, "alpha": None, "eps": [1e-8]},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [pytest.param(name, key, id=f"{name}-{key}") for name in BAD_HYPERS for key in BAD_HYPERS[name]]
+)
+def test_a_hyper_parameter_that_is_no_number_raises_and_changes_nothing(name: str, key: str) -> None:
+    ours, torchs = pair(Case(name, name, {"momentum": 0.9} if name == "SGD" else {}))
+    for optimizer in (ours, torchs):
+        train(optimizer, 2)
+        give_grads(params_of(optimizer), 2)
+        optimizer.param_groups[0][key] = BAD_HYPERS[name][key]
+    before, counters = snapshot(ours), versions(ours)
+    with pytest.raises((TypeError, ValueError)):
+        torchs.step()
+    with pytest.raises((TypeError, ValueError), match=key):
+        ours.step()
+    assert_identical(snapshot(ours), before)
+    assert versions(ours) == counters
+
+
 def test_amsgrad_and_rmsprop_variants_may_be_switched_off() -> None:
     for name, kwargs, off in [
         ("Adam", {"amsgrad": True}, {"amsgrad": False}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -94,8 +95,16 @@ def betas_are_one_number(optimizer: torch.optim.Optimizer, param: torch.Tensor) 
     optimizer.param_groups[0]["betas"] = 0.9
 
 
-def params_are_a_tuple(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> None:
-    optimizer.param_groups[0]["params"] = tuple(optimizer.param_groups[0]["params"])
+def betas_are_three(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> None:
+    optimizer.param_groups[0]["betas"] = (0.9, 0.99, 0.999)
+
+
+def params_are_a_generator(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> None:
+    optimizer.param_groups[0]["params"] = iter(optimizer.param_groups[0]["params"])
+
+
+def lr_is_none(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> None:
+    optimizer.param_groups[0]["lr"] = None
 
 
 def params_are_missing(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> None:
@@ -111,7 +120,7 @@ def group_is_no_dict(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> N
 
 
 def groups_are_no_list(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> None:
-    optimizer.param_groups = tuple(optimizer.param_groups)  # type: ignore[assignment]
+    optimizer.param_groups = dict(enumerate(optimizer.param_groups))  # type: ignore[assignment]
 
 
 def whole_state_is_no_dict(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> None:
@@ -128,14 +137,16 @@ BAD = [
     (state_on_another_device, RuntimeError, "param 1 of group 0: its state 'exp_avg' is not a dense tensor on cpu but on meta"),
     (state_is_no_dict, RuntimeError, "param 1 of group 0: its entry in optimizer.state is not a dict"),
     (step_is_a_number, RuntimeError, r"param 1 of group 0: its state 'step' is not a tensor; assign torch.tensor\(float"),
-    (step_is_a_vector, RuntimeError, "param 1 of group 0: its state 'step' is not a float32 scalar on the CPU"),
+    (step_is_a_vector, RuntimeError, r"param 1 of group 0: its state 'step' has shape \[2\]; assign torch.tensor"),
     (state_overlaps_itself, RuntimeError, "param 1 of group 0: .*more than one element of the written-to tensor"),
     (lr_is_nan, ValueError, r"param_groups\[0\]\['lr'\] is nan; set it to a number"),
     (lr_is_text, TypeError, r"param_groups\[0\]\['lr'\] is <class 'str'>; give a number"),
     (lr_is_a_vector, ValueError, r"param_groups\[0\]\['lr'\] is a tensor of 2 elements; give it one"),
     (lr_is_missing, KeyError, r"param_groups\[0\]\['lr'\] is missing"),
-    (betas_are_one_number, TypeError, r"param_groups\[0\]\['betas'\] has no entry 0; give a tuple"),
-    (params_are_a_tuple, TypeError, r"param_groups\[0\]\['params'\] is not a list; assign a list of tensors"),
+    (lr_is_none, TypeError, r"param_groups\[0\]\['lr'\] is <class 'NoneType'>; give a number"),
+    (betas_are_one_number, ValueError, r"param_groups\[0\]\['betas'\] is not a tuple of 2 numbers"),
+    (betas_are_three, ValueError, r"param_groups\[0\]\['betas'\] is not a tuple of 2 numbers"),
+    (params_are_a_generator, TypeError, r"param_groups\[0\]\['params'\] is not a list; assign a list of tensors"),
     (params_are_missing, KeyError, r"param_groups\[0\] has no 'params'"),
     (param_is_no_tensor, TypeError, "param 2 of group 0 is not a tensor"),
     (group_is_no_dict, TypeError, r"param_groups\[1\] is not a dict"),
@@ -215,6 +226,68 @@ def test_failed_allocation_leaves_no_state(case: Case) -> None:
         optimizer.step()
     assert not optimizer.state
     assert small.sum() == 0
+
+
+class Stubborn(defaultdict[torch.Tensor, dict[str, Any]]):
+    """A state that refuses its third entry."""
+
+    def __setitem__(self, key: torch.Tensor, value: dict[str, Any]) -> None:
+        if len(self) == 2:
+            raise MemoryError("full")
+        super().__setitem__(key, value)
+
+
+def test_state_that_cannot_be_entered_is_rolled_back() -> None:
+    params = [torch.nn.Parameter(torch.zeros(3)) for _ in range(4)]
+    for param in params:
+        param.grad = torch.ones(3)
+    optimizer = ADAMW.ours(params)
+    optimizer.state = Stubborn(dict, {params[0]: {"note": 1}})
+    with pytest.raises(MemoryError, match="full"):
+        optimizer.step()
+    assert dict(optimizer.state) == {params[0]: {"note": 1}}
+    assert all(param.sum() == 0 for param in params)
+
+
+@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16], ids=str)
+def test_step_counters_of_other_dtypes_count(case: Case, dtype: torch.dtype) -> None:
+    """torch counts in whatever dtype it finds, and so must we."""
+    params = [[torch.nn.Parameter(torch.ones(3)) for _ in range(2)] for _ in range(2)]
+    for own, optimizer in zip(params, (case.ours(params[0]), case.torchs(params[1])), strict=True):
+        for step in range(3):
+            for param in own:
+                param.grad = torch.tensor([1.0, -2.0, 0.5])
+            optimizer.step()
+            if step == 0 and "step" in optimizer.state[own[0]]:
+                optimizer.state[own[0]]["step"] = optimizer.state[own[0]]["step"].to(dtype)
+    for mine, theirs in zip(*params, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_state_made_in_inference_mode_is_refused_outside() -> None:
+    param = torch.nn.Parameter(torch.zeros(3))
+    optimizer = ADAMW.ours([param])
+    with torch.inference_mode():
+        param.grad = torch.ones(3)
+        optimizer.step()
+    param.grad = torch.ones(3)
+    before = param.detach().clone()
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode is not allowed"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
+def test_conjugated_gradients_are_resolved() -> None:
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    plain = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    grad = torch.randn(3, dtype=torch.complex64)
+    param.grad, plain.grad = grad.conj(), grad.conj().resolve_conj()
+    assert param.grad.is_conj()
+    for p in (param, plain):
+        ADAMW.ours([p]).step()
+    assert param.grad.is_conj()
+    torch.testing.assert_close(param, plain)
 
 
 @pytest.mark.parametrize("key", ["lr", "eps", "weight_decay"])

@@ -15,10 +15,12 @@ using Ref = py::object;
 
 inline Ref borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
 
-// A number out of Python: float, int, bool, None (0) or a tensor of one element.
+// Lists and tuples, which the PySequence_Fast macros read.
+inline bool is_sequence(PyObject* object) { return object && (PyList_Check(object) || PyTuple_Check(object)); }
+
+// A number out of Python: float, int, bool or a tensor of one element.
 inline double to_double(PyObject* value, const std::string& what) {
   if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
-  if (value == Py_None) return 0;
   if (THPVariable_Check(value)) {
     const at::Tensor& tensor = THPVariable_Unpack(value);
     if (tensor.numel() != 1)
@@ -38,6 +40,7 @@ struct GroupNames {
   struct Hyper {
     Ref key;
     int index;  // -1, or the entry of the tuple under key
+    int of;     // the tuple's length
   };
   std::vector<Hyper> hypers;
   std::vector<double> defaults;  // NaN where torch's group must have the key
@@ -49,9 +52,12 @@ struct GroupNames {
     for (int i = 0; i < rule.hypers; ++i) {
       const std::string name = rule.hyper_names[i];
       const size_t dot = name.find('.');
-      hypers.push_back({intern(name.substr(0, dot).c_str()), dot == std::string::npos ? -1 : std::stoi(name.substr(dot + 1))});
+      const int index = dot == std::string::npos ? -1 : std::stoi(name.substr(dot + 1));
+      hypers.push_back({intern(name.substr(0, dot).c_str()), index, 0});
       defaults.push_back(given.contains(name.c_str()) ? given[name.c_str()].cast<double>() : NAN);
     }
+    for (Hyper& hyper : hypers)
+      for (const Hyper& other : hypers) hyper.of += other.key.is(hyper.key);
   }
 };
 
@@ -69,7 +75,7 @@ class Group {
     if (!PyDict_Check(dict)) throw py::type_error("param_groups[" + std::to_string(index) + "] is not a dict");
     if (!unchanged(dict)) parse(dict, names, index);
     if (!params) throw py::key_error("param_groups[" + std::to_string(index) + "] has no 'params'");
-    if (!PyList_Check(params)) {
+    if (!is_sequence(params)) {
       throw py::type_error("param_groups[" + std::to_string(index) + "]['params'] is not a list; assign a list of tensors");
     }
   }
@@ -113,7 +119,7 @@ class Group {
 
     constant_ = false;
     for (size_t i = 0; i < names.hypers.size(); ++i) {
-      const auto& [key, entry] = names.hypers[i];
+      const auto& [key, entry, of] = names.hypers[i];
       PyObject* value = find(key);
       if (!value && std::isnan(names.defaults[i])) throw py::key_error(label(key) + " is missing");
       if (!value) {
@@ -123,12 +129,9 @@ class Group {
       if (entry < 0) {
         hypers[i] = to_double(value, label(key));
       } else {
-        const Ref item = py::reinterpret_steal<py::object>(PySequence_GetItem(value, entry));
-        if (!item) {
-          PyErr_Clear();
-          throw py::type_error(label(key) + " has no entry " + std::to_string(entry) + "; give a tuple");
-        }
-        hypers[i] = to_double(item.ptr(), label(key) + "[" + std::to_string(entry) + "]");
+        if (!is_sequence(value) || PySequence_Fast_GET_SIZE(value) != of)
+          throw py::value_error(label(key) + " is not a tuple of " + std::to_string(of) + " numbers");
+        hypers[i] = to_double(PySequence_Fast_GET_ITEM(value, entry), label(key) + "[" + std::to_string(entry) + "]");
       }
       if (std::isnan(hypers[i])) throw py::value_error(label(key) + " is nan; set it to a number");
     }

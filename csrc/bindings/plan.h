@@ -73,9 +73,9 @@ class Plan {
   bool slots_match(PyObject* state) const;
   void rebuild_slots(PyObject* state);
   bool collect(int group, int slot, int position);
-  void read_state(Row& row, Source& source);
+  bool read_state(Row& row, Source& source);
   const Signature* signature_of(PyObject* dict);
-  void read_counter(Source& source, int c, PyObject* value);
+  bool read_counter(Source& source, int c, PyObject* value);
   void lay_out(Row& row, const Source& source);
   void make_states(PyObject* state);
   void sort_waves();
@@ -112,7 +112,7 @@ class Plan {
 
 inline std::string Plan::label(int group, int position) const {
   std::string text = "param " + std::to_string(position) + " of group " + std::to_string(group);
-  PyObject* dict = PyList_GET_ITEM(group_list_, group);
+  PyObject* dict = PySequence_Fast_GET_ITEM(group_list_, group);
   PyObject* names = PyDict_GetItemString(dict, "param_names");
   if (names && PyList_Check(names) && position < PyList_GET_SIZE(names))
     text += " ('" + std::string(py::str(PyList_GET_ITEM(names, position))) + "')";
@@ -120,12 +120,12 @@ inline std::string Plan::label(int group, int position) const {
 }
 
 inline void Plan::read_groups(PyObject* groups) {
-  if (!groups || !PyList_Check(groups)) throw py::type_error("optimizer.param_groups is not a list");
+  if (!is_sequence(groups)) throw py::type_error("optimizer.param_groups is not a list");
   group_list_ = groups;
-  groups_.resize(PyList_GET_SIZE(groups));
+  groups_.resize(PySequence_Fast_GET_SIZE(groups));
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
     Group& group = groups_[g];
-    group.read(PyList_GET_ITEM(groups, g), names_, g);
+    group.read(PySequence_Fast_GET_ITEM(groups, g), names_, g);
     const bool equal = g > 0 && groups_[g - 1].sign == group.sign &&
                        std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
     group.same_as = equal ? groups_[g - 1].same_as : g;
@@ -140,10 +140,10 @@ inline bool Plan::slots_match(PyObject* state) const {
     if (!PyDict_Next(state, &position, &key, &value) || key != entry.first || value != entry.second) return false;
   size_t slot = 0;
   for (const Group& group : groups_) {
-    const Py_ssize_t count = PyList_GET_SIZE(group.params);
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(group.params);
     if (slot + count > slots_.size()) return false;
     for (Py_ssize_t i = 0; i < count; ++i)
-      if (PyList_GET_ITEM(group.params, i) != slots_[slot++].param) return false;
+      if (PySequence_Fast_GET_ITEM(group.params, i) != slots_[slot++].param) return false;
   }
   return slot == slots_.size();
 }
@@ -159,8 +159,8 @@ inline void Plan::rebuild_slots(PyObject* state) {
     dict_of[key] = value;
   }
   for (size_t g = 0; g < groups_.size(); ++g) {
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups_[g].params); ++i) {
-      PyObject* param = PyList_GET_ITEM(groups_[g].params, i);
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(groups_[g].params); ++i) {
+      PyObject* param = PySequence_Fast_GET_ITEM(groups_[g].params, i);
       if (!THPVariable_Check(param)) throw py::type_error(label(g, i) + " is not a tensor");
       const auto found = dict_of.find(param);
       slots_.push_back({param, found == dict_of.end() ? nullptr : found->second, nullptr, seen[param]++});
@@ -199,7 +199,7 @@ inline bool Plan::collect(int group, int slot, int position) {
 
   row.variant = static_cast<uint8_t>(rule_->variant(groups_[group].hypers.data()));
   row.numel = param->numel() * (is_complex(*param) ? 2 : 1);
-  read_state(row, source);
+  if (!read_state(row, source)) return false;
   rows_.push_back(row);
   sources_.push_back(source);
   if (source.first) new_states_.push_back(rows_.size() - 1);
@@ -227,19 +227,21 @@ inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
   return &signatures_.emplace_back(std::move(signature));
 }
 
-inline void Plan::read_counter(Source& source, int c, PyObject* value) {
-  const char* name = rule_->counter_names[c];
-  if (!THPVariable_Check(value))
-    fail(source, std::string("its state '") + name + "' is not a tensor; assign torch.tensor(float(value))");
+// False where torch's own step has to make sense of the tensor.
+inline bool Plan::read_counter(Source& source, int c, PyObject* value) {
+  const std::string name = std::string("its state '") + rule_->counter_names[c] + "' ";
+  if (!THPVariable_Check(value)) fail(source, name + "is not a tensor; assign torch.tensor(float(value))");
   TensorImpl* counter = unpack(value).unsafeGetTensorImpl();
+  if (counter->is_inference()) counter->bump_version();
+  if (counter->numel() != 1) fail(source, name + "has shape " + shape_of(*counter) + "; assign torch.tensor(float(value))");
   const at::ScalarType dtype = counter->dtype().toScalarType();
-  if (!plain(*counter) || counter->numel() != 1 || (dtype != at::kFloat && dtype != at::kDouble))
-    fail(source, std::string("its state '") + name + "' is not a float32 scalar on the CPU; assign torch.tensor(float(value))");
+  if (!plain(*counter) || (dtype != at::kFloat && dtype != at::kDouble)) return false;
   source.counter[c] = {counter->mutable_data(), dtype};
   written_.push_back(counter);
+  return true;
 }
 
-inline void Plan::read_state(Row& row, Source& source) {
+inline bool Plan::read_state(Row& row, Source& source) {
   Slot& slot = slots_[source.slot];
   PyObject* found[kMaxStates + kMaxCounters] = {};
   if (slot.state && !PyDict_Check(slot.state)) fail(source, "its entry in optimizer.state is not a dict");
@@ -272,18 +274,21 @@ inline void Plan::read_state(Row& row, Source& source) {
     else ++present;
   }
   source.first = needed > 0 && present == 0;
-  if (source.first) return;
+  if (source.first) return true;
   if (present < needed)
     throw py::key_error(label(source.group, source.position) + ": its state lacks '" + missing +
                         "'; delete optimizer.state[param] to start anew, or load a state made with these options");
 
-  for (int c = 0; c < rule_->counters; ++c) read_counter(source, c, found[kMaxStates + c]);
+  for (int c = 0; c < rule_->counters; ++c)
+    if (!read_counter(source, c, found[kMaxStates + c])) return false;
   for (int k = 0; k < rule_->states; ++k) {
     if (!rule_->keeps(row.variant, k)) continue;
     const std::string name = std::string("its state '") + rule_->state_names[k] + "' ";
     if (!THPVariable_Check(found[k])) fail(source, name + "is not a tensor");
     TensorImpl* state = unpack(found[k]).unsafeGetTensorImpl();
+    if (state->is_inference()) state->bump_version();
     if (!plain(*state)) {
+      if (state->is_inference() || dispatches_to_python(*state)) return false;
       fail(source, name + "is not a dense tensor on " + source.param->device().str() + " but on " + state->device().str() +
                        "; move it to the param's device");
     }
@@ -294,6 +299,7 @@ inline void Plan::read_state(Row& row, Source& source) {
       fail(source, name + "is " + dtype_name(*state) + ", the param " + dtype_name(*source.param) + "; convert it");
     source.state[k] = state;
   }
+  return true;
 }
 
 // The layout of a row, where its operands are not all dense in one order.

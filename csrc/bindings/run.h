@@ -22,7 +22,7 @@ inline void Plan::make_states(PyObject* state) {
     }
     made[param] = i;
     py::dict entry;
-    PyObject* fused = PyDict_GetItemString(PyList_GET_ITEM(group_list_, source.group), "fused");
+    PyObject* fused = PyDict_GetItemString(PySequence_Fast_GET_ITEM(group_list_, source.group), "fused");
     for (int c = 0; c < rule_->counters; ++c) {
       const at::ScalarType dtype = fused && PyObject_IsTrue(fused) == 1 ? at::kFloat : step_dtype;
       const at::Tensor counter = at::zeros({}, at::TensorOptions(at::kCPU).dtype(dtype));
@@ -41,18 +41,28 @@ inline void Plan::make_states(PyObject* state) {
     entries.emplace_back(param, std::move(entry));
   }
 
+  // A dict that was there before, empty or with other keys, gets its contents back.
+  std::vector<std::pair<Ref, Ref>> restore;
   size_t entered = 0;
   try {
     for (; entered < entries.size(); ++entered) {
       const auto& [param, entry] = entries[entered];
-      PyObject* dict = slots_[sources_[made[param]].slot].state;
-      if ((dict ? PyDict_Update(dict, entry.ptr()) : PyObject_SetItem(state, param, entry.ptr())) != 0)
+      const Ref dict = borrow(slots_[sources_[made[param]].slot].state);
+      restore.emplace_back(dict, dict ? py::reinterpret_steal<py::object>(PyDict_Copy(dict.ptr())) : Ref());
+      if ((dict ? PyDict_Update(dict.ptr(), entry.ptr()) : PyObject_SetItem(state, param, entry.ptr())) != 0)
         throw py::error_already_set();
     }
   } catch (...) {
     const py::error_scope keep;
-    while (entered-- > 0)
-      if (PyObject_DelItem(state, entries[entered].first) != 0) PyErr_Clear();
+    while (entered-- > 0) {
+      const auto& [dict, contents] = restore[entered];
+      if (!dict) {
+        if (PyObject_DelItem(state, entries[entered].first) != 0) PyErr_Clear();
+        continue;
+      }
+      PyDict_Clear(dict.ptr());
+      if (PyDict_Update(dict.ptr(), contents.ptr()) != 0) PyErr_Clear();
+    }
     throw;
   }
 }
@@ -160,7 +170,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
   const auto attribute = [&](const char* name) { return PyDict_GetItemString(dict.ptr(), name); };
 
   PyObject* found_inf = attribute("found_inf");
-  skipped_ = found_inf && to_double(found_inf, "found_inf") != 0;
+  skipped_ = found_inf && found_inf != Py_None && to_double(found_inf, "found_inf") != 0;
   if (skipped_) return py::none();
   PyObject* grad_scale = attribute("grad_scale");
   multiplier_ = grad_scale && grad_scale != Py_None ? 1 / to_double(grad_scale, "grad_scale") : 1;
@@ -182,7 +192,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
   int slot = 0;
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
     py::list params;
-    const int count = static_cast<int>(PyList_GET_SIZE(groups_[g].params));
+    const int count = static_cast<int>(PySequence_Fast_GET_SIZE(groups_[g].params));
     for (int i = 0; i < count; ++i, ++slot) {
       const bool taken = observed ? !unpack(slots_[slot].param).unsafeGetTensorImpl()->grad().defined() : collect(g, slot, i);
       if (!taken) params.append(borrow(slots_[slot].param));

@@ -30,7 +30,8 @@ inline bool storage_of(const TensorImpl& impl, Dtype& dtype) {
     case at::kDouble:
     case at::kComplexDouble: dtype = Dtype::f64; return true;
     case at::kBFloat16: dtype = Dtype::bf16; return true;
-    case at::kHalf: dtype = Dtype::f16; return true;
+    case at::kHalf:
+    case at::kComplexHalf: dtype = Dtype::f16; return true;
     default: return false;
   }
 }
