@@ -6,7 +6,7 @@
 namespace fusedopt {
 
 constexpr int kMaxStates = 4;
-constexpr int kMaxCounters = 4;
+constexpr int kMaxCounters = 3;
 constexpr int kMaxHypers = 16;
 constexpr int kMaxScalars = 16;
 constexpr int kMaxVariants = 8;

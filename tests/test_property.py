@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from layouts import OF_ONE_SHAPE, OTHERS, Layout, Placed
 from oracle import Oracle, ulp_error
 from runs import give, leaves
@@ -75,8 +75,8 @@ class Run(RuleBasedStateMachine):
 
     optimizer = ""
 
-    @initialize(data=st.data(), dtype=DTYPES, places=st.lists(PLACES, max_size=4), seed=st.integers(0, 99))
-    def begin(self, data: st.DataObject, dtype: torch.dtype, places: list[Layout], seed: int) -> None:
+    @initialize(data=st.data(), dtype=DTYPES, places=st.lists(PLACES, max_size=4), overflow_first=st.booleans())
+    def begin(self, data: st.DataObject, dtype: torch.dtype, places: list[Layout], overflow_first: bool) -> None:
         self.kwargs = data.draw(KWARGS[self.optimizer], label="kwargs")
         self.dtype = dtype
         self.layouts: list[Layout] = []
@@ -84,12 +84,16 @@ class Run(RuleBasedStateMachine):
         self.oracles: list[Oracle] = []
         self.largest: list[Tensor] = []
         self.frozen: set[int] = set()
-        ours, torchs = self._make([BALLAST, *places], {}, seed)
+        self.clock, self.laid_out = 0, False
+        self.scale: float | None = None
+        ours, torchs = self._make([BALLAST, *places], {})
         self.ours: torch.optim.Optimizer = getattr(fusedopt, self.optimizer)(ours, **self.kwargs)
         self.torchs: torch.optim.Optimizer = getattr(torch.optim, self.optimizer)(torchs, **self.kwargs, foreach=False)
+        if overflow_first:
+            self.overflow(1.0)
 
-    def _make(self, places: list[Layout], hypers: dict[str, Any], seed: int) -> tuple[list[Parameter], list[Parameter]]:
-        values = [_random(place.shape, self.dtype, seed + i) for i, place in enumerate(places)]
+    def _make(self, places: list[Layout], hypers: dict[str, Any]) -> tuple[list[Parameter], list[Parameter]]:
+        values = [_random(place.shape, self.dtype, 1000 * self.clock + 500 + i) for i, place in enumerate(places)]
         placed = [place.place(v) for place, v in zip(places, values, strict=True)]
         self.layouts += places
         self.placed += placed
@@ -97,32 +101,37 @@ class Run(RuleBasedStateMachine):
         self.largest += [v.double().abs() for v in values]
         return [Parameter(x.tensor) for x in placed], leaves(values)
 
-    def _give_gradients(self, seed: int, scale: float, laid_out: bool) -> list[Tensor | None]:
+    def _give_gradients(self, scale: float) -> list[Tensor | None]:
         grads: list[Tensor | None] = []
         for i, (p, q) in enumerate(zip(params_of(self.ours), params_of(self.torchs), strict=True)):
-            grad = None if i in self.frozen else _random(p.shape, self.dtype, 1000 * seed + i)
+            grad = None if i in self.frozen else _random(p.shape, self.dtype, 1000 * self.clock + i)
             grads.append(grad)
             q.grad = grad
             scaled = None if grad is None else grad * scale
-            give(p, self.layouts[i].place(scaled).tensor if scaled is not None and laid_out else scaled)
+            give(p, self.layouts[i].place(scaled).tensor if scaled is not None and self.laid_out else scaled)
         return grads
 
-    @rule(seed=st.integers(0, 999), scale=st.sampled_from([None, 1.0, 2.0**8]), laid_out=st.booleans())
-    def step(self, seed: int, scale: float | None, laid_out: bool) -> None:
-        grads = self._give_gradients(seed, scale or 1.0, laid_out)
-        if scale is not None:
-            self.ours.grad_scale, self.ours.found_inf = torch.tensor(scale), torch.tensor(0.0)
+    @invariant()
+    def a_step_follows_every_operation(self) -> None:
+        self.clock += 1
+        grads = self._give_gradients(self.scale or 1.0)
+        if self.scale is not None:
+            self.ours.grad_scale, self.ours.found_inf = torch.tensor(self.scale), torch.tensor(0.0)
         self.ours.step()
-        if scale is not None:
+        if self.scale is not None:
             del self.ours.grad_scale, self.ours.found_inf
         self.torchs.step()
         for oracle, grad in zip(self.oracles, grads, strict=True):
             oracle.step([grad])
         self._compare()
 
-    @rule(seed=st.integers(0, 999), found=st.sampled_from([1.0, 2.0]))
-    def step_with_an_overflow(self, seed: int, found: float) -> None:
-        self._give_gradients(seed, float("inf"), laid_out=False)
+    @rule(scale=st.sampled_from([None, 1.0, 2.0**8]), laid_out=st.booleans())
+    def scale_and_lay_out_gradients(self, scale: float | None, laid_out: bool) -> None:
+        self.scale, self.laid_out = scale, laid_out
+
+    @rule(found=st.sampled_from([1.0, 2.0]))
+    def overflow(self, found: float) -> None:
+        self._give_gradients(float("inf"))
         before = snapshot(self.ours)
         self.ours.grad_scale, self.ours.found_inf = torch.tensor(2.0**16), torch.tensor(found)
         self.ours.step()
@@ -136,10 +145,10 @@ class Run(RuleBasedStateMachine):
             self.frozen ^= {data.draw(st.integers(1, len(self.placed) - 1), label="param")}
 
     @precondition(lambda self: len(self.placed) < 12)
-    @rule(places=st.lists(PLACES, min_size=1, max_size=3), lr=RATES["Adam"], decay=DECAYS, seed=st.integers(0, 99))
-    def add_param_group(self, places: list[Layout], lr: float, decay: float, seed: int) -> None:
+    @rule(places=st.lists(PLACES, min_size=1, max_size=3), lr=RATES["Adam"], decay=DECAYS)
+    def add_param_group(self, places: list[Layout], lr: float, decay: float) -> None:
         hypers = {"lr": lr, "weight_decay": decay}
-        ours, torchs = self._make(places, hypers, seed)
+        ours, torchs = self._make(places, hypers)
         self.ours.add_param_group({"params": ours, **hypers})
         self.torchs.add_param_group({"params": torchs, **hypers})
 
@@ -196,7 +205,7 @@ def _case(name: str) -> Any:
     machine: Any = type(f"Run{name}", (Run,), {"optimizer": name})
     machine.TestCase.settings = settings(
         deadline=None,
-        max_examples=40,
+        max_examples=100,
         stateful_step_count=16,
         derandomize=True,
         database=None,

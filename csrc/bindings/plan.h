@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../cpu/engine.h"
+#include "../cpu/parallel.h"
 #include "group.h"
 #include "tensor.h"
 
@@ -43,25 +44,25 @@ class Plan {
     PyObject* param;
     PyObject* state;  // its dict in optimizer.state, or nullptr
     const Signature* signature;
+    int group, position;
     int wave;  // 1 where the param stands in the list for the second time: it steps after the first has
-  };
-  struct Counter {
-    void* data;
-    at::ScalarType dtype;
   };
   // What stands behind rows_[i].
   struct Source {
-    TensorImpl *param, *grad, *state[kMaxStates];
-    Counter counter[kMaxCounters];
-    int group, slot, position;
-    bool first;
+    TensorImpl *param, *grad, *state[kMaxStates], *counter[kMaxCounters];
+    void* count[kMaxCounters];  // a counter's data, float or double
+    double before[kMaxCounters];
+    int slot;
     uint32_t prepared;
+    bool first;
   };
   struct Prepared {
     double scalars[kMaxScalars], before[kMaxCounters], after[kMaxCounters];
     int group;
     bool first;
   };
+  // What collect() made of a slot: no gradient, a row, torch's to step, or not the ordinary case.
+  enum class Found : uint8_t { nothing, row, leftover, unclear };
 
   const Rule* find() const {
     const Rule* rule = cpu::find_rule(rule_name_);
@@ -72,22 +73,29 @@ class Plan {
   void read_groups(PyObject* groups);
   bool slots_match(PyObject* state) const;
   void rebuild_slots(PyObject* state);
-  bool collect(int group, int slot, int position);
-  bool read_state(Row& row, Source& source);
+  Found collect(int slot, bool thorough);
+  Found read_state(Row& row, Source& source, bool thorough);
+  Found read_counter(Source& source, int c, PyObject* value, bool thorough);
   const Signature* signature_of(PyObject* dict);
-  bool read_counter(Source& source, int c, PyObject* value);
-  void lay_out(Row& row, const Source& source);
+  bool lay_out(Row& row, const Source& source, bool thorough);
+  void remember(int slot, const Source& source, PyObject* const* objects);
+  void prefetch(int slot) const;
+  py::list collect_all();
   void make_states(PyObject* state);
   void sort_waves();
   void run();
   void prepare_rows(size_t first, size_t last);
-  void write_counters(size_t first, size_t last);
+  void read_counts(Source& source) const;
+  void write_counts(size_t first, size_t last);
+  void finish();
 
   // "param 3 of group 0 ('layer.weight')"
   std::string label(int group, int position) const;
   [[noreturn]] void fail(const Source& source, const std::string& what) const {
-    throw std::runtime_error(label(source.group, source.position) + ": " + what);
+    const Slot& slot = slots_[source.slot];
+    throw std::runtime_error(label(slot.group, slot.position) + ": " + what);
   }
+  bool is_double(const TensorImpl& impl) const { return impl.dtype().toScalarType() == at::kDouble; }
 
   std::string rule_name_;
   py::dict defaults_;
@@ -102,12 +110,18 @@ class Plan {
   bool skipped_ = false, busy_ = false;
   PyObject* group_list_ = nullptr;  // borrowed, valid during a step
 
+  // rows_[i] and sources_[i] belong together; the first count_ of them are this step's.
   std::vector<Row> rows_;
   std::vector<Source> sources_;
+  size_t count_ = 0;
+  std::vector<Found> found_;
   std::vector<size_t> new_states_;  // rows whose state has yet to be made
-  std::vector<TensorImpl*> written_;
   std::deque<Layout> layouts_;
   std::vector<Prepared> prepared_;
+  // Where the last step found each slot's tensors: for each a Python object, a TensorImpl and a StorageImpl, perhaps gone by
+  // now. Only ever prefetched: finding a param's tensors touches some 40 cache lines, each behind the last.
+  std::vector<std::array<const void*, 3>> trail_;
+  int tensors_ = 0;  // of a slot, at most
 };
 
 inline std::string Plan::label(int group, int position) const {
@@ -163,174 +177,15 @@ inline void Plan::rebuild_slots(PyObject* state) {
       PyObject* param = PySequence_Fast_GET_ITEM(groups_[g].params, i);
       if (!THPVariable_Check(param)) throw py::type_error(label(g, i) + " is not a tensor");
       const auto found = dict_of.find(param);
-      slots_.push_back({param, found == dict_of.end() ? nullptr : found->second, nullptr, seen[param]++});
+      slots_.push_back({param, found == dict_of.end() ? nullptr : found->second, nullptr, static_cast<int>(g),
+                        static_cast<int>(i), seen[param]++});
     }
   }
-}
-
-// Adds a row for a param that has a gradient; false if no engine takes it.
-inline bool Plan::collect(int group, int slot, int position) {
-  TensorImpl* param = unpack(slots_[slot].param).unsafeGetTensorImpl();
-  const at::Tensor& grad_tensor = param->grad();
-  if (!grad_tensor.defined()) return true;
-  TensorImpl* grad = grad_tensor.unsafeGetTensorImpl();
-  // torch refuses inference tensors outside inference mode only after it has written them.
-  if (param->is_inference()) param->bump_version();
-  if (groups_[group].differentiable || !plain(*param)) return false;
-
-  Row row{};
-  Source source{};
-  source.param = param;
-  source.grad = grad;
-  source.group = group;
-  source.slot = slot;
-  source.position = position;
-  if (!plain(*grad)) {
-    if (!dispatches_to_python(*grad) && !grad->is_sparse() && grad->device() != param->device())
-      fail(source, "its gradient is on " + grad->device().str() + ", the param on " + param->device().str() + "; move one");
-    return false;
-  }
-  if (!storage_of(*param, row.param_dtype))
-    fail(source, dtype_name(*param) + " params cannot be stepped; convert it to float32, float64, bfloat16 or float16");
-  if (!storage_of(*grad, row.grad_dtype) || is_complex(*grad) != is_complex(*param))
-    fail(source, "its gradient is " + dtype_name(*grad) + ", the param " + dtype_name(*param) + "; convert the gradient");
-  if (grad->sizes() != param->sizes())
-    fail(source, "its gradient has shape " + shape_of(*grad) + ", the param " + shape_of(*param) + "; set .grad anew");
-
-  row.variant = static_cast<uint8_t>(rule_->variant(groups_[group].hypers.data()));
-  row.numel = param->numel() * (is_complex(*param) ? 2 : 1);
-  if (!read_state(row, source)) return false;
-  rows_.push_back(row);
-  sources_.push_back(source);
-  if (source.first) new_states_.push_back(rows_.size() - 1);
-  return true;
-}
-
-inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
-  Signature signature;
-  PyObject *key, *value;
-  for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) {
-    int role = -1;
-    for (size_t i = 0; i < keys_.size(); ++i) {
-      const int known = static_cast<int>(i);
-      if (PyUnicode_Check(key) && PyUnicode_Compare(key, keys_[i].ptr()) == 0)
-        role = known < rule_->states ? known : kMaxStates + known - rule_->states;
-    }
-    signature.keys.push_back(borrow(key));
-    signature.role.push_back(role);
-  }
-  for (const Signature& known : signatures_)
-    if (known.keys.size() == signature.keys.size() &&
-        std::equal(known.keys.begin(), known.keys.end(), signature.keys.begin(),
-                   [](const Ref& a, const Ref& b) { return a.is(b); }))
-      return &known;
-  return &signatures_.emplace_back(std::move(signature));
-}
-
-// False where torch's own step has to make sense of the tensor.
-inline bool Plan::read_counter(Source& source, int c, PyObject* value) {
-  const std::string name = std::string("its state '") + rule_->counter_names[c] + "' ";
-  if (!THPVariable_Check(value)) fail(source, name + "is not a tensor; assign torch.tensor(float(value))");
-  TensorImpl* counter = unpack(value).unsafeGetTensorImpl();
-  if (counter->is_inference()) counter->bump_version();
-  if (counter->numel() != 1) fail(source, name + "has shape " + shape_of(*counter) + "; assign torch.tensor(float(value))");
-  const at::ScalarType dtype = counter->dtype().toScalarType();
-  if (!plain(*counter) || (dtype != at::kFloat && dtype != at::kDouble)) return false;
-  source.counter[c] = {counter->mutable_data(), dtype};
-  written_.push_back(counter);
-  return true;
-}
-
-inline bool Plan::read_state(Row& row, Source& source) {
-  Slot& slot = slots_[source.slot];
-  PyObject* found[kMaxStates + kMaxCounters] = {};
-  if (slot.state && !PyDict_Check(slot.state)) fail(source, "its entry in optimizer.state is not a dict");
-  if (slot.state && PyDict_GET_SIZE(slot.state) > 0) {
-    PyObject *key, *value;
-    Py_ssize_t position = 0;
-    bool matches = slot.signature && static_cast<Py_ssize_t>(slot.signature->keys.size()) == PyDict_GET_SIZE(slot.state);
-    for (size_t i = 0; matches && PyDict_Next(slot.state, &position, &key, &value); ++i) {
-      matches = key == slot.signature->keys[i].ptr();
-      if (matches && slot.signature->role[i] >= 0) found[slot.signature->role[i]] = value;
-    }
-    if (!matches) {
-      slot.signature = signature_of(slot.state);
-      position = 0;
-      for (size_t i = 0; PyDict_Next(slot.state, &position, &key, &value); ++i)
-        if (slot.signature->role[i] >= 0) found[slot.signature->role[i]] = value;
-    }
-  }
-
-  int needed = rule_->counters, present = 0;
-  const char* missing = nullptr;
-  for (int c = 0; c < rule_->counters; ++c) {
-    if (!found[kMaxStates + c]) missing = rule_->counter_names[c];
-    else ++present;
-  }
-  for (int k = 0; k < rule_->states; ++k) {
-    if (!rule_->keeps(row.variant, k)) continue;
-    ++needed;
-    if (!found[k] || found[k] == Py_None) missing = rule_->state_names[k];
-    else ++present;
-  }
-  source.first = needed > 0 && present == 0;
-  if (source.first) return true;
-  if (present < needed)
-    throw py::key_error(label(source.group, source.position) + ": its state lacks '" + missing +
-                        "'; delete optimizer.state[param] to start anew, or load a state made with these options");
-
-  for (int c = 0; c < rule_->counters; ++c)
-    if (!read_counter(source, c, found[kMaxStates + c])) return false;
-  for (int k = 0; k < rule_->states; ++k) {
-    if (!rule_->keeps(row.variant, k)) continue;
-    const std::string name = std::string("its state '") + rule_->state_names[k] + "' ";
-    if (!THPVariable_Check(found[k])) fail(source, name + "is not a tensor");
-    TensorImpl* state = unpack(found[k]).unsafeGetTensorImpl();
-    if (state->is_inference()) state->bump_version();
-    if (!plain(*state)) {
-      if (state->is_inference() || dispatches_to_python(*state)) return false;
-      fail(source, name + "is not a dense tensor on " + source.param->device().str() + " but on " + state->device().str() +
-                       "; move it to the param's device");
-    }
-    if (state->sizes() != source.param->sizes())
-      fail(source, name + "has shape " + shape_of(*state) + ", the param " + shape_of(*source.param) +
-                       "; the checkpoint is of another model");
-    if (!storage_of(*state, row.state_dtype[k]) || is_complex(*state) != is_complex(*source.param))
-      fail(source, name + "is " + dtype_name(*state) + ", the param " + dtype_name(*source.param) + "; convert it");
-    source.state[k] = state;
-  }
-  return true;
-}
-
-// The layout of a row, where its operands are not all dense in one order.
-inline void Plan::lay_out(Row& row, const Source& source) {
-  row.layout = nullptr;
-  const TensorImpl* operands[kOperands] = {source.param, source.grad};
-  int slots[kOperands] = {kParam, kGrad}, count = 2;
-  bool same = source.param->is_non_overlapping_and_dense() && source.grad->strides() == source.param->strides();
-  for (int k = 0; k < rule_->states; ++k) {
-    if (!source.state[k]) continue;
-    slots[count] = kState + k;
-    operands[count++] = source.state[k];
-    same = same && source.state[k]->strides() == source.param->strides();
-  }
-  if (same) return;
-
-  Layout merged;
-  if (!make_layout(operands, count, merged))
-    fail(source, "its memory cannot be walked in " + std::to_string(kMaxDims) + " dimensions; make the param contiguous");
-  for (int o = 0; o < count; ++o) {
-    for (int d = 0; d < merged.dims; ++d) {
-      if (o != kGrad && merged.stride[o][d] == 0 && merged.size[d] > 1) {
-        fail(source, "unsupported operation: more than one element of the written-to tensor refers to a single memory "
-                     "location. Please clone() the tensor before performing the operation.");
-      }
-    }
-  }
-  if (row.numel == 0 || dense(merged, count)) return;
-  Layout& layout = layouts_.emplace_back(merged);
-  for (int o = 0; o < count; ++o) std::copy_n(merged.stride[o], merged.dims, layout.stride[slots[o]]);
-  row.layout = &layout;
+  tensors_ = 2 + rule_->counters + rule_->states;
+  trail_.assign(slots_.size() * tensors_, {});
+  rows_.resize(slots_.size());
+  sources_.resize(slots_.size());
+  found_.resize(slots_.size());
 }
 
 }  // namespace fusedopt

@@ -1,7 +1,7 @@
 // The second half of a plan: making states, and the step itself. Included by bindings.cpp, after torch.
 #pragma once
 
-#include "plan.h"
+#include "collect.h"
 
 namespace fusedopt {
 
@@ -10,35 +10,34 @@ inline void Plan::make_states(PyObject* state) {
   if (new_states_.empty()) return;
   std::unordered_map<PyObject*, size_t> made;  // a param listed twice has one state
   std::vector<std::pair<PyObject*, Ref>> entries;
-  const at::ScalarType step_dtype = at::get_default_dtype_as_scalartype() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType default_dtype = at::get_default_dtype_as_scalartype() == at::kDouble ? at::kDouble : at::kFloat;
   for (const size_t i : new_states_) {
     Source& source = sources_[i];
-    PyObject* param = slots_[source.slot].param;
-    if (const auto twin = made.find(param); twin != made.end()) {
+    const Slot& slot = slots_[source.slot];
+    const auto [twin, is_new] = made.emplace(slot.param, i);
+    if (!is_new) {
       std::copy_n(sources_[twin->second].state, kMaxStates, source.state);
       std::copy_n(sources_[twin->second].counter, kMaxCounters, source.counter);
       std::copy_n(rows_[twin->second].state_dtype, kMaxStates, rows_[i].state_dtype);
       continue;
     }
-    made[param] = i;
     py::dict entry;
-    PyObject* fused = PyDict_GetItemString(PySequence_Fast_GET_ITEM(group_list_, source.group), "fused");
+    PyObject* fused = PyDict_GetItemString(PySequence_Fast_GET_ITEM(group_list_, slot.group), "fused");
+    const at::ScalarType dtype = fused && PyObject_IsTrue(fused) == 1 ? at::kFloat : default_dtype;
     for (int c = 0; c < rule_->counters; ++c) {
-      const at::ScalarType dtype = fused && PyObject_IsTrue(fused) == 1 ? at::kFloat : step_dtype;
       const at::Tensor counter = at::zeros({}, at::TensorOptions(at::kCPU).dtype(dtype));
       entry[keys_[rule_->states + c]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
-      source.counter[c] = {counter.mutable_data_ptr(), dtype};
-      written_.push_back(counter.unsafeGetTensorImpl());
+      source.counter[c] = counter.unsafeGetTensorImpl();
     }
     for (int k = 0; k < rule_->states; ++k) {
       if (!rule_->keeps(rows_[i].variant, k)) continue;
-      const at::Tensor& like = rule_->state_like_grad ? unpack(param).grad() : unpack(param);
-      const at::Tensor value = at::zeros_like(like, unpack(param).options());
+      const at::Tensor& param = unpack(slot.param);
+      const at::Tensor value = at::zeros_like(rule_->state_like_grad ? param.grad() : param, param.options());
       entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
       source.state[k] = value.unsafeGetTensorImpl();
       storage_of(*source.state[k], rows_[i].state_dtype[k]);
     }
-    entries.emplace_back(param, std::move(entry));
+    entries.emplace_back(slot.param, std::move(entry));
   }
 
   // A dict that was there before, empty or with other keys, gets its contents back.
@@ -69,60 +68,72 @@ inline void Plan::make_states(PyObject* state) {
 
 inline void Plan::sort_waves() {
   int last = 0;
-  for (const Source& source : sources_) last = std::max(last, slots_[source.slot].wave);
+  for (size_t i = 0; i < count_; ++i) last = std::max(last, slots_[sources_[i].slot].wave);
   if (last == 0) return;
-  std::vector<size_t> index(rows_.size());
-  for (size_t i = 0; i < index.size(); ++i) index[i] = i;
+  std::vector<size_t> index(count_);
+  for (size_t i = 0; i < count_; ++i) index[i] = i;
   const auto wave = [&](size_t i) { return slots_[sources_[i].slot].wave; };
   std::stable_sort(index.begin(), index.end(), [&](size_t a, size_t b) { return wave(a) < wave(b); });
-  std::vector<Row> rows;
-  std::vector<Source> sources;
-  for (const size_t i : index) {
-    rows.push_back(rows_[i]);
-    sources.push_back(sources_[i]);
+  const std::vector<Row> rows = rows_;
+  const std::vector<Source> sources = sources_;
+  for (size_t i = 0; i < count_; ++i) {
+    rows_[i] = rows[index[i]];
+    sources_[i] = sources[index[i]];
   }
-  rows_.swap(rows);
-  sources_.swap(sources);
+}
+
+inline void Plan::read_counts(Source& source) const {
+  for (int c = 0; c < rule_->counters; ++c)
+    source.before[c] = is_double(*source.counter[c]) ? *static_cast<double*>(source.count[c])
+                                                     : *static_cast<float*>(source.count[c]);
+}
+
+inline void Plan::write_counts(size_t first, size_t last) {
+  for (size_t i = first; i < last; ++i) {
+    const Source& source = sources_[i];
+    for (int c = 0; c < rule_->counters; ++c) {
+      const double value = prepared_[source.prepared].after[c];
+      if (is_double(*source.counter[c])) *static_cast<double*>(source.count[c]) = value;
+      else *static_cast<float*>(source.count[c]) = static_cast<float>(value);
+    }
+  }
 }
 
 // prepare() once for each run of rows with the same hyper-parameters and counters, which is nearly always all of them.
 inline void Plan::prepare_rows(size_t first, size_t last) {
   prepared_.clear();
-  for (size_t i = first; i < last; ++i) {
-    Source& source = sources_[i];
-    Prepared next{};
-    next.group = groups_[source.group].same_as;
-    next.first = source.first;
-    for (int c = 0; c < rule_->counters; ++c) {
-      const Counter& counter = source.counter[c];
-      next.before[c] = counter.dtype == at::kFloat ? *static_cast<float*>(counter.data) : *static_cast<double*>(counter.data);
-    }
-    const Prepared* known = prepared_.empty() ? nullptr : &prepared_.back();
-    if (!known || known->group != next.group || known->first != next.first ||
-        !std::equal(next.before, next.before + rule_->counters, known->before)) {
-      std::copy_n(next.before, rule_->counters, next.after);
-      next.scalars[0] = groups_[next.group].sign * multiplier_;
-      rule_->prepare(groups_[next.group].hypers.data(), next.after, next.first, next.scalars + 1);
-      prepared_.push_back(next);
-    }
-    source.prepared = static_cast<uint32_t>(prepared_.size() - 1);
-  }
   int64_t work = 0;
   for (size_t i = first; i < last; ++i) {
-    rows_[i].scalars = prepared_[sources_[i].prepared].scalars;
+    Source& source = sources_[i];
+    const int group = groups_[slots_[source.slot].group].same_as;
+    const Prepared* known = prepared_.empty() ? nullptr : &prepared_.back();
+    if (!known || known->group != group || known->first != source.first ||
+        !std::equal(source.before, source.before + rule_->counters, known->before)) {
+      Prepared& next = prepared_.emplace_back();
+      next.group = group;
+      next.first = source.first;
+      std::copy_n(source.before, kMaxCounters, next.before);
+      std::copy_n(source.before, kMaxCounters, next.after);
+      next.scalars[0] = groups_[group].sign * multiplier_;
+      rule_->prepare(groups_[group].hypers.data(), next.after, next.first, next.scalars + 1);
+    }
+    source.prepared = static_cast<uint32_t>(prepared_.size() - 1);
     rows_[i].work_end = work += rows_[i].numel + cpu::kRowOverhead;
   }
+  for (size_t i = first; i < last; ++i) rows_[i].scalars = prepared_[sources_[i].prepared].scalars;
 }
 
-inline void Plan::write_counters(size_t first, size_t last) {
-  for (size_t i = first; i < last; ++i) {
-    const Source& source = sources_[i];
-    for (int c = 0; c < rule_->counters; ++c) {
-      const double value = prepared_[source.prepared].after[c];
-      if (source.counter[c].dtype == at::kFloat) *static_cast<float*>(source.counter[c].data) = static_cast<float>(value);
-      else *static_cast<double*>(source.counter[c].data) = value;
+// Tells autograd of the writes.
+inline void Plan::finish() {
+  cpu::parallel(count_ >= 128, at::get_num_threads(), [&](int thread, int of) {
+    for (size_t i = count_ * thread / of; i < count_ * (thread + 1) / of; ++i) {
+      const Source& source = sources_[i];
+      source.param->bump_version();
+      for (int c = 0; c < rule_->counters; ++c) source.counter[c]->bump_version();
+      for (int k = 0; k < rule_->states; ++k)
+        if (source.state[k]) source.state[k]->bump_version();
     }
-  }
+  });
 }
 
 inline void Plan::run() {
@@ -132,20 +143,22 @@ inline void Plan::run() {
   const auto hold = [&](TensorImpl* impl) {
     if (impl) held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
   };
-  for (size_t first = 0, last; first < rows_.size(); first = last) {
+  for (size_t first = 0, last; first < count_; first = last) {
     const int wave = slots_[sources_[first].slot].wave;
-    for (last = first; last < rows_.size() && slots_[sources_[last].slot].wave == wave;) ++last;
+    for (last = first; last < count_ && slots_[sources_[last].slot].wave == wave;) ++last;
+    if (wave > 0)
+      for (size_t i = first; i < last; ++i) read_counts(sources_[i]);
     prepare_rows(first, last);
     const auto sweep = [&] { cpu::sweep(*rule_, rows_.data() + first, rows_.data() + last, at::get_num_threads()); };
     if (rows_[last - 1].work_end < kReleaseGil) {
       sweep();
     } else {
-      for (const Source& source : sources_) {
-        hold(source.param);
-        hold(source.grad);
-        for (TensorImpl* state : source.state) hold(state);
+      for (size_t i = 0; i < count_; ++i) {
+        hold(sources_[i].param);
+        hold(sources_[i].grad);
+        for (TensorImpl* state : sources_[i].state) hold(state);
+        for (TensorImpl* counter : sources_[i].counter) hold(counter);
       }
-      for (TensorImpl* counter : written_) hold(counter);
       busy_ = true;
       {
         const py::gil_scoped_release release;
@@ -153,14 +166,9 @@ inline void Plan::run() {
       }
       busy_ = false;
     }
-    write_counters(first, last);
+    write_counts(first, last);
   }
-  for (TensorImpl* impl : written_) impl->bump_version();
-  for (const Source& source : sources_) {
-    source.param->bump_version();
-    for (int k = 0; k < rule_->states; ++k)
-      if (source.state[k]) source.state[k]->bump_version();
-  }
+  finish();
 }
 
 inline py::object Plan::step(py::object optimizer, bool engine_only) {
@@ -181,37 +189,20 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
   read_groups(groups.ptr());
   if (!slots_match(state.ptr())) rebuild_slots(state.ptr());
 
-  rows_.clear();
-  sources_.clear();
-  new_states_.clear();
-  written_.clear();
-  layouts_.clear();
-  // A dispatch mode (FakeTensorMode, make_fx, a flop counter) must see operations, so torch's path takes all.
-  const bool observed = c10::impl::TorchDispatchModeTLS::any_modes_set();
-  py::list leftover;
-  int slot = 0;
-  for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
-    py::list params;
-    const int count = static_cast<int>(PySequence_Fast_GET_SIZE(groups_[g].params));
-    for (int i = 0; i < count; ++i, ++slot) {
-      const bool taken = observed ? !unpack(slots_[slot].param).unsafeGetTensorImpl()->grad().defined() : collect(g, slot, i);
-      if (!taken) params.append(borrow(slots_[slot].param));
-    }
-    if (!params.empty()) leftover.append(py::make_tuple(g, params));
-  }
-  for (size_t i = 0; i < rows_.size(); ++i) lay_out(rows_[i], sources_[i]);
-  // All that can be refused has been asked; from here on only memory can be lacking.
+  // All that can be refused is refused here; after it only memory can be lacking.
+  const py::list leftover = collect_all();
   if (!leftover.empty() && !engine_only) return leftover;
-
   make_states(state.ptr());
-  for (const size_t i : new_states_) lay_out(rows_[i], sources_[i]);
-  for (size_t i = 0; i < rows_.size(); ++i) {
+  for (const size_t i : new_states_) {
     Row& row = rows_[i];
-    const Source& source = sources_[i];
+    Source& source = sources_[i];
+    lay_out(row, source, true);
     row.param = source.param->mutable_data();
     row.grad = source.grad->data();
+    for (int c = 0; c < rule_->counters; ++c) source.count[c] = source.counter[c]->mutable_data();
     for (int k = 0; k < rule_->states; ++k)
       if (source.state[k]) row.state[k] = source.state[k]->mutable_data();
+    read_counts(source);
   }
   sort_waves();
   run();

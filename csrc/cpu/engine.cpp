@@ -1,6 +1,5 @@
 #include "engine.h"
 
-#include <omp.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -10,9 +9,7 @@
 #include <stdexcept>
 
 #include "isa.h"
-#ifdef FUSEDOPT_X86
-#include <xmmintrin.h>
-#endif
+#include "parallel.h"
 
 namespace fusedopt::cpu {
 namespace {
@@ -49,36 +46,26 @@ const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] {
   if (g_team_started) g_team_lost = true;
 });
 
-// Below this many elements a second thread costs more than it saves: waking a team takes 2 to 5 us, a core updates some
-// 2,000 elements per us.
+// Below this many elements a second thread costs more than it saves: a core updates some 2,000 elements per us.
 constexpr int64_t kSerialWork = 16384;
 
-// Calls share(thread, of) on each thread of a team. The same team size every time: libgomp dismisses the threads that a
-// smaller team leaves idle and starts them anew for the next larger one.
-template <class F>
-void parallel(int64_t work, int threads, F&& share) {
-  if (threads <= 1 || work < kSerialWork || g_team_lost || omp_in_parallel()) return share(0, 1);
-  g_team_started = true;
-#ifdef FUSEDOPT_X86
-  // Rounding and denormal modes belong to a thread: the team takes over the caller's, or results would depend on it.
-  const unsigned mode = _mm_getcsr();
-#endif
-#pragma omp parallel num_threads(threads)
-  {
-#ifdef FUSEDOPT_X86
-    const unsigned own = _mm_getcsr();
-    _mm_setcsr(mode);
-#endif
-    share(omp_get_thread_num(), omp_get_num_threads());
-#ifdef FUSEDOPT_X86
-    _mm_setcsr(own);
-#endif
-  }
+// Asks for the first elements of a row: short rows end before the hardware has seen a stream in them.
+void prefetch_row(const Rule& rule, const Row& row) {
+  if (row.layout) return;
+  const auto operand = [&](const void* data, Dtype dtype) {
+    const int64_t bytes = std::min<int64_t>(row.numel * element_size(dtype), 2048);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(data) + at);
+  };
+  operand(row.param, row.param_dtype);
+  operand(row.grad, row.grad_dtype);
+  for (int k = 0; k < rule.states; ++k)
+    if (row.state[k]) operand(row.state[k], row.state_dtype[k]);
 }
 
 void sweep_share(const Rule& rule, const Row* first, const Row* last, int64_t from, int64_t to) {
   const Row* row = std::lower_bound(first, last, from + 1, [](const Row& r, int64_t work) { return r.work_end < work; });
   for (; row < last; ++row) {
+    if (row + 1 < last) prefetch_row(rule, row[1]);
     const int64_t row_begin = row->work_end - row->numel - kRowOverhead;
     if (row_begin >= to) break;
     // Shares meet on multiples of 64 elements, so that no two threads write to one cache line of a dense aligned tensor.
@@ -92,6 +79,9 @@ void sweep_share(const Rule& rule, const Row* first, const Row* last, int64_t fr
 }
 
 }  // namespace
+
+bool team_available() { return !g_team_lost && !omp_in_parallel(); }
+void note_team() { g_team_started = true; }
 
 const std::vector<Isa>& built_isas() {
   static const std::vector<Isa> isas = {
@@ -131,13 +121,13 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads) {
   if (first == last) return;
   const int64_t start = first->work_end - first->numel - kRowOverhead;
   const int64_t work = last[-1].work_end - start;
-  parallel(work, threads, [&](int thread, int of) {
+  parallel(work >= kSerialWork, threads, [&](int thread, int of) {
     sweep_share(rule, first, last, start + work * thread / of, start + work * (thread + 1) / of);
   });
 }
 
 void adam_traffic(float* p, const float* g, float* m, float* v, int64_t n, int threads) {
-  parallel(n, threads, [&](int thread, int of) {
+  parallel(true, threads, [&](int thread, int of) {
     const int64_t end = n * (thread + 1) / of;
 #pragma GCC ivdep
     for (int64_t i = n * thread / of; i < end; ++i) {
