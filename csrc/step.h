@@ -10,7 +10,7 @@ constexpr int kMaxCounters = 3;
 constexpr int kMaxHypers = 16;
 constexpr int kMaxScalars = 16;
 constexpr int kMaxVariants = 8;
-constexpr int kMaxDims = 8;
+constexpr int kMaxDims = 16;
 
 enum class Dtype : uint8_t { f32, f64, bf16, f16 };
 

@@ -233,6 +233,19 @@ def test_complex_params_step_as_pairs_of_reals(case: Case, dtype: torch.dtype) -
     assert_identical([float64(p) for p in params_of(ours)], [float64(p) for p in pairs])
 
 
+@one_per_optimizer
+@pytest.mark.parametrize("dtype", COMPLEX, ids=str)
+def test_lazily_conjugated_and_negated_gradients(case: Case, dtype: torch.dtype) -> None:
+    """Their memory holds other values than they have: torch marks `conj()` and `conj().imag` with a bit."""
+    run = [[torch.randn(67, dtype=dtype), torch.randn(67, dtype=dtype)] for _ in range(3)]
+    assert run[0][0].conj().is_conj()
+    assert run[0][1].conj().imag.is_neg()
+    lazy: list[list[Tensor | None]] = [[a.conj(), b.conj().imag] for a, b in run]
+    plain: list[list[Tensor | None]] = [[a.conj_physical(), -b.imag] for a, b in run]
+    values = [torch.randn(67, dtype=dtype), torch.randn(67, dtype=dtype.to_real())]
+    torch.testing.assert_close(train(case.ours(leaves(values)), lazy), train(case.torchs(leaves(values)), plain))
+
+
 @every_case
 def test_several_dtypes_in_one_group_do_not_disturb_each_other(case: Case) -> None:
     dtypes = [*FLOATS, *COMPLEX, *reversed(FLOATS)]

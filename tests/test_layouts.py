@@ -117,6 +117,17 @@ def test_expanded_gradients(case: Case, layout: Layout, source: tuple[int, ...])
 
 
 @one_per_optimizer
+def test_empty_tensors_with_strides_of_zero(case: Case) -> None:
+    """torch's arithmetic gives (2, 0, 1) results of strides (0, 1, 0), which SGD's first buffer inherits."""
+    values = torch.randn(2, 0, 1)
+    run: GradientRun = [[2 * g for g in grads if g is not None] for grads in random_gradients([values], steps=3)]
+    ours = case.ours(leaves([values, torch.randn(3)]))
+    other = random_gradients([torch.empty(3)], steps=3)
+    train(ours, [[*empty, *rest] for empty, rest in zip(run, other, strict=True)])
+    assert params_of(ours)[0].shape == (2, 0, 1)
+
+
+@one_per_optimizer
 def test_gradients_may_change_their_layout_from_step_to_step(case: Case) -> None:
     values = torch.randn(4, 3, 5, 6)
     run = random_gradients([values], steps=2 * len(OF_ONE_SHAPE))

@@ -1,55 +1,60 @@
 // How a plan finds and checks one param with its gradient and states. Included by bindings.cpp, after torch.
-//
-// Every function here runs in two ways. All threads of a team first look at all slots: they only read, take the ordinary case
-// and call anything else unclear, since they hold neither the GIL nor each other. Then the calling thread goes
-// through the unclear ones thoroughly, which is where errors are raised and Python is asked.
 #pragma once
 
 #include "plan.h"
 
 namespace fusedopt {
 
-inline void Plan::remember(int slot, const Source& source, PyObject* const* objects) {
-  auto* trail = &trail_[static_cast<size_t>(slot) * tensors_];
-  const auto add = [&](const void* object, const TensorImpl* impl) {
-    if (impl) *trail++ = {object, impl, impl->unsafe_storage().unsafeGetStorageImpl()};
+inline void Plan::remember(const Source& source, PyObject* const* objects) {
+  Trace* trace = &trail_[static_cast<size_t>(source.slot) * tensors_];
+  const auto add = [&](const void* object, const TensorImpl* impl, const auto& extra) {
+    if (trace->impl != impl) {
+      // A VersionVariable is one pointer, to the counter.
+      const void* version = *reinterpret_cast<void* const*>(&impl->version_counter());
+      *trace = {object, impl, impl->unsafe_storage().unsafeGetStorageImpl(), version, extra()};
+    }
+    ++trace;
   };
-  add(slots_[slot].param, source.param);
-  add(slots_[slot].state, source.grad);
-  for (int c = 0; c < rule_->counters; ++c) add(objects[kMaxStates + c], source.counter[c]);
-  for (int k = 0; k < rule_->states; ++k) add(objects[k], source.state[k]);
+  PyObject* dict = slots_[source.slot].state;
+  const auto nothing = [] { return nullptr; };
+  add(slots_[source.slot].param, source.param, [&] { return source.param->autograd_meta(); });
+  add(dict, source.grad, [&] { return dict ? reinterpret_cast<PyDictObject*>(dict)->ma_keys : nullptr; });
+  for (int c = 0; c < rule_->counters; ++c)
+    add(objects[kMaxStates + c], source.counter[c], [&] { return source.count[c]; });
+  for (int k = 0; k < rule_->states; ++k)
+    if (source.state[k]) add(objects[k], source.state[k], nothing);
 }
 
 inline void Plan::prefetch(int slot) const {
-  const auto* trail = &trail_[static_cast<size_t>(slot) * tensors_];
-  for (int t = 0; t < tensors_; ++t) {
-    const auto& [object, impl, storage] = trail[t];
-    const auto lines = [](const void* address, size_t bytes) {
-      for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(address) + at);
-    };
-    if (!impl) return;
-    lines(object, 1);
-    lines(impl, sizeof(TensorImpl));
-    lines(storage, sizeof(c10::StorageImpl));
+  const Trace* trace = &trail_[static_cast<size_t>(slot) * tensors_];
+  const auto lines = [](const void* address, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(address) + at);
+  };
+  for (int t = 0; t < tensors_ && trace[t].impl; ++t) {
+    lines(trace[t].object, 1);
+    lines(trace[t].impl, sizeof(TensorImpl));
+    lines(trace[t].storage, sizeof(c10::StorageImpl));
+    lines(trace[t].extra, 128);
+    __builtin_prefetch(trace[t].version, 1);
   }
 }
 
-inline Plan::Found Plan::collect(int slot, bool thorough) {
+// Makes row `at` of a slot.
+inline Plan::Found Plan::collect(int slot, size_t at) {
   TensorImpl* param = unpack(slots_[slot].param).unsafeGetTensorImpl();
   const at::Tensor& grad_tensor = param->grad();
   if (!grad_tensor.defined()) return Found::nothing;
   TensorImpl* grad = grad_tensor.unsafeGetTensorImpl();
   const Group& group = groups_[slots_[slot].group];
 
-  Row& row = rows_[slot];
-  Source& source = sources_[slot];
+  Row& row = rows_[at];
+  Source& source = sources_[at];
   row = Row{};
   source = Source{};
   source.param = param;
   source.grad = grad;
   source.slot = slot;
   if (group.differentiable || !plain(*param) || !plain(*grad)) {
-    if (!thorough) return Found::unclear;
     // torch refuses inference tensors outside inference mode only after it has written them.
     if (param->is_inference()) param->bump_version();
     if (plain(*param) && !dispatches_to_python(*grad) && !grad->is_sparse() && grad->device() != param->device())
@@ -59,26 +64,29 @@ inline Plan::Found Plan::collect(int slot, bool thorough) {
 
   const bool known = storage_of(*param, row.param_dtype);
   const bool fits = storage_of(*grad, row.grad_dtype) && is_complex(*grad) == is_complex(*param);
-  if (!known || !fits || grad->sizes() != param->sizes()) {
-    if (!thorough) return Found::unclear;
+  if (!known || !fits || !equal(grad->sizes(), param->sizes())) {
     if (!known)
       fail(source, dtype_name(*param) + " params cannot be stepped; convert it to float32, float64, bfloat16 or float16");
     if (!fits)
       fail(source, "its gradient is " + dtype_name(*grad) + ", the param " + dtype_name(*param) + "; convert the gradient");
     fail(source, "its gradient has shape " + shape_of(*grad) + ", the param " + shape_of(*param) + "; set .grad anew");
   }
-  row.variant = static_cast<uint8_t>(rule_->variant(group.hypers.data()));
+  row.variant = static_cast<uint8_t>(group.variant);
   row.numel = param->numel() * (is_complex(*param) ? 2 : 1);
-  const Found state = read_state(row, source, thorough);
+  const Found state = read_state(row, source);
   if (state != Found::row) return state;
-  if (!lay_out(row, source, thorough)) return Found::unclear;
+  if (!lay_out(row, source)) return Found::leftover;
   if (source.first) return Found::row;
   read_counts(source);
-  row.param = param->mutable_data();
-  row.grad = grad->data();
-  for (int k = 0; k < rule_->states; ++k)
-    if (source.state[k]) row.state[k] = source.state[k]->mutable_data();
+  address(row, source);
   return Found::row;
+}
+
+inline void Plan::address(Row& row, const Source& source) const {
+  row.param = data_of(*source.param);
+  row.grad = source.grad->data();
+  for (int k = 0; k < rule_->states; ++k)
+    if (source.state[k]) row.state[k] = data_of(*source.state[k]);
 }
 
 inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
@@ -103,43 +111,39 @@ inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
 }
 
 // Leftover where torch's own step has to make sense of the counter.
-inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value, bool thorough) {
+inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
   const auto name = [&] { return std::string("its state '") + rule_->counter_names[c] + "' "; };
-  if (!THPVariable_CheckExact(value) && !(thorough && THPVariable_Check(value))) {
-    if (!thorough) return Found::unclear;
+  if (!THPVariable_Check(value)) {
     fail(source, name() + "is not a tensor; assign torch.tensor(float(value))");
   }
   TensorImpl* counter = unpack(value).unsafeGetTensorImpl();
   const at::ScalarType dtype = counter->dtype().toScalarType();
   if (!plain(*counter) || counter->numel() != 1 || (dtype != at::kFloat && dtype != at::kDouble)) {
-    if (!thorough) return Found::unclear;
     if (counter->is_inference()) counter->bump_version();
     if (counter->numel() != 1)
       fail(source, name() + "has shape " + shape_of(*counter) + "; assign torch.tensor(float(value))");
     return Found::leftover;
   }
   source.counter[c] = counter;
-  source.count[c] = counter->mutable_data();
+  source.count[c] = data_of(*counter);
   return Found::row;
 }
 
-inline Plan::Found Plan::read_state(Row& row, Source& source, bool thorough) {
+inline Plan::Found Plan::read_state(Row& row, Source& source) {
   Slot& slot = slots_[source.slot];
   PyObject* found[kMaxStates + kMaxCounters] = {};
   if (slot.state && !PyDict_Check(slot.state)) {
-    if (!thorough) return Found::unclear;
     fail(source, "its entry in optimizer.state is not a dict");
   }
   if (slot.state && PyDict_GET_SIZE(slot.state) > 0) {
     PyObject *key, *value;
     Py_ssize_t position = 0;
     bool matches = slot.signature && static_cast<Py_ssize_t>(slot.signature->keys.size()) == PyDict_GET_SIZE(slot.state);
-    for (size_t i = 0; matches && PyDict_Next(slot.state, &position, &key, &value); ++i) {
-      matches = key == slot.signature->keys[i].ptr();
+    for (size_t i = 0; matches && i < slot.signature->keys.size(); ++i) {
+      matches = PyDict_Next(slot.state, &position, &key, &value) && key == slot.signature->keys[i].ptr();
       if (matches && slot.signature->role[i] >= 0) found[slot.signature->role[i]] = value;
     }
     if (!matches) {
-      if (!thorough) return Found::unclear;
       slot.signature = signature_of(slot.state);
       position = 0;
       for (size_t i = 0; PyDict_Next(slot.state, &position, &key, &value); ++i)
@@ -147,6 +151,7 @@ inline Plan::Found Plan::read_state(Row& row, Source& source, bool thorough) {
     }
   }
 
+  const unsigned keeps = groups_[slot.group].keeps;
   int needed = rule_->counters, present = 0;
   const char* missing = nullptr;
   for (int c = 0; c < rule_->counters; ++c) {
@@ -154,34 +159,31 @@ inline Plan::Found Plan::read_state(Row& row, Source& source, bool thorough) {
     else missing = rule_->counter_names[c];
   }
   for (int k = 0; k < rule_->states; ++k) {
-    if (!rule_->keeps(row.variant, k)) continue;
+    if (!(keeps >> k & 1)) continue;
     ++needed;
     if (found[k] && found[k] != Py_None) ++present;
     else missing = rule_->state_names[k];
   }
   source.first = needed > 0 && present == 0;
-  if (source.first) return thorough ? Found::row : Found::unclear;
+  if (source.first) return Found::row;
   if (present < needed) {
-    if (!thorough) return Found::unclear;
     throw py::key_error(label(slot.group, slot.position) + ": its state lacks '" + missing +
                         "'; delete optimizer.state[param] to start anew, or load a state made with these options");
   }
 
   for (int c = 0; c < rule_->counters; ++c) {
-    const Found counter = read_counter(source, c, found[kMaxStates + c], thorough);
+    const Found counter = read_counter(source, c, found[kMaxStates + c]);
     if (counter != Found::row) return counter;
   }
   for (int k = 0; k < rule_->states; ++k) {
-    if (!rule_->keeps(row.variant, k)) continue;
+    if (!(keeps >> k & 1)) continue;
     const auto name = [&] { return std::string("its state '") + rule_->state_names[k] + "' "; };
-    if (!THPVariable_CheckExact(found[k]) && !(thorough && THPVariable_Check(found[k]))) {
-      if (!thorough) return Found::unclear;
+    if (!THPVariable_Check(found[k])) {
       fail(source, name() + "is not a tensor");
     }
     TensorImpl* state = unpack(found[k]).unsafeGetTensorImpl();
     const bool fits = storage_of(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param);
-    if (!plain(*state) || !fits || state->sizes() != source.param->sizes()) {
-      if (!thorough) return Found::unclear;
+    if (!plain(*state) || !fits || !equal(state->sizes(), source.param->sizes())) {
       if (state->is_inference()) state->bump_version();
       if (state->is_inference() || dispatches_to_python(*state)) return Found::leftover;
       if (!plain(*state))
@@ -193,28 +195,26 @@ inline Plan::Found Plan::read_state(Row& row, Source& source, bool thorough) {
     }
     source.state[k] = state;
   }
-  remember(source.slot, source, found);
+  remember(source, found);
   return Found::row;
 }
 
-// The layout of a row, where its operands are not all dense in one order. False if only a thorough look can tell.
-inline bool Plan::lay_out(Row& row, const Source& source, bool thorough) {
+// The layout of a row, where its operands are not all dense in one order. False if it has too many dimensions.
+inline bool Plan::lay_out(Row& row, const Source& source) {
   row.layout = nullptr;
   const TensorImpl* operands[kOperands] = {source.param, source.grad};
   int slots[kOperands] = {kParam, kGrad}, count = 2;
-  bool same = source.param->is_non_overlapping_and_dense() && source.grad->strides() == source.param->strides();
+  bool same = source.param->is_non_overlapping_and_dense() && equal(source.grad->strides(), source.param->strides());
   for (int k = 0; k < rule_->states; ++k) {
     if (!source.state[k]) continue;
     slots[count] = kState + k;
     operands[count++] = source.state[k];
-    same = same && source.state[k]->strides() == source.param->strides();
+    same = same && equal(source.state[k]->strides(), source.param->strides());
   }
-  if (same) return true;
-  if (!thorough) return false;
+  if (same || row.numel == 0) return true;
 
   Layout merged;
-  if (!make_layout(operands, count, merged))
-    fail(source, "its memory cannot be walked in " + std::to_string(kMaxDims) + " dimensions; make the param contiguous");
+  if (!make_layout(operands, count, merged)) return false;
   for (int o = 0; o < count; ++o) {
     for (int d = 0; d < merged.dims; ++d) {
       if (o != kGrad && merged.stride[o][d] == 0 && merged.size[d] > 1) {
@@ -224,7 +224,7 @@ inline bool Plan::lay_out(Row& row, const Source& source, bool thorough) {
       }
     }
   }
-  if (row.numel == 0 || dense(merged, count)) return true;
+  if (dense(merged, count)) return true;
   Layout& layout = layouts_.emplace_back(merged);
   for (int o = 0; o < count; ++o) std::copy_n(merged.stride[o], merged.dims, layout.stride[slots[o]]);
   row.layout = &layout;
@@ -233,47 +233,31 @@ inline bool Plan::lay_out(Row& row, const Source& source, bool thorough) {
 
 // Fills rows_ and sources_ with what the engine steps, and returns the rest as [(group index, [params])].
 inline py::list Plan::collect_all() {
+  // How many params ahead memory is asked for; one takes about as long as a cache miss.
+  constexpr int kAhead = 4;
   const int slots = static_cast<int>(slots_.size());
   // A dispatch mode (FakeTensorMode, make_fx, a flop counter) must see operations, so torch's path takes all.
   const bool observed = c10::impl::TorchDispatchModeTLS::any_modes_set();
-  // From this many params on a team finds them faster than one thread does.
-  cpu::parallel(slots >= 128 && !observed, at::get_num_threads(), [&](int thread, int of) {
-    constexpr int kAhead = 4;
-    const int end = static_cast<int>(int64_t{slots} * (thread + 1) / of);
-    for (int slot = static_cast<int>(int64_t{slots} * thread / of); slot < end; ++slot) {
-      if (slot + kAhead < end) prefetch(slot + kAhead);
-      try {
-        found_[slot] = observed ? Found::leftover : collect(slot, false);
-      } catch (...) {
-        found_[slot] = Found::unclear;
-      }
-    }
-  });
-
   count_ = 0;
   new_states_.clear();
   layouts_.clear();
-  py::list leftover;
+  py::list leftover, params;
   int group = -1;
-  py::list params;
   for (int slot = 0; slot < slots; ++slot) {
-    Found found = found_[slot] == Found::unclear ? collect(slot, true) : found_[slot];
+    if (slot + kAhead < slots) prefetch(slot + kAhead);
+    Found found = observed ? Found::leftover : collect(slot, count_);
     if (observed && !unpack(slots_[slot].param).unsafeGetTensorImpl()->grad().defined()) found = Found::nothing;
-    if (found == Found::leftover) {
-      if (slots_[slot].group != group) {
-        params = py::list();
-        group = slots_[slot].group;
-        leftover.append(py::make_tuple(group, params));
-      }
-      params.append(borrow(slots_[slot].param));
+    if (found == Found::row) {
+      if (sources_[count_].first) new_states_.push_back(count_);
+      ++count_;
     }
-    if (found != Found::row) continue;
-    if (count_ != static_cast<size_t>(slot)) {
-      rows_[count_] = rows_[slot];
-      sources_[count_] = sources_[slot];
+    if (found != Found::leftover) continue;
+    if (slots_[slot].group != group) {
+      group = slots_[slot].group;
+      params = py::list();
+      leftover.append(py::make_tuple(group, params));
     }
-    if (sources_[count_].first) new_states_.push_back(count_);
-    ++count_;
+    params.append(borrow(slots_[slot].param));
   }
   return leftover;
 }

@@ -68,12 +68,19 @@ class Group {
   std::array<double, kMaxHypers> hypers{};
   double sign = 1;  // -1 to maximize
   bool differentiable = false;
-  int same_as = 0;  // the first group with equal numbers: its scalars serve both
+  int variant = 0;      // of the rule, under these hyper-parameters
+  unsigned keeps = 0;   // bit k: the variant has state k
+  int same_as = 0;      // the first group with equal numbers: its scalars serve both
   PyObject* params = nullptr;  // borrowed, valid during a step
 
-  void read(PyObject* dict, const GroupNames& names, int index) {
+  void read(PyObject* dict, const GroupNames& names, const Rule& rule, int index) {
     if (!PyDict_Check(dict)) throw py::type_error("param_groups[" + std::to_string(index) + "] is not a dict");
-    if (!unchanged(dict)) parse(dict, names, index);
+    if (!unchanged(dict)) {
+      parse(dict, names, index);
+      variant = rule.variant(hypers.data());
+      keeps = 0;
+      for (int k = 0; k < rule.states; ++k) keeps |= rule.keeps(variant, k) ? 1u << k : 0u;
+    }
     if (!params) throw py::key_error("param_groups[" + std::to_string(index) + "] has no 'params'");
     if (!is_sequence(params)) {
       throw py::type_error("param_groups[" + std::to_string(index) + "]['params'] is not a list; assign a list of tensors");

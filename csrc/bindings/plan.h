@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "../cpu/engine.h"
-#include "../cpu/parallel.h"
 #include "group.h"
 #include "tensor.h"
 
@@ -61,8 +60,8 @@ class Plan {
     int group;
     bool first;
   };
-  // What collect() made of a slot: no gradient, a row, torch's to step, or not the ordinary case.
-  enum class Found : uint8_t { nothing, row, leftover, unclear };
+  // What a slot turned out to be: without a gradient, a row for the engine, or torch's to step.
+  enum class Found { nothing, row, leftover };
 
   const Rule* find() const {
     const Rule* rule = cpu::find_rule(rule_name_);
@@ -73,12 +72,13 @@ class Plan {
   void read_groups(PyObject* groups);
   bool slots_match(PyObject* state) const;
   void rebuild_slots(PyObject* state);
-  Found collect(int slot, bool thorough);
-  Found read_state(Row& row, Source& source, bool thorough);
-  Found read_counter(Source& source, int c, PyObject* value, bool thorough);
+  Found collect(int slot, size_t at);
+  Found read_state(Row& row, Source& source);
+  Found read_counter(Source& source, int c, PyObject* value);
   const Signature* signature_of(PyObject* dict);
-  bool lay_out(Row& row, const Source& source, bool thorough);
-  void remember(int slot, const Source& source, PyObject* const* objects);
+  bool lay_out(Row& row, const Source& source);
+  void address(Row& row, const Source& source) const;
+  void remember(const Source& source, PyObject* const* objects);
   void prefetch(int slot) const;
   py::list collect_all();
   void make_states(PyObject* state);
@@ -87,7 +87,7 @@ class Plan {
   void prepare_rows(size_t first, size_t last);
   void read_counts(Source& source) const;
   void write_counts(size_t first, size_t last);
-  void finish();
+  void bump_versions() const;
 
   // "param 3 of group 0 ('layer.weight')"
   std::string label(int group, int position) const;
@@ -114,13 +114,15 @@ class Plan {
   std::vector<Row> rows_;
   std::vector<Source> sources_;
   size_t count_ = 0;
-  std::vector<Found> found_;
   std::vector<size_t> new_states_;  // rows whose state has yet to be made
   std::deque<Layout> layouts_;
   std::vector<Prepared> prepared_;
-  // Where the last step found each slot's tensors: for each a Python object, a TensorImpl and a StorageImpl, perhaps gone by
-  // now. Only ever prefetched: finding a param's tensors touches some 40 cache lines, each behind the last.
-  std::vector<std::array<const void*, 3>> trail_;
+  // Where the last step found each slot's tensors and what belongs to them, perhaps gone by now. Only ever prefetched:
+  // finding a param's tensors touches some 40 cache lines, each behind the last.
+  struct Trace {
+    const void *object, *impl, *storage, *version, *extra;
+  };
+  std::vector<Trace> trail_;
   int tensors_ = 0;  // of a slot, at most
 };
 
@@ -139,7 +141,7 @@ inline void Plan::read_groups(PyObject* groups) {
   groups_.resize(PySequence_Fast_GET_SIZE(groups));
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
     Group& group = groups_[g];
-    group.read(PySequence_Fast_GET_ITEM(groups, g), names_, g);
+    group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g);
     const bool equal = g > 0 && groups_[g - 1].sign == group.sign &&
                        std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
     group.same_as = equal ? groups_[g - 1].same_as : g;
@@ -153,11 +155,12 @@ inline bool Plan::slots_match(PyObject* state) const {
   for (const auto& entry : order_)
     if (!PyDict_Next(state, &position, &key, &value) || key != entry.first || value != entry.second) return false;
   size_t slot = 0;
-  for (const Group& group : groups_) {
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(group.params);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(groups_[g].params);
     if (slot + count > slots_.size()) return false;
-    for (Py_ssize_t i = 0; i < count; ++i)
-      if (PySequence_Fast_GET_ITEM(group.params, i) != slots_[slot++].param) return false;
+    for (Py_ssize_t i = 0; i < count; ++i, ++slot)
+      if (PySequence_Fast_GET_ITEM(groups_[g].params, i) != slots_[slot].param || slots_[slot].group != static_cast<int>(g))
+        return false;
   }
   return slot == slots_.size();
 }
@@ -185,7 +188,6 @@ inline void Plan::rebuild_slots(PyObject* state) {
   trail_.assign(slots_.size() * tensors_, {});
   rows_.resize(slots_.size());
   sources_.resize(slots_.size());
-  found_.resize(slots_.size());
 }
 
 }  // namespace fusedopt

@@ -30,7 +30,7 @@ inline void Plan::make_states(PyObject* state) {
       source.counter[c] = counter.unsafeGetTensorImpl();
     }
     for (int k = 0; k < rule_->states; ++k) {
-      if (!rule_->keeps(rows_[i].variant, k)) continue;
+      if (!(groups_[slot.group].keeps >> k & 1)) continue;
       const at::Tensor& param = unpack(slot.param);
       const at::Tensor value = at::zeros_like(rule_->state_like_grad ? param.grad() : param, param.options());
       entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
@@ -124,16 +124,14 @@ inline void Plan::prepare_rows(size_t first, size_t last) {
 }
 
 // Tells autograd of the writes.
-inline void Plan::finish() {
-  cpu::parallel(count_ >= 128, at::get_num_threads(), [&](int thread, int of) {
-    for (size_t i = count_ * thread / of; i < count_ * (thread + 1) / of; ++i) {
-      const Source& source = sources_[i];
-      source.param->bump_version();
-      for (int c = 0; c < rule_->counters; ++c) source.counter[c]->bump_version();
-      for (int k = 0; k < rule_->states; ++k)
-        if (source.state[k]) source.state[k]->bump_version();
-    }
-  });
+inline void Plan::bump_versions() const {
+  for (size_t i = 0; i < count_; ++i) {
+    const Source& source = sources_[i];
+    source.param->bump_version();
+    for (int c = 0; c < rule_->counters; ++c) source.counter[c]->bump_version();
+    for (int k = 0; k < rule_->states; ++k)
+      if (source.state[k]) source.state[k]->bump_version();
+  }
 }
 
 inline void Plan::run() {
@@ -168,7 +166,7 @@ inline void Plan::run() {
     }
     write_counts(first, last);
   }
-  finish();
+  bump_versions();
 }
 
 inline py::object Plan::step(py::object optimizer, bool engine_only) {
@@ -196,12 +194,9 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
   for (const size_t i : new_states_) {
     Row& row = rows_[i];
     Source& source = sources_[i];
-    lay_out(row, source, true);
-    row.param = source.param->mutable_data();
-    row.grad = source.grad->data();
-    for (int c = 0; c < rule_->counters; ++c) source.count[c] = source.counter[c]->mutable_data();
-    for (int k = 0; k < rule_->states; ++k)
-      if (source.state[k]) row.state[k] = source.state[k]->mutable_data();
+    lay_out(row, source);
+    address(row, source);
+    for (int c = 0; c < rule_->counters; ++c) source.count[c] = data_of(*source.counter[c]);
     read_counts(source);
   }
   sort_waves();

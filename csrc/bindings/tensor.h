@@ -15,9 +15,23 @@ inline const at::Tensor& unpack(PyObject* object) { return THPVariable_Unpack(ob
 
 // An ordinary dense CPU tensor: no subclass that dispatches, no meta or sparse tensor, no lazy conjugate, no inference
 // tensor, no functional wrapper. All of those differ in their key set, so one comparison is the whole test.
-inline bool plain(const TensorImpl& impl) {
-  static const c10::DispatchKeySet keys = at::empty({0}, at::TensorOptions(at::kCPU).dtype(at::kFloat)).key_set();
-  return impl.key_set() == keys;
+inline const c10::DispatchKeySet g_plain_keys =
+    at::empty({0}, at::TensorOptions(at::kCPU).dtype(at::kFloat)).key_set();
+inline bool plain(const TensorImpl& impl) { return impl.key_set() == g_plain_keys; }
+
+// Shapes and strides have few entries: a loop beats the call to memcmp that == makes.
+inline bool equal(c10::IntArrayRef a, c10::IntArrayRef b) {
+  if (a.size() != b.size()) return false;
+  for (size_t d = 0; d < a.size(); ++d)
+    if (a[d] != b[d]) return false;
+  return true;
+}
+
+// The first element, for writing: a copy-on-write storage is copied now.
+inline void* data_of(const TensorImpl& impl) {
+  if (impl.numel() == 0) return nullptr;
+  char* storage = static_cast<char*>(impl.unsafe_storage().unsafeGetStorageImpl()->mutable_data());
+  return storage + impl.dtype().itemsize() * impl.storage_offset();
 }
 
 inline bool dispatches_to_python(const TensorImpl& impl) { return impl.key_set().has(c10::DispatchKey::Python); }

@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <omp.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -9,7 +10,9 @@
 #include <stdexcept>
 
 #include "isa.h"
-#include "parallel.h"
+#ifdef FUSEDOPT_X86
+#include <xmmintrin.h>
+#endif
 
 namespace fusedopt::cpu {
 namespace {
@@ -49,6 +52,29 @@ const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] {
 // Below this many elements a second thread costs more than it saves: a core updates some 2,000 elements per us.
 constexpr int64_t kSerialWork = 16384;
 
+// Calls share(thread, of) on each thread of a team, or share(0, 1) where a team is not worth its start of 2 to 5 us. All
+// teams have the same size: libgomp dismisses the threads that a smaller one leaves idle and starts them anew for the next.
+template <class F>
+void parallel(bool worthwhile, int threads, F&& share) {
+  if (!worthwhile || threads <= 1 || g_team_lost || omp_in_parallel()) return share(0, 1);
+  g_team_started = true;
+#ifdef FUSEDOPT_X86
+  // Rounding and denormal modes belong to a thread: the team takes over the caller's, or results would depend on it.
+  const unsigned mode = _mm_getcsr();
+#endif
+#pragma omp parallel num_threads(threads)
+  {
+#ifdef FUSEDOPT_X86
+    const unsigned own = _mm_getcsr();
+    _mm_setcsr(mode);
+#endif
+    share(omp_get_thread_num(), omp_get_num_threads());
+#ifdef FUSEDOPT_X86
+    _mm_setcsr(own);
+#endif
+  }
+}
+
 // Asks for the first elements of a row: short rows end before the hardware has seen a stream in them.
 void prefetch_row(const Rule& rule, const Row& row) {
   if (row.layout) return;
@@ -79,9 +105,6 @@ void sweep_share(const Rule& rule, const Row* first, const Row* last, int64_t fr
 }
 
 }  // namespace
-
-bool team_available() { return !g_team_lost && !omp_in_parallel(); }
-void note_team() { g_team_started = true; }
 
 const std::vector<Isa>& built_isas() {
   static const std::vector<Isa> isas = {

@@ -157,10 +157,15 @@ struct Kernel {
     for (int k = 0; k < kStates; ++k)
       if (R::keeps(variant, k)) in_place_all = in_place_all && state(k).in_place();
 
-    const int64_t step = in_place_all ? end - begin : kTile;
-    for (int64_t at = begin; at < end; at += step) {
-      const int64_t n = step < end - at ? step : end - at;
-      T* s[kStates] = {};
+    T* s[kStates] = {};
+    if (in_place_all) {
+      for (int k = 0; k < kStates; ++k)
+        if (R::keeps(variant, k)) s[k] = static_cast<T*>(row.state[k]) + begin;
+      in_place(static_cast<T*>(row.param) + begin, static_cast<const T*>(row.grad) + begin, s, end - begin, multiplier, c);
+      return;
+    }
+    for (int64_t at = begin; at < end; at += kTile) {
+      const int64_t n = kTile < end - at ? kTile : end - at;
       for (int k = 0; k < kStates; ++k)
         if (R::keeps(variant, k)) s[k] = state(k).load(at, n);
       in_place(param.load(at, n), grad.load(at, n), s, n, multiplier, c);
