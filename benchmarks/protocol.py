@@ -18,7 +18,7 @@ import torch
 
 import fusedopt
 
-Rounds = dict[str, list[int]]  # contestant -> nanoseconds of each round
+Rounds = dict[str, list[int]]  # contestant -> nanoseconds of a call, one figure for each round
 
 
 def nothing() -> None:
@@ -36,9 +36,15 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Effort:
-    """Up to ``rounds`` rounds; after ``seconds`` no new one begins once ``minimum`` are done."""
+    """Up to ``rounds`` rounds; after ``seconds`` no new one begins once ``minimum`` are done.
+
+    A turn is ``repeat`` calls in a row, of which the median counts. Steps of some hundred microseconds need that: after the
+    milliseconds of another contestant's turn the first call finds its caches cold and its threads asleep, and would
+    measure the machine's neighbours.
+    """
 
     rounds: int
+    repeat: int = 1
     seconds: float = 30.0
     minimum: int = 5
     warmup: int = 3
@@ -70,7 +76,7 @@ def warm_up(contestants: Sequence[Contestant], rounds: int) -> None:
 
 
 def interleave(contestants: Sequence[Contestant], effort: Effort, tick: Callable[[], object] = nothing) -> Rounds:
-    """Time every contestant once per round, so that drift of the machine reaches all of them alike.
+    """Give every contestant a turn per round, so that drift of the machine reaches all of them alike.
 
     The order is rotated and turned round from one round to the next: nobody always runs after the same neighbour,
     whose data then fill the caches. ``tick`` is called after each round.
@@ -87,10 +93,13 @@ def interleave(contestants: Sequence[Contestant], effort: Effort, tick: Callable
             if number >= effort.minimum and time.perf_counter() > deadline:
                 break
             for contestant in order(contestants, number):
-                contestant.prepare()
-                start = time.perf_counter_ns()
-                contestant.call()
-                rounds[contestant.name].append(time.perf_counter_ns() - start)
+                turn = []
+                for _ in range(effort.repeat):
+                    contestant.prepare()
+                    start = time.perf_counter_ns()
+                    contestant.call()
+                    turn.append(time.perf_counter_ns() - start)
+                rounds[contestant.name].append(int(np.median(turn)))
             tick()
     finally:
         if collecting:

@@ -18,9 +18,9 @@ MOMENTUM = {"momentum": 0.9}
 
 # Enough rounds for a steady median where a step is short; the long ones repeat well.
 EFFORTS = {
-    "8x256": Effort(rounds=1000, warmup=20),
-    "1000x256": Effort(rounds=150),
-    "480groups": Effort(rounds=300),
+    "8x256": Effort(rounds=100, repeat=30, warmup=20),
+    "1000x256": Effort(rounds=30, repeat=15),
+    "480groups": Effort(rounds=40, repeat=15),
     "resnet50": Effort(rounds=40),
     "gpt2": Effort(rounds=20),
     "1x32Mi": Effort(rounds=30),

@@ -68,6 +68,11 @@ FUSEDOPT_HD void encode(double x, Stored& out) {
   encode(static_cast<float>(x), out);
 }
 
+constexpr fusedopt::Dtype dtype_of(float) { return fusedopt::Dtype::f32; }
+constexpr fusedopt::Dtype dtype_of(double) { return fusedopt::Dtype::f64; }
+constexpr fusedopt::Dtype dtype_of(bf16) { return fusedopt::Dtype::bf16; }
+constexpr fusedopt::Dtype dtype_of(f16) { return fusedopt::Dtype::f16; }
+
 // Calls f with a value of the C++ type that a Dtype names.
 template <class F>
 FUSEDOPT_HD void with_storage(fusedopt::Dtype dtype, F&& f) {

@@ -140,13 +140,12 @@ def test_the_thread_count_changes_neither_bits_nor_itself(case: Case, dtype: tor
     values = [torch.randn(n).to(dtype) for n in sizes]
     run = random_gradients(values, steps=2)
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2):
         torch.set_num_threads(threads)
         ours = case.ours(leaves(values))
         results.append(train(ours, run) + [s for p in params_of(ours) for s in state_tensors(ours, p).values()])
         assert torch.get_num_threads() == threads
     assert_identical(results[1], results[0])
-    assert_identical(results[2], results[0])
 
 
 @every_case

@@ -5,40 +5,6 @@
 
 namespace fusedopt {
 
-inline void Plan::remember(const Source& source, PyObject* const* objects) {
-  Trace* trace = &trail_[static_cast<size_t>(source.slot) * tensors_];
-  const auto add = [&](const void* object, const TensorImpl* impl, const auto& extra) {
-    if (trace->impl != impl) {
-      // A VersionVariable is one pointer, to the counter.
-      const void* version = *reinterpret_cast<void* const*>(&impl->version_counter());
-      *trace = {object, impl, impl->unsafe_storage().unsafeGetStorageImpl(), version, extra()};
-    }
-    ++trace;
-  };
-  PyObject* dict = slots_[source.slot].state;
-  const auto nothing = [] { return nullptr; };
-  add(slots_[source.slot].param, source.param, [&] { return source.param->autograd_meta(); });
-  add(dict, source.grad, [&] { return dict ? reinterpret_cast<PyDictObject*>(dict)->ma_keys : nullptr; });
-  for (int c = 0; c < rule_->counters; ++c)
-    add(objects[kMaxStates + c], source.counter[c], [&] { return source.count[c]; });
-  for (int k = 0; k < rule_->states; ++k)
-    if (source.state[k]) add(objects[k], source.state[k], nothing);
-}
-
-inline void Plan::prefetch(int slot) const {
-  const Trace* trace = &trail_[static_cast<size_t>(slot) * tensors_];
-  const auto lines = [](const void* address, size_t bytes) {
-    for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(address) + at);
-  };
-  for (int t = 0; t < tensors_ && trace[t].impl; ++t) {
-    lines(trace[t].object, 1);
-    lines(trace[t].impl, sizeof(TensorImpl));
-    lines(trace[t].storage, sizeof(c10::StorageImpl));
-    lines(trace[t].extra, 128);
-    __builtin_prefetch(trace[t].version, 1);
-  }
-}
-
 // Makes row `at` of a slot.
 inline Plan::Found Plan::collect(int slot, size_t at) {
   TensorImpl* param = unpack(slots_[slot].param).unsafeGetTensorImpl();
@@ -195,7 +161,6 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     }
     source.state[k] = state;
   }
-  remember(source, found);
   return Found::row;
 }
 
@@ -233,8 +198,6 @@ inline bool Plan::lay_out(Row& row, const Source& source) {
 
 // Fills rows_ and sources_ with what the engine steps, and returns the rest as [(group index, [params])].
 inline py::list Plan::collect_all() {
-  // How many params ahead memory is asked for; one takes about as long as a cache miss.
-  constexpr int kAhead = 4;
   const int slots = static_cast<int>(slots_.size());
   // A dispatch mode (FakeTensorMode, make_fx, a flop counter) must see operations, so torch's path takes all.
   const bool observed = c10::impl::TorchDispatchModeTLS::any_modes_set();
@@ -244,7 +207,6 @@ inline py::list Plan::collect_all() {
   py::list leftover, params;
   int group = -1;
   for (int slot = 0; slot < slots; ++slot) {
-    if (slot + kAhead < slots) prefetch(slot + kAhead);
     Found found = observed ? Found::leftover : collect(slot, count_);
     if (observed && !unpack(slots_[slot].param).unsafeGetTensorImpl()->grad().defined()) found = Found::nothing;
     if (found == Found::row) {

@@ -78,8 +78,6 @@ class Plan {
   const Signature* signature_of(PyObject* dict);
   bool lay_out(Row& row, const Source& source);
   void address(Row& row, const Source& source) const;
-  void remember(const Source& source, PyObject* const* objects);
-  void prefetch(int slot) const;
   py::list collect_all();
   void make_states(PyObject* state);
   void sort_waves();
@@ -117,13 +115,6 @@ class Plan {
   std::vector<size_t> new_states_;  // rows whose state has yet to be made
   std::deque<Layout> layouts_;
   std::vector<Prepared> prepared_;
-  // Where the last step found each slot's tensors and what belongs to them, perhaps gone by now. Only ever prefetched:
-  // finding a param's tensors touches some 40 cache lines, each behind the last.
-  struct Trace {
-    const void *object, *impl, *storage, *version, *extra;
-  };
-  std::vector<Trace> trail_;
-  int tensors_ = 0;  // of a slot, at most
 };
 
 inline std::string Plan::label(int group, int position) const {
@@ -184,8 +175,6 @@ inline void Plan::rebuild_slots(PyObject* state) {
                         static_cast<int>(i), seen[param]++});
     }
   }
-  tensors_ = 2 + rule_->counters + rule_->states;
-  trail_.assign(slots_.size() * tensors_, {});
   rows_.resize(slots_.size());
   sources_.resize(slots_.size());
 }

@@ -10,6 +10,9 @@
 
 namespace fusedopt {
 
+// How many elements ahead of the vector loop memory is asked for.
+extern const int64_t g_prefetch_distance;
+
 const Rule* rules_generic(int& count);
 const Rule* rules_avx2(int& count);
 const Rule* rules_avx512(int& count);
