@@ -37,6 +37,7 @@ test: $(BUILT)
 
 bench: $(BUILT)
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/figures.py
 
 lint: $(BUILT)
 	$(BIN)/ruff check .

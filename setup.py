@@ -9,8 +9,8 @@ from pathlib import Path
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-# IEEE arithmetic with every fma written out (-ffp-contract=off) is what makes results equal on every instruction set; the other
-# two only drop errno and floating-point flags, without which g++ does not vectorise square roots and selections.
+# IEEE arithmetic with every fma written out (-ffp-contract=off) makes results equal on every instruction set; the other
+# two flags only drop errno and floating-point exceptions, without which g++ vectorises neither roots nor selections.
 NUMERICS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 
 

@@ -33,11 +33,13 @@ class Contest:
     rivals: tuple[str, ...]
     arguments: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
+    # New gradient tensors before every step, as after a backward pass, or the same ones step after step.
+    fresh: bool = False
 
     @property
     def name(self) -> str:
         suffix = "" if self.dtype == torch.float32 else f"-{str(self.dtype).removeprefix('torch.')}"
-        return f"{self.suite.name}-{self.optimizer}{suffix}".lower()
+        return f"{self.suite.name}-{self.optimizer}{suffix}{'-fresh' if self.fresh else ''}".lower()
 
 
 class GradientPool:
@@ -56,18 +58,29 @@ class GradientPool:
 
 
 class Entrant:
-    """An optimizer with parameters of its own; ``prepare`` gives it new gradient tensors, as a backward pass would."""
+    """An optimizer with parameters of its own.
+
+    ``prepare`` gives it new gradient tensors: in the first calls, so that agreement means something, and in all
+    if ``fresh``, as a backward pass would.
+    """
 
     def __init__(
-        self, values: Sequence[Tensor], pool: GradientPool, make: Callable[[list[Tensor]], torch.optim.Optimizer]
+        self,
+        values: Sequence[Tensor],
+        pool: GradientPool,
+        make: Callable[[list[Tensor]], torch.optim.Optimizer],
+        fresh: bool,
     ) -> None:
         # Own copies, so that no contestant finds its data in the cache thanks to another.
         self.params = [value.clone().requires_grad_() for value in values]
         self.pool = pool
+        self.fresh = fresh
         self.turn = 0
         self.optimizer = make(self.params)
 
     def prepare(self) -> None:
+        if self.turn >= 3 and not self.fresh:
+            return
         for param, grad in zip(self.params, self.pool.draw(self.turn), strict=True):
             param.grad = grad.view(param.shape)
         self.turn += 1
@@ -80,14 +93,8 @@ class BareLoop:
     """The memory traffic of Adam and nothing else: one pass with 4 loads and 3 stores per element."""
 
     def __init__(self, pool: GradientPool) -> None:
-        self.pool = pool
-        self.turn = 0
         self.param, self.exp_avg, self.exp_avg_sq = (torch.zeros(pool.total) for _ in range(3))
-        self.grad = torch.zeros(pool.total)
-
-    def prepare(self) -> None:
-        self.grad = torch.cat(self.pool.draw(self.turn))
-        self.turn += 1
+        self.grad = torch.cat(pool.draw(0))
 
     def step(self) -> None:
         fusedopt._C.adam_traffic(self.param, self.grad, self.exp_avg, self.exp_avg_sq)
@@ -109,13 +116,13 @@ def enter(contest: Contest) -> tuple[dict[str, Entrant], list[Contestant]]:
     values = [torch.randn(shape, generator=generator).to(dtype) for shape in suite.shapes]
     pool = GradientPool(suite.sizes, dtype, generator)
     entrants = {
-        name: Entrant(values, pool, lambda params, name=name: make_optimizer(contest, name, params))  # type: ignore[misc]
+        name: Entrant(values, pool, lambda params, name=name: make_optimizer(contest, name, params), contest.fresh)  # type: ignore[misc]
         for name in (OURS, *(rival for rival in contest.rivals if rival != BARE), CONTROL)
     }
     contestants = [entrant.contestant(name) for name, entrant in entrants.items()]
     if BARE in contest.rivals:
         bare = BareLoop(pool)
-        contestants.append(Contestant(BARE, bare.step, bare.prepare))
+        contestants.append(Contestant(BARE, bare.step))
     return entrants, contestants
 
 

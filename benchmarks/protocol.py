@@ -38,8 +38,8 @@ class Contestant:
 class Effort:
     """Up to ``rounds`` rounds; after ``seconds`` no new one begins once ``minimum`` are done.
 
-    A turn is ``repeat`` calls in a row, of which the median counts. Steps of some hundred microseconds need that: after the
-    milliseconds of another contestant's turn the first call finds its caches cold and its threads asleep, and would
+    A turn is ``repeat`` calls in a row, of which the median counts. Steps of some hundred microseconds need that: after
+    the milliseconds of another contestant's turn the first call finds its caches cold and its threads asleep, and would
     measure the machine's neighbours.
     """
 

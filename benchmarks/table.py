@@ -40,20 +40,30 @@ class Question:
 
 
 def contest(
-    suite: str, optimizer: str, rivals: tuple[str, ...], *, momentum: bool = False, dtype: torch.dtype = torch.float32
+    suite: str,
+    optimizer: str,
+    rivals: tuple[str, ...],
+    *,
+    momentum: bool = False,
+    dtype: torch.dtype = torch.float32,
+    fresh: bool = False,
 ) -> Contest:
-    return Contest(SUITES[suite], optimizer, rivals, MOMENTUM if momentum else {}, dtype)
+    return Contest(SUITES[suite], optimizer, rivals, MOMENTUM if momentum else {}, dtype, fresh)
 
 
 BIG_ADAMW = contest("1x32Mi", "AdamW", (*FUSED, *DEFAULT, BARE))
 
 QUESTIONS = (
     Question(contest("8x256", "AdamW", FUSED), FUSED, 12),
+    Question(contest("8x256", "AdamW", FUSED, fresh=True), FUSED, 12),
     Question(contest("1000x256", "AdamW", FUSED), FUSED, 30),
+    Question(contest("1000x256", "AdamW", FUSED, fresh=True), FUSED, 30),
     Question(contest("1000x256", "SGD", ALL_THREE, momentum=True), ALL_THREE, 15),
     Question(contest("1000x256", "RMSprop", ALL_TWO), ALL_TWO, 50),
     Question(contest("480groups", "AdamW", FUSED), FUSED, 60),
+    Question(contest("480groups", "AdamW", FUSED, fresh=True), FUSED, 60),
     Question(contest("resnet50", "AdamW", ALL_THREE), ALL_THREE, 1.1),
+    Question(contest("resnet50", "AdamW", ALL_THREE, fresh=True), ALL_THREE, 1.1),
     Question(contest("resnet50", "RMSprop", ALL_TWO), ALL_TWO, 2.6),
     Question(contest("resnet50", "AdamW", FUSED, dtype=torch.bfloat16), FUSED, 2),
     Question(contest("gpt2", "AdamW", FUSED), FUSED, 1.0),

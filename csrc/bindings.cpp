@@ -43,8 +43,9 @@ PYBIND11_MODULE(_C, m) {
       .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false)
       .def_property_readonly("skipped", &Plan::skipped)
       // A copied optimizer starts with a plan of its own.
-      .def(py::pickle([](const Plan& plan) { return py::make_tuple(plan.rule_name(), plan.defaults()); },
-                      [](const py::tuple& made) { return Plan(made[0].cast<std::string>(), made[1].cast<py::dict>()); }));
+      .def(py::pickle(
+          [](const Plan& plan) { return py::make_tuple(plan.rule_name(), plan.defaults()); },
+          [](const py::tuple& made) { return Plan(made[0].cast<std::string>(), made[1].cast<py::dict>()); }));
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
   m.def("built_isas", [] {

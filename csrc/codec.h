@@ -1,5 +1,5 @@
-// Storage codecs: one element from and to its type in memory, as integer arithmetic that every compiler vectorises and every
-// backend repeats to the bit. Types add up here; rules see only float or double.
+// Storage codecs: one element from and to its type in memory, as integer arithmetic that every compiler vectorises and
+// every backend repeats to the bit. Types add up here; rules see only float or double.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,8 @@ FUSEDOPT_HD float decode(float x) { return x; }
 FUSEDOPT_HD double decode(double x) { return x; }
 FUSEDOPT_HD float decode(bf16 x) { return bit_cast<float>(uint32_t{x.bits} << 16); }
 
-// Shift the half's bits to where a float has them, then let one multiplication by 2^112 put exponent and denormals right.
+// Shift the half's bits to where a float has them, then let one multiplication by 2^112 put exponent and denormals
+// right.
 FUSEDOPT_HD float decode(f16 x) {
   const uint32_t sign = (uint32_t{x.bits} & 0x8000u) << 16;
   const uint32_t magnitude = (uint32_t{x.bits} & 0x7fffu) << 13;
@@ -77,10 +78,14 @@ constexpr fusedopt::Dtype dtype_of(f16) { return fusedopt::Dtype::f16; }
 template <class F>
 FUSEDOPT_HD void with_storage(fusedopt::Dtype dtype, F&& f) {
   switch (dtype) {
-    case fusedopt::Dtype::f32: return f(float());
-    case fusedopt::Dtype::f64: return f(double());
-    case fusedopt::Dtype::bf16: return f(bf16());
-    case fusedopt::Dtype::f16: return f(f16());
+    case fusedopt::Dtype::f32:
+      return f(float());
+    case fusedopt::Dtype::f64:
+      return f(double());
+    case fusedopt::Dtype::bf16:
+      return f(bf16());
+    case fusedopt::Dtype::f16:
+      return f(f16());
   }
 }
 

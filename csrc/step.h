@@ -34,7 +34,7 @@ struct Row {
   void* state[kMaxStates];
   const Layout* layout;
   int64_t numel;
-  int64_t work_end;  // running total of `work` up to and with this row: where threads find their share
+  int64_t work_end;       // running total of `work` up to and with this row: where threads find their share
   const double* scalars;  // [0] the gradient multiplier, then what the rule's prepare() returned
   Dtype param_dtype, grad_dtype, state_dtype[kMaxStates];
   uint8_t variant;

@@ -1,4 +1,4 @@
-"""torch.optim's optimizers, each step one fused pass over memory; `from fusedopt import AdamW` is the whole migration."""
+"""torch.optim's optimizers, each step one pass over memory; `from fusedopt import AdamW` is the whole migration."""
 
 # torch goes first: the extension links against its libraries and shares its OpenMP runtime.
 import torch as _torch  # noqa: F401  (isort: skip)

@@ -1,5 +1,7 @@
 """Adam and AdamW: one rule, two places for the weight decay."""
 
+from typing import ClassVar
+
 import torch
 
 from .optimizer import FusedStep
@@ -44,7 +46,7 @@ class Adam(FusedStep, torch.optim.Adam):
     """
 
     _rule = "adam"
-    _rule_defaults = {"decoupled_weight_decay": False}
+    _rule_defaults: ClassVar = {"decoupled_weight_decay": False}
 
 
 class AdamW(Adam, torch.optim.AdamW):
@@ -83,4 +85,4 @@ class AdamW(Adam, torch.optim.AdamW):
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
     """
 
-    _rule_defaults = {"decoupled_weight_decay": True}
+    _rule_defaults: ClassVar = {"decoupled_weight_decay": True}

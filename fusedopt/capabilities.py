@@ -13,8 +13,8 @@ def capabilities() -> dict[str, Any]:
     """Report the engines built, the one chosen and the reason.
 
     Returns:
-        A dict with "cpu" (built, supported and chosen instruction sets, the reason for the choice, threads), "cuda" (built
-        or not, and why), "rules" and "torch" (its version).
+        A dict with "cpu" (built, supported and chosen instruction sets, the reason for the choice, threads), "cuda"
+        (built or not, and why), "rules" and "torch" (its version).
 
     Example:
         >>> fusedopt.capabilities()["cpu"]["built"][0]
@@ -29,7 +29,10 @@ def capabilities() -> dict[str, Any]:
             "reason": reason,
             "threads": torch.get_num_threads(),
         },
-        "cuda": {"built": False, "reason": "this version has no CUDA engine; CUDA tensors are stepped by torch's own code"},
+        "cuda": {
+            "built": False,
+            "reason": "this version has no CUDA engine; CUDA tensors are stepped by torch's own code",
+        },
         "rules": sorted(_C.rules()),
         "torch": torch.__version__,
     }

@@ -27,8 +27,8 @@ _NON_NEGATIVE = {
 class FusedStep(Optimizer):
     """A torch.optim class, named after this one in a subclass's bases, whose `step` is one pass over memory.
 
-    Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors that
-    no engine takes (sparse gradients, subclasses that dispatch, other devices) and whole calls that must be
+    Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors
+    that no engine takes (sparse gradients, subclasses that dispatch, other devices) and whole calls that must be
     traced or differentiated go through torch's own step.
     """
 
@@ -115,7 +115,11 @@ class FusedStep(Optimizer):
     def _leftover_group(self, group: dict[str, Any], params: list[torch.Tensor], sparse: bool) -> dict[str, Any]:
         group = {**group, "params": params}
         # torch's fused kernels know neither sparse gradients nor, for SGD, DTensors; its unscaling is ours here.
-        if sparse or hasattr(self, "found_inf") or any(type(p).__torch_dispatch__ is not _plain_dispatch for p in params):
+        if (
+            sparse
+            or hasattr(self, "found_inf")
+            or any(type(p).__torch_dispatch__ is not _plain_dispatch for p in params)
+        ):
             group["fused"] = None
             group["foreach"] = False if sparse else group.get("foreach")
         return group
@@ -133,7 +137,10 @@ class FusedStep(Optimizer):
     @contextmanager
     def _plain_grads(self, groups: list[dict[str, Any]]) -> Iterator[None]:
         """The gradients of `groups` as torch's step can take them: unscaled, lazy conjugations and negations done."""
-        scaler = {name: self.__dict__.pop(name) for name in ("grad_scale", "found_inf") if name in self.__dict__}
+        scaler: dict[str, Any] = {}
+        for name in ("grad_scale", "found_inf"):
+            if name in self.__dict__:
+                scaler[name] = self.__dict__.pop(name)
         scale = scaler.get("grad_scale")
         grads = [(p, p.grad) for group in groups for p in group["params"]]
         try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 
 from .adam import Adam, AdamW
@@ -22,8 +20,8 @@ _OURS: dict[type[torch.optim.Optimizer], type[FusedStep]] = {
 def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Return our optimizer over the groups and state of a live torch.optim one.
 
-    Both share `param_groups`, `state` and `defaults`, so a scheduler made for the old one goes on steering the new one. Hooks
-    stay with the old one.
+    Both share `param_groups`, `state` and `defaults`, so a scheduler made for the old one goes on steering the new one.
+    Hooks stay with the old one.
 
     Args:
         optimizer: an instance of a torch.optim class that fusedopt has; one of ours is returned as it is.
@@ -43,6 +41,6 @@ def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     if ours is None:
         name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
         raise TypeError(f"fusedopt has no replacement for {name}; it replaces {sorted(c.__name__ for c in _OURS)}")
-    new = cast(FusedStep, ours.__new__(ours))
+    new = ours.__new__(ours)
     new.__setstate__({"defaults": optimizer.defaults, "state": optimizer.state, "param_groups": optimizer.param_groups})
     return new

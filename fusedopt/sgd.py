@@ -36,8 +36,8 @@ class SGD(FusedStep, torch.optim.SGD):
         >>> param.tolist()
         [0.5, 2.5]
 
-    Sources: Polyak 1964; Sutskever, Martens, Dahl and Hinton 2013, "On the importance of initialization and momentum in deep
-    learning", in the form torch gives it.
+    Sources: Polyak 1964; Sutskever, Martens, Dahl and Hinton 2013, "On the importance of initialization and momentum in
+    deep learning", in the form torch gives it.
     """
 
     _rule = "sgd"

@@ -126,7 +126,11 @@ def test_rounding_mode_of_the_caller_reaches_all_threads() -> None:
 def test_environment_forces_an_instruction_set(isa: str) -> None:
     code = "import fusedopt; cpu = fusedopt.capabilities()['cpu']; print(cpu['chosen'], cpu['reason'])"
     output = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "FUSEDOPT_CPU_ISA": isa}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "FUSEDOPT_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert output.stdout.split() == [isa, "FUSEDOPT_CPU_ISA"]
 

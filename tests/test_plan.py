@@ -114,7 +114,9 @@ def reorder_keys(optimizer: Optimizer, params: list[torch.nn.Parameter]) -> None
 
 def replace_whole_state(optimizer: Optimizer, params: list[torch.nn.Parameter]) -> None:
     fresh: defaultdict[torch.Tensor, dict[str, torch.Tensor]] = defaultdict(dict)
-    fresh.update({p: {k: v.clone() * 0.5 if v.dim() else v.clone() for k, v in s.items()} for p, s in optimizer.state.items()})
+    fresh.update(
+        {p: {k: v.clone() * 0.5 if v.dim() else v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
+    )
     optimizer.state = fresh
 
 
@@ -165,7 +167,9 @@ def turn_to_maximize(optimizer: Optimizer, params: list[torch.nn.Parameter]) -> 
     optimizer.param_groups[0]["maximize"] = True
 
 
-EDITS = [value for value in list(globals().values()) if callable(value) and getattr(value, "__module__", "") == __name__]
+EDITS = [
+    value for value in list(globals().values()) if callable(value) and getattr(value, "__module__", "") == __name__
+]
 EDITS = [edit for edit in EDITS if not isinstance(edit, type)]
 
 

@@ -1,4 +1,4 @@
-"""A rule is complete when it has its class, its cases, its docstring and its README row; the layers keep to their rooms."""
+"""A rule is complete when it has its class, cases, docstring and README row; the layers keep to their rooms."""
 
 from __future__ import annotations
 

@@ -129,14 +129,26 @@ def whole_state_is_no_dict(optimizer: torch.optim.Optimizer, param: torch.Tensor
 
 BAD = [
     (grad_of_another_shape, RuntimeError, r"param 1 of group 0: its gradient has shape \[2, 3\], the param \[3, 2\]"),
-    (complex_grad, RuntimeError, "param 1 of group 0: its gradient is torch.complex64, the param torch.float32; convert"),
+    (
+        complex_grad,
+        RuntimeError,
+        "param 1 of group 0: its gradient is torch.complex64, the param torch.float32; convert",
+    ),
     (state_of_another_shape, RuntimeError, r"param 1 of group 0: its state 'exp_avg' has shape \[5\], the param \[6\]"),
     (state_is_missing, KeyError, "param 1 of group 0: its state lacks 'exp_avg_sq'; delete optimizer.state"),
     (state_is_no_tensor, RuntimeError, "param 1 of group 0: its state 'exp_avg' is not a tensor"),
     (state_is_integer, RuntimeError, "param 1 of group 0: its state 'exp_avg' is torch.int32, the param torch.float32"),
-    (state_on_another_device, RuntimeError, "param 1 of group 0: its state 'exp_avg' is not a dense tensor on cpu but on meta"),
+    (
+        state_on_another_device,
+        RuntimeError,
+        "param 1 of group 0: its state 'exp_avg' is not a dense tensor on cpu but on meta",
+    ),
     (state_is_no_dict, RuntimeError, "param 1 of group 0: its entry in optimizer.state is not a dict"),
-    (step_is_a_number, RuntimeError, r"param 1 of group 0: its state 'step' is not a tensor; assign torch.tensor\(float"),
+    (
+        step_is_a_number,
+        RuntimeError,
+        r"param 1 of group 0: its state 'step' is not a tensor; assign torch.tensor\(float",
+    ),
     (step_is_a_vector, RuntimeError, r"param 1 of group 0: its state 'step' has shape \[2\]; assign torch.tensor"),
     (state_overlaps_itself, RuntimeError, "param 1 of group 0: .*more than one element of the written-to tensor"),
     (lr_is_nan, ValueError, r"param_groups\[0\]\['lr'\] is nan; set it to a number"),
@@ -188,7 +200,7 @@ def test_names_of_params_are_used() -> None:
 def test_integer_params_are_refused(case: Case) -> None:
     param = torch.zeros(3, dtype=torch.int64)
     param.grad = torch.ones(3, dtype=torch.int64)
-    with pytest.raises(RuntimeError, match="param 0 of group 0: torch.int64 params cannot be stepped; convert"):
+    with pytest.raises(RuntimeError, match=r"param 0 of group 0: torch\.int64 params cannot be stepped; convert"):
         case.ours([param]).step()
     assert param.sum() == 0
 
@@ -198,7 +210,9 @@ def test_overlapping_params_are_refused(case: Case) -> None:
     param = torch.zeros(1).expand(5).requires_grad_()
     param.grad = torch.ones(5)
     optimizer = case.ours([param])
-    with pytest.raises(RuntimeError, match="more than one element of the written-to tensor refers to a single memory location"):
+    with pytest.raises(
+        RuntimeError, match="more than one element of the written-to tensor refers to a single memory location"
+    ):
         optimizer.step()
     assert not optimizer.state
     assert param.sum() == 0
@@ -217,7 +231,7 @@ def test_a_refused_first_step_makes_no_state(case: Case) -> None:
 
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_failed_allocation_leaves_no_state(case: Case) -> None:
-    """The second param's state is larger than any memory; its own storage is one element, expanded and then resized away."""
+    """The second param's state is larger than any memory; its own elements are few, since its strides overlap."""
     small = torch.nn.Parameter(torch.zeros(3))
     huge = torch.empty_strided((1 << 20, 1 << 20, 8), (1, 1, 1), dtype=torch.float32)
     small.grad, huge.grad = torch.ones(3), torch.zeros(1).expand(1 << 20, 1 << 20, 8)

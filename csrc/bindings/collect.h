@@ -24,7 +24,8 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
     // torch refuses inference tensors outside inference mode only after it has written them.
     if (param->is_inference()) param->bump_version();
     if (plain(*param) && !dispatches_to_python(*grad) && !grad->is_sparse() && grad->device() != param->device())
-      fail(source, "its gradient is on " + grad->device().str() + ", the param on " + param->device().str() + "; move one");
+      fail(source,
+           "its gradient is on " + grad->device().str() + ", the param on " + param->device().str() + "; move one");
     return Found::leftover;
   }
 
@@ -32,9 +33,11 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   const bool fits = storage_of(*grad, row.grad_dtype) && is_complex(*grad) == is_complex(*param);
   if (!known || !fits || !equal(grad->sizes(), param->sizes())) {
     if (!known)
-      fail(source, dtype_name(*param) + " params cannot be stepped; convert it to float32, float64, bfloat16 or float16");
+      fail(source,
+           dtype_name(*param) + " params cannot be stepped; convert it to float32, float64, bfloat16 or float16");
     if (!fits)
-      fail(source, "its gradient is " + dtype_name(*grad) + ", the param " + dtype_name(*param) + "; convert the gradient");
+      fail(source,
+           "its gradient is " + dtype_name(*grad) + ", the param " + dtype_name(*param) + "; convert the gradient");
     fail(source, "its gradient has shape " + shape_of(*grad) + ", the param " + shape_of(*param) + "; set .grad anew");
   }
   row.variant = static_cast<uint8_t>(group.variant);
@@ -104,7 +107,8 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
   if (slot.state && PyDict_GET_SIZE(slot.state) > 0) {
     PyObject *key, *value;
     Py_ssize_t position = 0;
-    bool matches = slot.signature && static_cast<Py_ssize_t>(slot.signature->keys.size()) == PyDict_GET_SIZE(slot.state);
+    bool matches =
+        slot.signature && static_cast<Py_ssize_t>(slot.signature->keys.size()) == PyDict_GET_SIZE(slot.state);
     for (size_t i = 0; matches && i < slot.signature->keys.size(); ++i) {
       matches = PyDict_Next(slot.state, &position, &key, &value) && key == slot.signature->keys[i].ptr();
       if (matches && slot.signature->role[i] >= 0) found[slot.signature->role[i]] = value;
@@ -121,14 +125,18 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
   int needed = rule_->counters, present = 0;
   const char* missing = nullptr;
   for (int c = 0; c < rule_->counters; ++c) {
-    if (found[kMaxStates + c]) ++present;
-    else missing = rule_->counter_names[c];
+    if (found[kMaxStates + c])
+      ++present;
+    else
+      missing = rule_->counter_names[c];
   }
   for (int k = 0; k < rule_->states; ++k) {
     if (!(keeps >> k & 1)) continue;
     ++needed;
-    if (found[k] && found[k] != Py_None) ++present;
-    else missing = rule_->state_names[k];
+    if (found[k] && found[k] != Py_None)
+      ++present;
+    else
+      missing = rule_->state_names[k];
   }
   source.first = needed > 0 && present == 0;
   if (source.first) return Found::row;
@@ -155,7 +163,8 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
       if (!plain(*state))
         fail(source, name() + "is not a dense tensor on " + source.param->device().str() + " but on " +
                          state->device().str() + "; move it to the param's device");
-      if (!fits) fail(source, name() + "is " + dtype_name(*state) + ", the param " + dtype_name(*source.param) + "; convert it");
+      if (!fits)
+        fail(source, name() + "is " + dtype_name(*state) + ", the param " + dtype_name(*source.param) + "; convert it");
       fail(source, name() + "has shape " + shape_of(*state) + ", the param " + shape_of(*source.param) +
                        "; the checkpoint is of another model");
     }

@@ -68,9 +68,9 @@ class Group {
   std::array<double, kMaxHypers> hypers{};
   double sign = 1;  // -1 to maximize
   bool differentiable = false;
-  int variant = 0;      // of the rule, under these hyper-parameters
-  unsigned keeps = 0;   // bit k: the variant has state k
-  int same_as = 0;      // the first group with equal numbers: its scalars serve both
+  int variant = 0;             // of the rule, under these hyper-parameters
+  unsigned keeps = 0;          // bit k: the variant has state k
+  int same_as = 0;             // the first group with equal numbers: its scalars serve both
   PyObject* params = nullptr;  // borrowed, valid during a step
 
   void read(PyObject* dict, const GroupNames& names, const Rule& rule, int index) {
@@ -83,7 +83,8 @@ class Group {
     }
     if (!params) throw py::key_error("param_groups[" + std::to_string(index) + "] has no 'params'");
     if (!is_sequence(params)) {
-      throw py::type_error("param_groups[" + std::to_string(index) + "]['params'] is not a list; assign a list of tensors");
+      throw py::type_error("param_groups[" + std::to_string(index) +
+                           "]['params'] is not a list; assign a list of tensors");
     }
   }
 

@@ -1,5 +1,5 @@
-// The plan: an optimizer's params, gradients and states, found and checked at every step without hashing and without Python
-// code, and handed to an engine as rows. Included by bindings.cpp, after torch.
+// The plan: an optimizer's params, gradients and states, found and checked at every step without hashing and without
+// Python code, and handed to an engine as rows. Included by bindings.cpp, after torch.
 //
 // A plan owns nothing of the user's. It remembers addresses, compares them, and re-reads every fact from the live
 // object behind an address that matched, so it cannot be stale and keeps no tensor alive.
@@ -24,9 +24,9 @@ class Plan {
     for (int c = 0; c < rule_->counters; ++c) keys_.push_back(GroupNames::intern(rule_->counter_names[c]));
   }
 
-  // One step of `optimizer`. Everything is checked first; then either all is written or an exception leaves all as it was.
-  // Params that no engine takes come back as [(group index, [params])], nothing having been written; a second call with
-  // `engine_only` then steps the others.
+  // One step of `optimizer`. Everything is checked first; then either all is written or an exception leaves all as it
+  // was. Params that no engine takes come back as [(group index, [params])], nothing having been written; a second call
+  // with `engine_only` then steps the others.
   py::object step(py::object optimizer, bool engine_only);
 
   bool skipped() const { return skipped_; }
@@ -104,7 +104,7 @@ class Plan {
   std::vector<Group> groups_;
   std::vector<Slot> slots_;
   std::vector<std::pair<PyObject*, PyObject*>> order_;  // optimizer.state, entry by entry
-  double multiplier_ = 1;                                // 1 / grad_scale
+  double multiplier_ = 1;                               // 1 / grad_scale
   bool skipped_ = false, busy_ = false;
   PyObject* group_list_ = nullptr;  // borrowed, valid during a step
 
@@ -133,8 +133,9 @@ inline void Plan::read_groups(PyObject* groups) {
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
     Group& group = groups_[g];
     group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g);
-    const bool equal = g > 0 && groups_[g - 1].sign == group.sign &&
-                       std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
+    const bool equal =
+        g > 0 && groups_[g - 1].sign == group.sign &&
+        std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
     group.same_as = equal ? groups_[g - 1].same_as : g;
   }
 }
@@ -150,7 +151,8 @@ inline bool Plan::slots_match(PyObject* state) const {
     const Py_ssize_t count = PySequence_Fast_GET_SIZE(groups_[g].params);
     if (slot + count > slots_.size()) return false;
     for (Py_ssize_t i = 0; i < count; ++i, ++slot)
-      if (PySequence_Fast_GET_ITEM(groups_[g].params, i) != slots_[slot].param || slots_[slot].group != static_cast<int>(g))
+      if (PySequence_Fast_GET_ITEM(groups_[g].params, i) != slots_[slot].param ||
+          slots_[slot].group != static_cast<int>(g))
         return false;
   }
   return slot == slots_.size();

@@ -84,8 +84,8 @@ inline void Plan::sort_waves() {
 
 inline void Plan::read_counts(Source& source) const {
   for (int c = 0; c < rule_->counters; ++c)
-    source.before[c] = is_double(*source.counter[c]) ? *static_cast<double*>(source.count[c])
-                                                     : *static_cast<float*>(source.count[c]);
+    source.before[c] =
+        is_double(*source.counter[c]) ? *static_cast<double*>(source.count[c]) : *static_cast<float*>(source.count[c]);
 }
 
 inline void Plan::write_counts(size_t first, size_t last) {
@@ -93,8 +93,10 @@ inline void Plan::write_counts(size_t first, size_t last) {
     const Source& source = sources_[i];
     for (int c = 0; c < rule_->counters; ++c) {
       const double value = prepared_[source.prepared].after[c];
-      if (is_double(*source.counter[c])) *static_cast<double*>(source.count[c]) = value;
-      else *static_cast<float*>(source.count[c]) = static_cast<float>(value);
+      if (is_double(*source.counter[c]))
+        *static_cast<double*>(source.count[c]) = value;
+      else
+        *static_cast<float*>(source.count[c]) = static_cast<float>(value);
     }
   }
 }

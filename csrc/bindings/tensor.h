@@ -1,4 +1,5 @@
-// What a plan needs to know of a tensor, read from the live object at every step. Included by bindings.cpp, after torch.
+// What a plan needs to know of a tensor, read from the live object at every step. Included by bindings.cpp, after
+// torch.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +16,7 @@ inline const at::Tensor& unpack(PyObject* object) { return THPVariable_Unpack(ob
 
 // An ordinary dense CPU tensor: no subclass that dispatches, no meta or sparse tensor, no lazy conjugate, no inference
 // tensor, no functional wrapper. All of those differ in their key set, so one comparison is the whole test.
-inline const c10::DispatchKeySet g_plain_keys =
-    at::empty({0}, at::TensorOptions(at::kCPU).dtype(at::kFloat)).key_set();
+inline const c10::DispatchKeySet g_plain_keys = at::empty({0}, at::TensorOptions(at::kCPU).dtype(at::kFloat)).key_set();
 inline bool plain(const TensorImpl& impl) { return impl.key_set() == g_plain_keys; }
 
 // Shapes and strides have few entries: a loop beats the call to memcmp that == makes.
@@ -40,13 +40,22 @@ inline bool dispatches_to_python(const TensorImpl& impl) { return impl.key_set()
 inline bool storage_of(const TensorImpl& impl, Dtype& dtype) {
   switch (impl.dtype().toScalarType()) {
     case at::kFloat:
-    case at::kComplexFloat: dtype = Dtype::f32; return true;
+    case at::kComplexFloat:
+      dtype = Dtype::f32;
+      return true;
     case at::kDouble:
-    case at::kComplexDouble: dtype = Dtype::f64; return true;
-    case at::kBFloat16: dtype = Dtype::bf16; return true;
+    case at::kComplexDouble:
+      dtype = Dtype::f64;
+      return true;
+    case at::kBFloat16:
+      dtype = Dtype::bf16;
+      return true;
     case at::kHalf:
-    case at::kComplexHalf: dtype = Dtype::f16; return true;
-    default: return false;
+    case at::kComplexHalf:
+      dtype = Dtype::f16;
+      return true;
+    default:
+      return false;
   }
 }
 

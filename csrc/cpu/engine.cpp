@@ -61,12 +61,13 @@ const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] {
 });
 
 // Elements that a team must take off the calling thread to be worth its start. Waking threads that sleep takes 130 to
-// 190 us, as long as one core needs for some 300,000 elements in its cache; threads that still spin answer in 2 to 5 us,
-// but on a core shared with the caller they have slowed everything before by half.
+// 190 us, as long as one core needs for some 300,000 elements in its cache; threads that still spin answer in 2 to 5
+// us, but on a core shared with the caller they have slowed everything before by half.
 constexpr int64_t kTeamSaves = 1 << 18;
 
 // Calls share(thread, of) on each thread of a team, or share(0, 1) where a team is not worth its start. All
-// teams have the same size: libgomp dismisses the threads that a smaller one leaves idle and starts them anew for the next.
+// teams have the same size: libgomp dismisses the threads that a smaller one leaves idle and starts them anew for the
+// next.
 template <class F>
 void parallel(bool worthwhile, int threads, F&& share) {
   if (!worthwhile || threads <= 1 || g_team_lost || omp_in_parallel()) return share(0, 1);
@@ -102,12 +103,14 @@ void prefetch_row(const Rule& rule, const Row& row) {
 }
 
 void sweep_share(const Rule& rule, const Row* first, const Row* last, int64_t from, int64_t to) {
-  const Row* row = std::lower_bound(first, last, from + 1, [](const Row& r, int64_t work) { return r.work_end < work; });
+  const Row* row =
+      std::lower_bound(first, last, from + 1, [](const Row& r, int64_t work) { return r.work_end < work; });
   for (; row < last; ++row) {
     if (row + 1 < last) prefetch_row(rule, row[1]);
     const int64_t row_begin = row->work_end - row->numel - kRowOverhead;
     if (row_begin >= to) break;
-    // Shares meet on multiples of 64 elements, so that no two threads write to one cache line of a dense aligned tensor.
+    // Shares meet on multiples of 64 elements, so that no two threads write to one cache line of a dense aligned
+    // tensor.
     const auto cut = [&](int64_t work) {
       const int64_t element = work - row_begin;
       return element <= 0 ? 0 : element >= row->numel ? row->numel : element / 64 * 64;

@@ -33,7 +33,8 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads);
 // What a row costs beside its elements, in elements: finding it, and ending the vector loop early.
 constexpr int64_t kRowOverhead = 64;
 
-// p, m and v of length n written once, p, g, m and v read once, by as many threads: AdamW's memory traffic and nothing else.
+// p, m and v of length n written once, p, g, m and v read once, by as many threads: AdamW's memory traffic and nothing
+// else.
 void adam_traffic(float* p, const float* g, float* m, float* v, int64_t n, int threads);
 
 }  // namespace fusedopt::cpu

@@ -12,12 +12,14 @@ using fusedopt::Layout;
 using fusedopt::Operand;
 using fusedopt::Row;
 
-// Elements decoded at a time where storage and arithmetic differ: six float operands of a tile are 12 KiB, well inside L1.
+// Elements decoded at a time where storage and arithmetic differ: six float operands of a tile are 12 KiB, well inside
+// L1.
 constexpr int64_t kTile = 512;
 // Elements of a block, for which the vector loop has a constant length.
 constexpr int64_t kBlock = 64;
 
-// Visits elements [begin, begin + n) of a strided operand as f(address, position), row by row of its innermost dimension.
+// Visits elements [begin, begin + n) of a strided operand as f(address, position), row by row of its innermost
+// dimension.
 template <class Stored, class F>
 inline void walk(Stored* base, const Layout& layout, int operand, int64_t begin, int64_t n, F&& f) {
   const int last = layout.dims - 1;
@@ -135,7 +137,8 @@ struct Kernel {
       fits = fits && row.state_dtype[k] == dtype_of(S());
       s[k] = static_cast<S*>(row.state[k]) + begin;
     }
-    if (fits) run(static_cast<P*>(row.param) + begin, static_cast<const G*>(row.grad) + begin, s, end - begin, multiplier, c);
+    if (fits)
+      run(static_cast<P*>(row.param) + begin, static_cast<const G*>(row.grad) + begin, s, end - begin, multiplier, c);
     return fits;
   }
 
@@ -213,10 +216,9 @@ struct Entry {
   }
 
   static fusedopt::Rule rule() {
-    fusedopt::Rule rule = {R::name,     R::hyper_names, R::state_names, R::counter_names,
-                           kHypers,     kStates,        R::counters,    kScalars,
-                           R::variants, R::state_like_grad, variant,    keeps,
-                           prepare,     {}};
+    fusedopt::Rule rule = {
+        R::name,  R::hyper_names, R::state_names,     R::counter_names, kHypers, kStates, R::counters,
+        kScalars, R::variants,    R::state_like_grad, variant,          keeps,   prepare, {}};
     add_sweeps<0>(rule);
     return rule;
   }

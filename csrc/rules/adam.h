@@ -1,4 +1,5 @@
-// Adam (Kingma & Ba 2015), AMSGrad (Reddi et al. 2018) and AdamW (Loshchilov & Hutter 2019), as torch.optim.Adam and AdamW.
+// Adam (Kingma & Ba 2015), AMSGrad (Reddi et al. 2018) and AdamW (Loshchilov & Hutter 2019), as torch.optim.Adam and
+// AdamW.
 #pragma once
 
 #include "rule.h"
@@ -10,8 +11,8 @@ struct Adam {
   struct Hypers {
     double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled;
   };
-  static constexpr const char* hyper_names[] = {"lr",           "betas.0", "betas.1",               "eps",
-                                                "weight_decay", "amsgrad", "decoupled_weight_decay"};
+  static constexpr const char* hyper_names[] = {
+      "lr", "betas.0", "betas.1", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static constexpr bool state_like_grad = false;
   static constexpr int counters = 1;

@@ -14,12 +14,14 @@
 //   keeps(variant, state)   whether that variant has that state tensor
 //   Scalars<T>              everything that is constant over a tensor; fields of type T only
 //   prepare(hypers, counters, first) -> Scalars<double>
-//                           once per step, in double; advances the counters; `first` says that the state was just made (zeros)
+//                           once per step, in double; advances the counters; `first` says that the state was just made
+//                           (zeros)
 //   update<variant>(p, g, s, c)
 //                           one element: param, gradient, state, scalars; T is float, or double for double params
 //
-// Every rounding is written out: fma where one is meant, contraction off in all compilers. With IEEE sqrt and division the
-// bits of a result then depend neither on the position in the tensor, nor on the instruction set, nor on the backend.
+// Every rounding is written out: fma where one is meant, contraction off in all compilers. With IEEE sqrt and division
+// the bits of a result then depend neither on the position in the tensor, nor on the instruction set, nor on the
+// backend.
 #pragma once
 
 #include <cmath>
@@ -31,8 +33,8 @@
 #define FUSEDOPT_HD inline __attribute__((always_inline))
 #endif
 
-// Each CPU instruction set compiles these headers in a namespace of its own: were they shared, the linker would keep one
-// copy of every inline function, perhaps the AVX-512 one, for all.
+// Each CPU instruction set compiles these headers in a namespace of its own: were they shared, the linker would keep
+// one copy of every inline function, perhaps the AVX-512 one, for all.
 #ifndef FUSEDOPT_NAMESPACE
 #define FUSEDOPT_NAMESPACE fusedopt
 #endif

@@ -1,4 +1,5 @@
-// Stochastic gradient descent with momentum (Polyak 1964) and Nesterov momentum (Sutskever et al. 2013), as torch.optim.SGD.
+// Stochastic gradient descent with momentum (Polyak 1964) and Nesterov momentum (Sutskever et al. 2013), as
+// torch.optim.SGD.
 #pragma once
 
 #include "rule.h"
@@ -31,7 +32,8 @@ struct SGD {
     // The buffer starts as the gradient itself, undamped.
     c.momentum = first ? 0 : h.momentum;
     c.gradient_weight = first ? 1 : 1 - h.dampening;
-    // Without Nesterov the step is the buffer: g = 0 * g + 1 * buffer would spoil infinities, so the rule selects on it.
+    // Without Nesterov the step is the buffer: g = 0 * g + 1 * buffer would spoil infinities, so the rule selects on
+    // it.
     c.nesterov_momentum = h.nesterov != 0 ? h.momentum : 0;
     c.weight_decay = h.weight_decay;
     return c;

@@ -1,5 +1,6 @@
-// Sweeps every rule, variant, storage mix, layout, instruction set and thread count over exactly sized heap buffers, for
-// ASan and UBSan to watch; also checks that every instruction set and thread count gives the bits of the generic one.
+// Sweeps every rule, variant, storage mix, layout, instruction set and thread count over exactly sized heap buffers,
+// for ASan and UBSan to watch; also checks that every instruction set and thread count gives the bits of the generic
+// one.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -30,8 +31,9 @@ Bytes random_operand(std::mt19937& random, Dtype dtype, int64_t count, int64_t s
     std::memcpy(&bits, &value, 4);
     const uint16_t half = dtype == Dtype::bf16 ? bits >> 16 : 0x3000 + (bits >> 13) % 0x0fff;
     const double wide = value;
-    const void* source = dtype == Dtype::f32 ? static_cast<const void*>(&value)
-                         : dtype == Dtype::f64 ? static_cast<const void*>(&wide) : &half;
+    const void* source = dtype == Dtype::f32   ? static_cast<const void*>(&value)
+                         : dtype == Dtype::f64 ? static_cast<const void*>(&wide)
+                                               : &half;
     std::memcpy(bytes.data.get() + i * element_size(dtype), source, element_size(dtype));
   }
   return bytes;
@@ -95,7 +97,8 @@ std::vector<Bytes> run(const Job& job, const char* isa, int threads) {
   return memory;
 }
 
-void expect_equal(const std::vector<Bytes>& a, const std::vector<Bytes>& b, const Job& job, const char* isa, int threads) {
+void expect_equal(const std::vector<Bytes>& a, const std::vector<Bytes>& b, const Job& job, const char* isa,
+                  int threads) {
   for (size_t i = 0; i < a.size(); ++i) {
     if (a[i].size == b[i].size && std::memcmp(a[i].data.get(), b[i].data.get(), a[i].size) == 0) continue;
     std::fprintf(stderr, "bits differ: rule %s, %s, %d threads, buffer %zu\n", job.rule.c_str(), isa, threads, i);
@@ -118,8 +121,9 @@ int main() {
       {"rmsprop", {0.1, 0.9, 1e-8, 0, 0.9, 1}},
   };
   const std::vector<Mix> mixes = {
-      {Dtype::f32, Dtype::f32, Dtype::f32},   {Dtype::f64, Dtype::f64, Dtype::f64},   {Dtype::bf16, Dtype::bf16, Dtype::bf16},
-      {Dtype::f16, Dtype::f16, Dtype::f16},   {Dtype::bf16, Dtype::bf16, Dtype::f32}, {Dtype::f32, Dtype::bf16, Dtype::f32},
+      {Dtype::f32, Dtype::f32, Dtype::f32},    {Dtype::f64, Dtype::f64, Dtype::f64},
+      {Dtype::bf16, Dtype::bf16, Dtype::bf16}, {Dtype::f16, Dtype::f16, Dtype::f16},
+      {Dtype::bf16, Dtype::bf16, Dtype::f32},  {Dtype::f32, Dtype::bf16, Dtype::f32},
       {Dtype::f64, Dtype::f32, Dtype::bf16},
   };
   std::vector<int64_t> sizes;
