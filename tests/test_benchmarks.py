@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("rich")
 
 import contest
+import figures
 import memory
 import protocol
 import report
@@ -171,7 +172,6 @@ def test_every_group_has_its_own_tensor() -> None:
 
 def test_bare_loop_touches_its_states() -> None:
     bare = contest.BareLoop(contest.GradientPool([1000], torch.float32, torch.Generator().manual_seed(0)))
-    bare.prepare()
     before = [t.clone() for t in (bare.param, bare.exp_avg, bare.exp_avg_sq)]
     bare.step()
     for old, new in zip(before, (bare.param, bare.exp_avg, bare.exp_avg_sq), strict=True):
@@ -264,3 +264,9 @@ def test_run_refuses_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "file").write_text("")
     assert run.main(["--only", TINY, "--out", str(tmp_path / "file" / "x.json")]) == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_readme_shows_the_newest_results() -> None:
+    """The README's figures are generated from the committed rounds; typing one in is seen here."""
+    readme = (figures.ROOT / "README.md").read_text()
+    assert figures.figures(figures.newest()) in readme
