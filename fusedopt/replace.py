@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from .adam import Adam, AdamW
 from .optimizer import FusedStep
-from .rmsprop import RMSprop
-from .sgd import SGD
 
-_OURS: dict[type[torch.optim.Optimizer], type[FusedStep]] = {
-    torch.optim.SGD: SGD,
-    torch.optim.Adam: Adam,
-    torch.optim.AdamW: AdamW,
-    torch.optim.RMSprop: RMSprop,
-}
+
+def _classes() -> dict[type[torch.optim.Optimizer], type[FusedStep]]:
+    """Ours by the torch.optim class whose name they bear."""
+    found: list[type[FusedStep]] = FusedStep.__subclasses__()
+    for cls in found:
+        found.extend(cls.__subclasses__())
+    package = __name__.partition(".")[0]
+    return {getattr(torch.optim, c.__name__): c for c in found if c.__module__.partition(".")[0] == package}
 
 
 def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -37,10 +36,11 @@ def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """
     if isinstance(optimizer, FusedStep):
         return optimizer
-    ours = _OURS.get(type(optimizer))
+    classes = _classes()
+    ours = classes.get(type(optimizer))
     if ours is None:
         name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-        raise TypeError(f"fusedopt has no replacement for {name}; it replaces {sorted(c.__name__ for c in _OURS)}")
+        raise TypeError(f"fusedopt has no replacement for {name}; it has {sorted(c.__name__ for c in classes)}")
     new = ours.__new__(ours)
     new.__setstate__({"defaults": optimizer.defaults, "state": optimizer.state, "param_groups": optimizer.param_groups})
     return new

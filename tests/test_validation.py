@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -337,3 +338,38 @@ def test_traffic_probe_checks_its_tensors() -> None:
         _C.adam_traffic(t, t, t, torch.zeros(4))
     with pytest.raises(TypeError, match="takes four tensors"):
         _C.adam_traffic(t, t, t, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="only CUDA params can be moved to the CPU without their gradient"
+)
+def test_gradient_on_another_device() -> None:
+    param = torch.nn.Parameter(torch.zeros(3, device="cuda"))
+    param.grad = torch.ones(3, device="cuda")
+    param.data = torch.zeros(3)
+    with pytest.raises(RuntimeError, match="param 0 of group 0: its gradient is on cuda:0, the param on cpu; move one"):
+        ADAMW.ours([param]).step()
+
+
+def test_two_threads_on_one_optimizer() -> None:
+    """A step of this size lets other threads run; a second one on the same optimizer is refused, not interleaved."""
+    param = torch.nn.Parameter(torch.zeros(1 << 23))
+    param.grad = torch.ones_like(param)
+    optimizer = ADAMW.ours([param])
+    optimizer.step()
+    refused: list[str] = []
+
+    def work() -> None:
+        for _ in range(40):
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(refused) == {"step() is already running on this optimizer in another thread"}
+    assert optimizer.state[param]["step"] == 81 - len(refused)
