@@ -13,6 +13,8 @@ import torch
 from cases import ONE_PER_OPTIMIZER, Case
 from torch.optim import Optimizer
 
+import fusedopt
+
 SIZES = [(5, 3), (7,), (64,), (130,)]
 
 
@@ -262,3 +264,21 @@ def test_different_optimizers_in_different_threads() -> None:
     for params in everyone[1:]:
         for param, expected in zip(params, everyone[0], strict=True):
             assert torch.equal(param, expected)
+
+
+def test_state_and_groups_may_be_properties() -> None:
+    """Wrappers that subclass keep both elsewhere."""
+    inner = fusedopt.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.5, momentum=0.9)
+
+    class Outer(fusedopt.SGD):
+        def __init__(self) -> None:
+            self._optimizer_step_pre_hooks = self._optimizer_step_post_hooks = {}
+
+        state = property(lambda self: inner.state)
+        param_groups = property(lambda self: inner.param_groups)
+
+    param = inner.param_groups[0]["params"][0]
+    param.grad = torch.ones(3)
+    Outer().step()
+    assert param.tolist() == [0.5, 0.5, 0.5]
+    assert inner.state[param]["momentum_buffer"].tolist() == [1.0, 1.0, 1.0]

@@ -183,9 +183,14 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
   PyObject* grad_scale = attribute("grad_scale");
   multiplier_ = grad_scale && grad_scale != Py_None ? 1 / to_double(grad_scale, "grad_scale") : 1;
 
-  const Ref state = borrow(attribute("state"));
-  if (!state || !PyDict_Check(state.ptr())) throw py::type_error("optimizer.state is not a dict");
-  const Ref groups = borrow(attribute("param_groups"));
+  // A subclass may make them properties.
+  const auto member = [&](const char* name) {
+    PyObject* found = attribute(name);
+    return found ? borrow(found) : Ref(optimizer.attr(name));
+  };
+  const Ref state = member("state");
+  if (!PyDict_Check(state.ptr())) throw py::type_error("optimizer.state is not a dict");
+  const Ref groups = member("param_groups");
   read_groups(groups.ptr());
   if (!slots_match(state.ptr())) rebuild_slots(state.ptr());
 
