@@ -29,17 +29,13 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
     return Found::leftover;
   }
 
-  const bool known = storage_of(*param, row.param_dtype);
-  const bool fits = storage_of(*grad, row.grad_dtype) && is_complex(*grad) == is_complex(*param);
-  if (!known || !fits || !equal(grad->sizes(), param->sizes())) {
-    if (!known)
-      fail(source,
-           dtype_name(*param) + " params cannot be stepped; convert it to float32, float64, bfloat16 or float16");
-    if (!fits)
-      fail(source,
-           "its gradient is " + dtype_name(*grad) + ", the param " + dtype_name(*param) + "; convert the gradient");
+  if (!storage_of(*param, row.param_dtype))
+    fail(source, dtype_name(*param) + " params cannot be stepped; convert it to float32, float64, bfloat16 or float16");
+  if (!storage_of(*grad, row.grad_dtype) || is_complex(*grad) != is_complex(*param))
+    fail(source,
+         "its gradient is " + dtype_name(*grad) + ", the param " + dtype_name(*param) + "; convert the gradient");
+  if (!equal(grad->sizes(), param->sizes()))
     fail(source, "its gradient has shape " + shape_of(*grad) + ", the param " + shape_of(*param) + "; set .grad anew");
-  }
   row.variant = static_cast<uint8_t>(group.variant);
   row.numel = param->numel() * (is_complex(*param) ? 2 : 1);
   const Found state = read_state(row, source);
