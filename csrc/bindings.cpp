@@ -5,7 +5,11 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <ATen/record_function.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -38,9 +42,10 @@ PYBIND11_MODULE(_C, m) {
     }
   });
 
-  py::class_<Plan>(m, "Plan", "A rule bound to one optimizer's params, checked and run by step().")
+  py::class_<Plan>(m, "Plan", py::module_local(), "A rule bound to one optimizer's params, checked and run by step().")
       .def(py::init<std::string, py::dict>(), py::arg("rule"), py::arg("defaults"))
       .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false)
+      .def("refresh", &Plan::refresh, py::arg("optimizer"))
       .def_property_readonly("skipped", &Plan::skipped)
       // A copied optimizer starts with a plan of its own.
       .def(py::pickle(
@@ -61,6 +66,8 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("chosen_isa", [] { return std::make_pair(std::string(cpu::chosen_isa().name), cpu::choice_reason()); });
   m.def("use_isa", &cpu::use_isa, py::arg("name"));
+  m.def("cuda_built", &cuda::built);
+  m.def("cuda_built_for", &cuda::built_for);
   m.def("rules", [] {
     int count = 0;
     const Rule* rules = cpu::chosen_isa().rules(count);

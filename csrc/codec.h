@@ -75,6 +75,9 @@ constexpr fusedopt::Dtype dtype_of(bf16) { return fusedopt::Dtype::bf16; }
 constexpr fusedopt::Dtype dtype_of(f16) { return fusedopt::Dtype::f16; }
 
 // Calls f with a value of the C++ type that a Dtype names.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
 template <class F>
 FUSEDOPT_HD void with_storage(fusedopt::Dtype dtype, F&& f) {
   switch (dtype) {
@@ -88,5 +91,29 @@ FUSEDOPT_HD void with_storage(fusedopt::Dtype dtype, F&& f) {
       return f(f16());
   }
 }
+
+// The storages of param, gradient and all states that training runs on. Each has a loop of its own in every engine; any
+// other mix takes a path that looks its storages up as it goes.
+template <class P, class G, class S>
+struct Mix {
+  using Param = P;
+  using Grad = G;
+  using State = S;
+};
+
+template <class... Mixes>
+struct MixList {};
+
+using FloatMixes = MixList<Mix<float, float, float>, Mix<bf16, bf16, bf16>, Mix<bf16, bf16, float>, Mix<f16, f16, f16>>;
+using DoubleMixes = MixList<Mix<double, double, double>>;
+
+template <class T>
+struct MixesOf {
+  using type = FloatMixes;
+};
+template <>
+struct MixesOf<double> {
+  using type = DoubleMixes;
+};
 
 }  // namespace FUSEDOPT_NAMESPACE

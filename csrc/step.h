@@ -35,9 +35,22 @@ struct Row {
   const Layout* layout;
   int64_t numel;
   int64_t work_end;       // running total of `work` up to and with this row: where threads find their share
-  const double* scalars;  // [0] the gradient multiplier, then what the rule's prepare() returned
+  const double* scalars;  // for the CPU: [0] the gradient multiplier, then what the rule's prepare() returned
+  uint32_t entry;         // for CUDA: which of the step's entries it shares
+  uint32_t slot;          // the param's place among all of the optimizer
   Dtype param_dtype, grad_dtype, state_dtype[kMaxStates];
   uint8_t variant;
+};
+
+// A number that a step needs: known to the host, or in device memory, where only a kernel can read it.
+struct Number {
+  double value = 0;
+  const void* device = nullptr;  // null: value holds
+  Dtype dtype = Dtype::f32;      // of what lies there
+
+  bool operator==(const Number& other) const {
+    return device == other.device && (device ? dtype == other.dtype : value == other.value);
+  }
 };
 
 // A rule with its update compiled for one instruction set. Sweep: elements [begin, end) of a row.

@@ -14,7 +14,7 @@ def capabilities() -> dict[str, Any]:
 
     Returns:
         A dict with "cpu" (built, supported and chosen instruction sets, the reason for the choice, threads), "cuda"
-        (built or not, and why), "rules" and "torch" (its version).
+        (built or not, for which architectures, and why), "rules" and "torch" (its version).
 
     Example:
         >>> fusedopt.capabilities()["cpu"]["built"][0]
@@ -29,10 +29,19 @@ def capabilities() -> dict[str, Any]:
             "reason": reason,
             "threads": torch.get_num_threads(),
         },
-        "cuda": {
-            "built": False,
-            "reason": "this version has no CUDA engine; CUDA tensors are stepped by torch's own code",
-        },
+        "cuda": _cuda(),
         "rules": sorted(_C.rules()),
         "torch": torch.__version__,
     }
+
+
+def _cuda() -> dict[str, Any]:
+    built = _C.cuda_built()
+    if not built:
+        reason = f"{_C.cuda_built_for()}; CUDA tensors are stepped by torch's own code"
+    elif not torch.cuda.is_available():
+        why = "finds no GPU" if torch.version.cuda else "is built without CUDA"
+        reason = f"nothing to run on: the installed torch {why}"
+    else:
+        reason = "CUDA tensors are stepped by this package's kernels"
+    return {"built": built, "architectures": _C.cuda_built_for().split() if built else [], "reason": reason}

@@ -45,8 +45,12 @@ class FusedStep(Optimizer):
 
     @property
     def step_skipped(self) -> torch.Tensor:
-        """Whether the last step was skipped because a GradScaler found an infinity: a 0-dim bool tensor."""
-        return torch.tensor(self._plan is not None and self._plan.skipped)
+        """Whether the last step was skipped because a GradScaler found an infinity: a 0-dim bool tensor.
+
+        On a GPU it stays there, and reading it is up to the caller: nothing here waits for the device.
+        """
+        skipped = self._plan.skipped if self._plan is not None else False
+        return skipped != 0 if isinstance(skipped, torch.Tensor) else torch.tensor(skipped)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every param that has a gradient, in place.
@@ -155,6 +159,20 @@ class FusedStep(Optimizer):
                 if p.grad is not grad:
                     p.grad = grad
             self.__dict__.update(scaler)
+
+    def refresh_hyperparameters(self) -> None:
+        """Send the numbers in `param_groups` to the steps that CUDA graphs have captured.
+
+        A replay reads learning rates and their like from device memory that the optimizer owns. After a scheduler or an
+        assignment changed them, call this before the replay; no new capture is needed. A learning rate given as a
+        CUDA tensor needs no call: it is read where it is.
+
+        Raises:
+            RuntimeError: groups were added or removed, or options that are no numbers (amsgrad, momentum from or to 0)
+                were changed, since a capture.
+        """
+        if self._plan is not None:
+            self._plan.refresh(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of params with hyper-parameters of its own; what it leaves out comes from `defaults`.

@@ -20,7 +20,9 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   source.param = param;
   source.grad = grad;
   source.slot = slot;
-  if (group.differentiable || !plain(*param) || !plain(*grad)) {
+  source.device = device_index(*param);
+  row.slot = static_cast<uint32_t>(slot);
+  if (group.differentiable || !plain(*param) || !plain(*grad) || grad->device() != param->device()) {
     // torch refuses inference tensors outside inference mode only after it has written them.
     if (param->is_inference()) param->bump_version();
     if (plain(*param) && !dispatches_to_python(*grad) && !grad->is_sparse() && grad->device() != param->device())
@@ -41,6 +43,9 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   const Found state = read_state(row, source);
   if (state != Found::row) return state;
   if (!lay_out(row, source)) return Found::leftover;
+  if (group.on_device)
+    groups_[slots_[slot].group].fetch_for(source.device, names_,
+                                          PySequence_Fast_GET_ITEM(group_list_, slots_[slot].group));
   if (source.first) return Found::row;
   read_counts(source);
   address(row, source);
@@ -83,7 +88,8 @@ inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
   }
   TensorImpl* counter = unpack(value).unsafeGetTensorImpl();
   const at::ScalarType dtype = counter->dtype().toScalarType();
-  if (!plain(*counter) || counter->numel() != 1 || (dtype != at::kFloat && dtype != at::kDouble)) {
+  const bool reachable = plain(*counter) && (counter->is_cpu() || counter->device() == source.param->device());
+  if (!reachable || counter->numel() != 1 || (dtype != at::kFloat && dtype != at::kDouble)) {
     if (counter->is_inference()) counter->bump_version();
     if (counter->numel() != 1)
       fail(source, name() + "has shape " + shape_of(*counter) + "; assign torch.tensor(float(value))");
@@ -152,11 +158,12 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
       fail(source, name() + "is not a tensor");
     }
     TensorImpl* state = unpack(found[k]).unsafeGetTensorImpl();
+    const bool reachable = plain(*state) && state->device() == source.param->device();
     const bool fits = storage_of(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param);
-    if (!plain(*state) || !fits || !equal(state->sizes(), source.param->sizes())) {
+    if (!reachable || !fits || !equal(state->sizes(), source.param->sizes())) {
       if (state->is_inference()) state->bump_version();
       if (state->is_inference() || dispatches_to_python(*state)) return Found::leftover;
-      if (!plain(*state))
+      if (!reachable)
         fail(source, name() + "is not a dense tensor on " + source.param->device().str() + " but on " +
                          state->device().str() + "; move it to the param's device");
       if (!fits)

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "../step.h"
+#include "device.h"
 
 namespace fusedopt {
 
@@ -18,21 +18,27 @@ inline Ref borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(
 // Lists and tuples, which the PySequence_Fast macros read.
 inline bool is_sequence(PyObject* object) { return object && (PyList_Check(object) || PyTuple_Check(object)); }
 
-// A number out of Python: float, int, bool or a tensor of one element.
-inline double to_double(PyObject* value, const std::string& what) {
-  if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
+// A number out of Python: float, int, bool or a tensor of one element. In device memory it stays where it is, unread.
+inline Number to_number(PyObject* value, const std::string& what) {
+  if (PyFloat_CheckExact(value)) return {PyFloat_AS_DOUBLE(value)};
   if (THPVariable_Check(value)) {
-    const at::Tensor& tensor = THPVariable_Unpack(value);
+    const at::Tensor& tensor = unpack(value);
     if (tensor.numel() != 1)
       throw py::value_error(what + " is a tensor of " + std::to_string(tensor.numel()) + " elements; give it one");
-    return tensor.item().toDouble();
+    Number number;
+    if (number_on_device(tensor) && !is_complex(*tensor.unsafeGetTensorImpl()) &&
+        storage_of(*tensor.unsafeGetTensorImpl(), number.dtype)) {
+      number.device = tensor.unsafeGetTensorImpl()->data();
+      return number;
+    }
+    return {tensor.item().toDouble()};
   }
   const double number = PyFloat_AsDouble(value);
   if (number == -1 && PyErr_Occurred()) {
     PyErr_Clear();
     throw py::type_error(what + " is " + std::string(py::str(py::type::of(value))) + "; give a number");
   }
-  return number;
+  return {number};
 }
 
 // The names a plan looks for in a group: those of its rule, and what is common to all rules.
@@ -44,7 +50,8 @@ struct GroupNames {
   };
   std::vector<Hyper> hypers;
   std::vector<double> defaults;  // NaN where torch's group must have the key
-  Ref params = intern("params"), maximize = intern("maximize"), differentiable = intern("differentiable");
+  Ref params = intern("params"), maximize = intern("maximize"), differentiable = intern("differentiable"),
+      capturable = intern("capturable"), fused = intern("fused");
 
   static Ref intern(const char* text) { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text)); }
 
@@ -65,9 +72,13 @@ struct GroupNames {
 // compares equal is the same value; tensors and lists are read anew each time.
 class Group {
  public:
-  std::array<double, kMaxHypers> hypers{};
-  double sign = 1;  // -1 to maximize
+  std::array<Number, kMaxHypers> hypers{};
+  bool on_device = false;  // some of them are in device memory
+  double sign = 1;         // -1 to maximize
   bool differentiable = false;
+  bool refuses_capture = false;  // it says that it is not capturable
+  bool device_counters = false;  // it wants them on the param's device
+  bool fused = false;
   int variant = 0;             // of the rule, under these hyper-parameters
   unsigned keeps = 0;          // bit k: the variant has state k
   int same_as = 0;             // the first group with equal numbers: its scalars serve both
@@ -77,7 +88,7 @@ class Group {
     if (!PyDict_Check(dict)) throw py::type_error("param_groups[" + std::to_string(index) + "] is not a dict");
     if (!unchanged(dict)) {
       parse(dict, names, index);
-      variant = rule.variant(hypers.data());
+      variant = rule.variant(numbers().data());
       keeps = 0;
       for (int k = 0; k < rule.states; ++k) keeps |= rule.keeps(variant, k) ? 1u << k : 0u;
     }
@@ -85,6 +96,25 @@ class Group {
     if (!is_sequence(params)) {
       throw py::type_error("param_groups[" + std::to_string(index) +
                            "]['params'] is not a list; assign a list of tensors");
+    }
+  }
+
+  // The hyper-parameters as the host knows them: 1, which selects what a rule has to do for any value, stands for those
+  // in device memory.
+  std::array<double, kMaxHypers> numbers() const {
+    std::array<double, kMaxHypers> values;
+    for (int i = 0; i < kMaxHypers; ++i) values[i] = hypers[i].device ? 1 : hypers[i].value;
+    return values;
+  }
+
+  // Fetches those that are in the memory of another device than `device`; this waits for their device.
+  void fetch_for(int device, const GroupNames& names, PyObject* dict) {
+    for (size_t i = 0; on_device && i < names.hypers.size(); ++i) {
+      if (!hypers[i].device) continue;
+      PyObject* value = PyDict_GetItem(dict, names.hypers[i].key.ptr());
+      if (names.hypers[i].index >= 0) value = PySequence_Fast_GET_ITEM(value, names.hypers[i].index);
+      const at::Tensor& tensor = unpack(value);
+      if (device_index(*tensor.unsafeGetTensorImpl()) != device) hypers[i] = {tensor.item().toDouble()};
     }
   }
 
@@ -125,28 +155,34 @@ class Group {
     };
     const auto find = [&](const Ref& key) { return PyDict_GetItemWithError(dict, key.ptr()); };
 
-    constant_ = false;
+    constant_ = on_device = false;
     for (size_t i = 0; i < names.hypers.size(); ++i) {
       const auto& [key, entry, of] = names.hypers[i];
       PyObject* value = find(key);
       if (!value && std::isnan(names.defaults[i])) throw py::key_error(label(key) + " is missing");
       if (!value) {
-        hypers[i] = names.defaults[i];
+        hypers[i] = {names.defaults[i]};
         continue;
       }
       if (entry < 0) {
-        hypers[i] = to_double(value, label(key));
+        hypers[i] = to_number(value, label(key));
       } else {
         if (!is_sequence(value) || PySequence_Fast_GET_SIZE(value) != of)
           throw py::value_error(label(key) + " is not a tuple of " + std::to_string(of) + " numbers");
-        hypers[i] = to_double(PySequence_Fast_GET_ITEM(value, entry), label(key) + "[" + std::to_string(entry) + "]");
+        hypers[i] = to_number(PySequence_Fast_GET_ITEM(value, entry), label(key) + "[" + std::to_string(entry) + "]");
       }
-      if (std::isnan(hypers[i])) throw py::value_error(label(key) + " is nan; set it to a number");
+      on_device = on_device || hypers[i].device;
+      if (std::isnan(hypers[i].value)) throw py::value_error(label(key) + " is nan; set it to a number");
     }
-    PyObject* maximize = find(names.maximize);
-    sign = maximize && PyObject_IsTrue(maximize) ? -1 : 1;
-    PyObject* differentiable_value = find(names.differentiable);
-    differentiable = differentiable_value && PyObject_IsTrue(differentiable_value);
+    const auto is_true = [&](const Ref& key) {
+      PyObject* value = find(key);
+      return value && PyObject_IsTrue(value) == 1;
+    };
+    sign = is_true(names.maximize) ? -1 : 1;
+    differentiable = is_true(names.differentiable);
+    refuses_capture = find(names.capturable) && !is_true(names.capturable);
+    fused = is_true(names.fused);
+    device_counters = is_true(names.capturable) || fused || on_device;
 
     entries_.clear();
     bool constant = true;
@@ -156,7 +192,9 @@ class Group {
       const auto is = [&](const Ref& name) {
         return key == name.ptr() || (PyUnicode_Check(key) && PyUnicode_Compare(key, name.ptr()) == 0);
       };
-      Role role = is(names.maximize) || is(names.differentiable) ? kNumber : is(names.params) ? kParams : kIgnored;
+      Role role = is(names.params) ? kParams : kIgnored;
+      for (const Ref* name : {&names.maximize, &names.differentiable, &names.capturable, &names.fused})
+        if (is(*name)) role = kNumber;
       for (const auto& hyper : names.hypers)
         if (is(hyper.key)) role = kNumber;
       if (role == kParams) params = value;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <deque>
+#include <list>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -29,7 +30,11 @@ class Plan {
   // with `engine_only` then steps the others.
   py::object step(py::object optimizer, bool engine_only);
 
-  bool skipped() const { return skipped_; }
+  // Sends the groups' numbers to the device for the steps that were captured into graphs, which read them there.
+  void refresh(py::object optimizer);
+
+  // Whether the last step was skipped: a bool, or on a device that alone knows it a tensor, zero if not.
+  py::object skipped() const;
   const std::string& rule_name() const { return rule_name_; }
   const py::dict& defaults() const { return defaults_; }
 
@@ -49,16 +54,26 @@ class Plan {
   // What stands behind rows_[i].
   struct Source {
     TensorImpl *param, *grad, *state[kMaxStates], *counter[kMaxCounters];
-    void* count[kMaxCounters];  // a counter's data, float or double
-    double before[kMaxCounters];
-    int slot;
-    uint32_t prepared;
+    void* count[kMaxCounters];    // a counter's data, float or double
+    Number before[kMaxCounters];  // a counter's value, or where a device has it
+    int slot, device;
     bool first;
   };
+  // What rows of one group with equal counters share.
   struct Prepared {
-    double scalars[kMaxScalars], before[kMaxCounters], after[kMaxCounters];
+    double scalars[kMaxScalars], after[kMaxCounters];
+    Number before[kMaxCounters];
     int group;
-    bool first;
+    bool first, wide;
+  };
+  // A table and its memory, for the steps of one wave on one stream, or for one step that a graph has captured.
+  struct DeviceTable {
+    cuda::Table table;
+    at::Tensor memory;
+    cuda::Place place;
+    int wave;
+    bool captured;
+    std::vector<int> variants;  // of the groups, which a captured step cannot change
   };
   // What a slot turned out to be: without a gradient, a row for the engine, or torch's to step.
   enum class Found { nothing, row, leftover };
@@ -79,10 +94,19 @@ class Plan {
   bool lay_out(Row& row, const Source& source);
   void address(Row& row, const Source& source) const;
   py::list collect_all();
+  bool settle_scaling(bool leftover);
+  void make_ready(const py::object& optimizer);
+  bool counts_on_device(const Source& source) const;
+  void move_counters();
   void make_states(PyObject* state);
-  void sort_waves();
+  void sort_passes();
   void run();
   void prepare_rows(size_t first, size_t last);
+  void sweep(size_t first, size_t last);
+  void launch(size_t first, size_t last);
+  std::vector<cuda::Group> device_groups() const;
+  DeviceTable& table_for(const cuda::Place& place, int wave);
+  uint32_t* skip_flag(int device);
   void read_counts(Source& source) const;
   void write_counts(size_t first, size_t last);
   void bump_versions() const;
@@ -104,8 +128,10 @@ class Plan {
   std::vector<Group> groups_;
   std::vector<Slot> slots_;
   std::vector<std::pair<PyObject*, PyObject*>> order_;  // optimizer.state, entry by entry
-  double multiplier_ = 1;                               // 1 / grad_scale
-  bool skipped_ = false, busy_ = false;
+  double multiplier_ = 1;                               // 1 / grad_scale, if that is not in device memory
+  // GradScaler's tensors, where the host has not read them.
+  at::Tensor found_inf_, grad_scale_;
+  bool skipped_ = false, busy_ = false, capturing_ = false;
   PyObject* group_list_ = nullptr;  // borrowed, valid during a step
 
   // rows_[i] and sources_[i] belong together; the first count_ of them are this step's.
@@ -115,6 +141,10 @@ class Plan {
   std::vector<size_t> new_states_;  // rows whose state has yet to be made
   std::deque<Layout> layouts_;
   std::vector<Prepared> prepared_;
+
+  std::list<DeviceTable> tables_;
+  std::vector<at::Tensor> skip_flags_;  // one for each device that has needed it
+  bool device_knows_skipped_ = false;
 };
 
 inline std::string Plan::label(int group, int position) const {
@@ -134,7 +164,7 @@ inline void Plan::read_groups(PyObject* groups) {
     Group& group = groups_[g];
     group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g);
     const bool equal =
-        g > 0 && groups_[g - 1].sign == group.sign &&
+        g > 0 && groups_[g - 1].sign == group.sign && !group.on_device &&
         std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
     group.same_as = equal ? groups_[g - 1].same_as : g;
   }

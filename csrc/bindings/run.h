@@ -1,7 +1,7 @@
 // The second half of a plan: making states, and the step itself. Included by bindings.cpp, after torch.
 #pragma once
 
-#include "collect.h"
+#include "launch.h"
 
 namespace fusedopt {
 
@@ -22,10 +22,13 @@ inline void Plan::make_states(PyObject* state) {
       continue;
     }
     py::dict entry;
-    PyObject* fused = PyDict_GetItemString(PySequence_Fast_GET_ITEM(group_list_, slot.group), "fused");
-    const at::ScalarType dtype = fused && PyObject_IsTrue(fused) == 1 ? at::kFloat : default_dtype;
+    // As torch does: a counter that its fused step advances is a float32 on the param's device.
+    const bool fused = groups_[slot.group].fused;
+    const bool on_device = counts_on_device(source);
     for (int c = 0; c < rule_->counters; ++c) {
-      const at::Tensor counter = at::zeros({}, at::TensorOptions(at::kCPU).dtype(dtype));
+      const at::Tensor counter = at::zeros(
+          {},
+          at::TensorOptions(torch_device(on_device ? source.device : kHost)).dtype(fused ? at::kFloat : default_dtype));
       entry[keys_[rule_->states + c]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
       source.counter[c] = counter.unsafeGetTensorImpl();
     }
@@ -66,14 +69,15 @@ inline void Plan::make_states(PyObject* state) {
   }
 }
 
-inline void Plan::sort_waves() {
-  int last = 0;
-  for (size_t i = 0; i < count_; ++i) last = std::max(last, slots_[sources_[i].slot].wave);
-  if (last == 0) return;
+// Brings rows that step together side by side: those of one wave and one device.
+inline void Plan::sort_passes() {
+  const auto pass = [&](size_t i) { return std::make_pair(slots_[sources_[i].slot].wave, sources_[i].device); };
+  bool sorted = true;
+  for (size_t i = 1; sorted && i < count_; ++i) sorted = pass(i - 1) <= pass(i);
+  if (sorted) return;
   std::vector<size_t> index(count_);
   for (size_t i = 0; i < count_; ++i) index[i] = i;
-  const auto wave = [&](size_t i) { return slots_[sources_[i].slot].wave; };
-  std::stable_sort(index.begin(), index.end(), [&](size_t a, size_t b) { return wave(a) < wave(b); });
+  std::stable_sort(index.begin(), index.end(), [&](size_t a, size_t b) { return pass(a) < pass(b); });
   const std::vector<Row> rows = rows_;
   const std::vector<Source> sources = sources_;
   for (size_t i = 0; i < count_; ++i) {
@@ -83,16 +87,22 @@ inline void Plan::sort_waves() {
 }
 
 inline void Plan::read_counts(Source& source) const {
-  for (int c = 0; c < rule_->counters; ++c)
-    source.before[c] =
-        is_double(*source.counter[c]) ? *static_cast<double*>(source.count[c]) : *static_cast<float*>(source.count[c]);
+  for (int c = 0; c < rule_->counters; ++c) {
+    const bool wide = is_double(*source.counter[c]);
+    Number& before = source.before[c];
+    if (source.device != kHost && number_on_device(*source.counter[c]))
+      before = {0, source.count[c], wide ? Dtype::f64 : Dtype::f32};
+    else
+      before = {wide ? *static_cast<double*>(source.count[c]) : *static_cast<float*>(source.count[c])};
+  }
 }
 
 inline void Plan::write_counts(size_t first, size_t last) {
   for (size_t i = first; i < last; ++i) {
     const Source& source = sources_[i];
     for (int c = 0; c < rule_->counters; ++c) {
-      const double value = prepared_[source.prepared].after[c];
+      if (source.before[c].device) continue;
+      const double value = prepared_[rows_[i].entry].after[c];
       if (is_double(*source.counter[c]))
         *static_cast<double*>(source.count[c]) = value;
       else
@@ -102,27 +112,32 @@ inline void Plan::write_counts(size_t first, size_t last) {
 }
 
 // prepare() once for each run of rows with the same hyper-parameters and counters, which is nearly always all of them.
+// Where a device has the counters it does this, too.
 inline void Plan::prepare_rows(size_t first, size_t last) {
   prepared_.clear();
-  int64_t work = 0;
   for (size_t i = first; i < last; ++i) {
-    Source& source = sources_[i];
-    const int group = groups_[slots_[source.slot].group].same_as;
+    const Source& source = sources_[i];
+    // A captured step keeps to its own group: its numbers may come to differ from the others' before a replay.
+    const int own = slots_[source.slot].group, group = capturing_ ? own : groups_[own].same_as;
+    const bool wide = rows_[i].param_dtype == Dtype::f64;
     const Prepared* known = prepared_.empty() ? nullptr : &prepared_.back();
-    if (!known || known->group != group || known->first != source.first ||
+    if (!known || known->group != group || known->first != source.first || known->wide != wide ||
         !std::equal(source.before, source.before + rule_->counters, known->before)) {
       Prepared& next = prepared_.emplace_back();
       next.group = group;
       next.first = source.first;
-      std::copy_n(source.before, kMaxCounters, next.before);
-      std::copy_n(source.before, kMaxCounters, next.after);
+      next.wide = wide;
+      bool on_device = source.device != kHost && rule_->counters == 0;
+      for (int c = 0; c < rule_->counters; ++c) {
+        next.before[c] = source.before[c];
+        next.after[c] = source.before[c].value;
+        on_device = on_device || source.before[c].device;
+      }
       next.scalars[0] = groups_[group].sign * multiplier_;
-      rule_->prepare(groups_[group].hypers.data(), next.after, next.first, next.scalars + 1);
+      if (!on_device) rule_->prepare(groups_[group].numbers().data(), next.after, next.first, next.scalars + 1);
     }
-    source.prepared = static_cast<uint32_t>(prepared_.size() - 1);
-    rows_[i].work_end = work += rows_[i].numel + cpu::kRowOverhead;
+    rows_[i].entry = static_cast<uint32_t>(prepared_.size() - 1);
   }
-  for (size_t i = first; i < last; ++i) rows_[i].scalars = prepared_[sources_[i].prepared].scalars;
 }
 
 // Tells autograd of the writes.
@@ -136,36 +151,46 @@ inline void Plan::bump_versions() const {
   }
 }
 
-inline void Plan::run() {
+// Steps rows on the CPU.
+inline void Plan::sweep(size_t first, size_t last) {
   // From this many elements on other Python threads may run meanwhile; what they could free is held.
   constexpr int64_t kReleaseGil = 1 << 21;
   std::vector<c10::intrusive_ptr<TensorImpl>> held;
   const auto hold = [&](TensorImpl* impl) {
     if (impl) held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
   };
+  int64_t work = 0;
+  for (size_t i = first; i < last; ++i) {
+    rows_[i].work_end = work += rows_[i].numel + cpu::kRowOverhead;
+    rows_[i].scalars = prepared_[rows_[i].entry].scalars;
+  }
+  const auto all = [&] { cpu::sweep(*rule_, rows_.data() + first, rows_.data() + last, at::get_num_threads()); };
+  if (work < kReleaseGil) return all();
+  for (size_t i = 0; i < count_; ++i) {
+    hold(sources_[i].param);
+    hold(sources_[i].grad);
+    for (TensorImpl* state : sources_[i].state) hold(state);
+    for (TensorImpl* counter : sources_[i].counter) hold(counter);
+  }
+  busy_ = true;
+  {
+    const py::gil_scoped_release release;
+    all();
+  }
+  busy_ = false;
+}
+
+inline void Plan::run() {
   for (size_t first = 0, last; first < count_; first = last) {
-    const int wave = slots_[sources_[first].slot].wave;
-    for (last = first; last < count_ && slots_[sources_[last].slot].wave == wave;) ++last;
+    const int wave = slots_[sources_[first].slot].wave, device = sources_[first].device;
+    const auto together = [&](size_t i) {
+      return slots_[sources_[i].slot].wave == wave && sources_[i].device == device;
+    };
+    for (last = first; last < count_ && together(last);) ++last;
     if (wave > 0)
       for (size_t i = first; i < last; ++i) read_counts(sources_[i]);
     prepare_rows(first, last);
-    const auto sweep = [&] { cpu::sweep(*rule_, rows_.data() + first, rows_.data() + last, at::get_num_threads()); };
-    if (rows_[last - 1].work_end < kReleaseGil) {
-      sweep();
-    } else {
-      for (size_t i = 0; i < count_; ++i) {
-        hold(sources_[i].param);
-        hold(sources_[i].grad);
-        for (TensorImpl* state : sources_[i].state) hold(state);
-        for (TensorImpl* counter : sources_[i].counter) hold(counter);
-      }
-      busy_ = true;
-      {
-        const py::gil_scoped_release release;
-        sweep();
-      }
-      busy_ = false;
-    }
+    device == kHost ? sweep(first, last) : launch(first, last);
     write_counts(first, last);
   }
   bump_versions();
@@ -175,13 +200,23 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
   if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
   rule_ = find();
   const Ref dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
-  const auto attribute = [&](const char* name) { return PyDict_GetItemString(dict.ptr(), name); };
+  const auto attribute = [&](const char* name) {
+    PyObject* found = PyDict_GetItemString(dict.ptr(), name);
+    return found == Py_None ? nullptr : found;
+  };
 
-  PyObject* found_inf = attribute("found_inf");
-  skipped_ = found_inf && found_inf != Py_None && to_double(found_inf, "found_inf") != 0;
+  // What GradScaler has put into device memory stays there unread, for as long as nothing on the host depends on it.
+  const auto scaling = [&](const char* name, double absent, at::Tensor& on_device) {
+    on_device = at::Tensor();
+    PyObject* found = attribute(name);
+    const Number number = found ? to_number(found, name) : Number{absent};
+    if (number.device) on_device = unpack(found);
+    return number.device ? absent : number.value;
+  };
+  device_knows_skipped_ = false;
+  skipped_ = scaling("found_inf", 0, found_inf_) != 0;
+  multiplier_ = 1 / scaling("grad_scale", 1, grad_scale_);
   if (skipped_) return py::none();
-  PyObject* grad_scale = attribute("grad_scale");
-  multiplier_ = grad_scale && grad_scale != Py_None ? 1 / to_double(grad_scale, "grad_scale") : 1;
 
   // A subclass may make them properties.
   const auto member = [&](const char* name) {
@@ -196,7 +231,11 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
 
   // All that can be refused is refused here; after it only memory can be lacking.
   const py::list leftover = collect_all();
+  make_ready(optimizer);
+  skipped_ = settle_scaling(!leftover.empty());
+  if (skipped_) return py::none();
   if (!leftover.empty() && !engine_only) return leftover;
+  move_counters();
   make_states(state.ptr());
   for (const size_t i : new_states_) {
     Row& row = rows_[i];
@@ -206,7 +245,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
     for (int c = 0; c < rule_->counters; ++c) source.count[c] = data_of(*source.counter[c]);
     read_counts(source);
   }
-  sort_waves();
+  sort_passes();
   run();
   return py::none();
 }

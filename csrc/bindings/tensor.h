@@ -14,10 +14,10 @@ using c10::TensorImpl;
 
 inline const at::Tensor& unpack(PyObject* object) { return THPVariable_Unpack(object); }
 
-// An ordinary dense CPU tensor: no subclass that dispatches, no meta or sparse tensor, no lazy conjugate, no inference
-// tensor, no functional wrapper. All of those differ in their key set, so one comparison is the whole test.
+// The keys of an ordinary dense CPU tensor: no subclass that dispatches, no meta or sparse tensor, no lazy conjugate,
+// no inference tensor, no functional wrapper. All of those differ in their key set, so one comparison is the whole
+// test.
 inline const c10::DispatchKeySet g_plain_keys = at::empty({0}, at::TensorOptions(at::kCPU).dtype(at::kFloat)).key_set();
-inline bool plain(const TensorImpl& impl) { return impl.key_set() == g_plain_keys; }
 
 // Shapes and strides have few entries: a loop beats the call to memcmp that == makes.
 inline bool equal(c10::IntArrayRef a, c10::IntArrayRef b) {

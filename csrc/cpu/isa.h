@@ -3,8 +3,8 @@
 
 #include "../step.h"
 
-// Clang has no `#pragma GCC target`: it builds the generic kernels only.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// Clang has no `#pragma GCC target`: it builds the generic kernels only. So does who asks for no others.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(FUSEDOPT_GENERIC_ONLY)
 #define FUSEDOPT_X86
 #endif
 

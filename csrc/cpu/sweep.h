@@ -3,6 +3,7 @@
 
 #include "../codec.h"
 #include "../rules/all.h"
+#include "../rules/shape.h"
 #include "../step.h"
 #include "isa.h"
 
@@ -78,7 +79,7 @@ class TileOperand {
 
 template <class R, int variant, class T>
 struct Kernel {
-  static constexpr int kStates = sizeof(R::state_names) / sizeof(R::state_names[0]);
+  static constexpr int kStates = Shape<R>::kStates;
   using Scalars = typename R::template Scalars<T>;
 
   // The one place where a rule meets memory; bodies, tails, storages and decoded tiles all come here.
@@ -127,7 +128,14 @@ struct Kernel {
     elements(p + i, g + i, state, n - i, multiplier, c);
   }
 
-  // The whole range straight from memory if the row has these storages and is dense.
+  // The whole range straight from memory if the row is dense and has one of these mixes.
+  template <class... Mixes>
+  static bool any(MixList<Mixes...>, const Row& row, int64_t begin, int64_t end, T multiplier, const Scalars& c) {
+    return (
+        direct<typename Mixes::Param, typename Mixes::Grad, typename Mixes::State>(row, begin, end, multiplier, c) ||
+        ...);
+  }
+
   template <class P, class G, class S>
   static bool direct(const Row& row, int64_t begin, int64_t end, T multiplier, const Scalars& c) {
     bool fits = !row.layout && row.param_dtype == dtype_of(P()) && row.grad_dtype == dtype_of(G());
@@ -143,19 +151,10 @@ struct Kernel {
   }
 
   static void sweep(const Row& row, int64_t begin, int64_t end) {
-    Scalars c;
-    T* field = reinterpret_cast<T*>(&c);
-    for (size_t i = 0; i < sizeof(Scalars) / sizeof(T); ++i) field[i] = static_cast<T>(row.scalars[1 + i]);
+    const Scalars c = Shape<R>::template scalars<T>(row.scalars);
     const T multiplier = static_cast<T>(row.scalars[0]);
-
-    // The mixes that training runs on; a detour through L1 would cost 16-bit ones a third of their speed.
-    if (direct<T, T, T>(row, begin, end, multiplier, c)) return;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (direct<bf16, bf16, bf16>(row, begin, end, multiplier, c)) return;
-      if (direct<bf16, bf16, float>(row, begin, end, multiplier, c)) return;
-      if (direct<f16, f16, f16>(row, begin, end, multiplier, c)) return;
-    }
-    tiles(row, begin, end, multiplier, c);
+    // A detour through L1 would cost 16-bit storages a third of their speed.
+    if (!any(typename MixesOf<T>::type(), row, begin, end, multiplier, c)) tiles(row, begin, end, multiplier, c);
   }
 
   // Any other mix and any strides.
@@ -185,24 +184,10 @@ struct Kernel {
 
 template <class R>
 struct Entry {
-  using Hypers = typename R::Hypers;
-  using Scalars = typename R::template Scalars<double>;
-  static constexpr int kHypers = sizeof(R::hyper_names) / sizeof(R::hyper_names[0]);
-  static constexpr int kStates = sizeof(R::state_names) / sizeof(R::state_names[0]);
-  static constexpr int kScalars = sizeof(Scalars) / sizeof(double);
-  static_assert(sizeof(Hypers) == kHypers * sizeof(double), "Hypers holds one double for each of hyper_names");
-  static_assert(kHypers <= fusedopt::kMaxHypers && kStates <= fusedopt::kMaxStates && kScalars < fusedopt::kMaxScalars);
-  static_assert(R::counters <= fusedopt::kMaxCounters && R::variants <= fusedopt::kMaxVariants);
-
-  static Hypers read(const double* hypers) {
-    Hypers h;
-    std::memcpy(&h, hypers, sizeof(h));
-    return h;
-  }
-  static int variant(const double* hypers) { return R::variant(read(hypers)); }
+  static int variant(const double* hypers) { return R::variant(Shape<R>::hypers(hypers)); }
   static bool keeps(int variant, int state) { return R::keeps(variant, state); }
   static void prepare(const double* hypers, double* counters, bool first, double* scalars) {
-    const Scalars c = R::prepare(read(hypers), counters, first);
+    const auto c = R::prepare(Shape<R>::hypers(hypers), counters, first);
     std::memcpy(scalars, &c, sizeof(c));
   }
 
@@ -216,9 +201,13 @@ struct Entry {
   }
 
   static fusedopt::Rule rule() {
-    fusedopt::Rule rule = {
-        R::name,  R::hyper_names, R::state_names,     R::counter_names, kHypers, kStates, R::counters,
-        kScalars, R::variants,    R::state_like_grad, variant,          keeps,   prepare, {}};
+    fusedopt::Rule rule = {R::name,           R::hyper_names,
+                           R::state_names,    R::counter_names,
+                           Shape<R>::kHypers, Shape<R>::kStates,
+                           R::counters,       Shape<R>::kScalars,
+                           R::variants,       R::state_like_grad,
+                           variant,           keeps,
+                           prepare,           {}};
     add_sweeps<0>(rule);
     return rule;
   }

@@ -1,0 +1,196 @@
+// The part of a step that is particular to CUDA. Included by bindings.cpp, after torch.
+#pragma once
+
+#include "collect.h"
+
+namespace fusedopt {
+
+// Looks at every device that the step will use. Throws if it cannot take place there.
+inline void Plan::make_ready(const py::object& optimizer) {
+  capturing_ = false;
+  std::vector<int> devices;
+  bool on_host = false;
+  for (size_t i = 0; i < count_; ++i) {
+    const int device = sources_[i].device;
+    if (device == kHost)
+      on_host = true;
+    else if (std::find(devices.begin(), devices.end(), device) == devices.end())
+      devices.push_back(device);
+  }
+  for (const int device : devices) {
+    const OnDevice guard(device);
+    capturing_ = cuda::ready({device, current_stream(device)}, *rule_) || capturing_;
+  }
+  if (!capturing_) return;
+
+  for (const Group& group : groups_)
+    if (group.refuses_capture)
+      throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
+                               std::string(py::str(py::type::of(optimizer).attr("__name__"))) +
+                               " but param_groups' capturable is False: construct it with capturable=True");
+  if (on_host) throw std::runtime_error("a step that also updates params on the CPU cannot be captured");
+  for (const size_t i : new_states_)
+    fail(sources_[i],
+         "it has no state yet, which a replay would make anew each time; take one step before the capture");
+  for (size_t i = 0; i < count_; ++i)
+    for (int c = 0; c < rule_->counters; ++c)
+      if (!sources_[i].before[c].device)
+        fail(sources_[i], std::string("its state '") + rule_->counter_names[c] +
+                              "' is on the CPU, where a graph cannot advance it; take one step before the capture");
+}
+
+// Reads found_inf and grad_scale where the host must know them: to step params on the CPU or leave some to torch, and
+// to make no states in a step that is none. That waits for the device, but not in steady state. Returns whether to
+// skip.
+inline bool Plan::settle_scaling(bool leftover) {
+  bool host = leftover || (!new_states_.empty() && !capturing_);
+  for (size_t i = 0; i < count_; ++i) host = host || sources_[i].device == kHost;
+  if (host && grad_scale_.defined()) {
+    multiplier_ = 1 / grad_scale_.item().toDouble();
+    grad_scale_ = at::Tensor();
+  }
+  if (!host || !found_inf_.defined()) return false;
+  const bool found = found_inf_.item().toDouble() != 0;
+  found_inf_ = at::Tensor();
+  return found;
+}
+
+// Whether a param's counters belong on its device: where torch has them there, and where the host cannot know whether a
+// step takes place.
+inline bool Plan::counts_on_device(const Source& source) const {
+  return source.device != kHost && (groups_[slots_[source.slot].group].device_counters || found_inf_.defined());
+}
+
+// Counters from a checkpoint, or from steps without a GradScaler, come to the param's device.
+inline void Plan::move_counters() {
+  std::vector<std::tuple<size_t, int, at::Tensor>> moved;
+  for (size_t i = 0; i < count_; ++i) {
+    const Source& source = sources_[i];
+    if (source.first || !counts_on_device(source)) continue;
+    for (int c = 0; c < rule_->counters; ++c) {
+      if (source.before[c].device) continue;
+      const at::Tensor counter(c10::intrusive_ptr<TensorImpl>::reclaim_copy(source.counter[c]));
+      moved.emplace_back(i, c, counter.to(torch_device(source.device)));
+    }
+  }
+  for (const auto& [i, c, counter] : moved) {
+    Source& source = sources_[i];
+    const Ref value = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
+    if (PyDict_SetItem(slots_[source.slot].state, keys_[rule_->states + c].ptr(), value.ptr()) != 0)
+      throw py::error_already_set();
+    source.counter[c] = counter.unsafeGetTensorImpl();
+    source.count[c] = data_of(*source.counter[c]);
+    source.before[c] = {0, source.count[c], is_double(*source.counter[c]) ? Dtype::f64 : Dtype::f32};
+  }
+}
+
+inline std::vector<cuda::Group> Plan::device_groups() const {
+  std::vector<cuda::Group> groups;
+  for (const Group& group : groups_) groups.push_back({group.hypers.data(), group.sign});
+  return groups;
+}
+
+inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, int wave) {
+  // A table belongs to one stream: its memory is used in the order in which torch's allocator knows it.
+  constexpr size_t kKept = 16;
+  if (!capturing_) {
+    size_t eager = 0;
+    auto oldest = tables_.end();
+    for (auto table = tables_.begin(); table != tables_.end(); ++table) {
+      if (table->captured) continue;
+      if (table->place.device == place.device && table->place.stream == place.stream && table->wave == wave)
+        return *table;
+      if (eager++ == 0) oldest = table;
+    }
+    if (eager == kKept) tables_.erase(oldest);
+  }
+  DeviceTable& table = tables_.emplace_back();
+  table.place = place;
+  table.wave = wave;
+  table.captured = capturing_;
+  for (const Group& group : groups_) table.variants.push_back(group.variant);
+  return table;
+}
+
+inline uint32_t* Plan::skip_flag(int device) {
+  for (const at::Tensor& flag : skip_flags_)
+    if (flag.device() == torch_device(device)) return static_cast<uint32_t*>(data_of(*flag.unsafeGetTensorImpl()));
+  const OffCapture off(device);
+  skip_flags_.push_back(at::zeros({}, at::TensorOptions(torch_device(device)).dtype(at::kInt)));
+  return static_cast<uint32_t*>(data_of(*skip_flags_.back().unsafeGetTensorImpl()));
+}
+
+// Steps rows on a CUDA device.
+inline void Plan::launch(size_t first, size_t last) {
+  const int device = sources_[first].device;
+  const OnDevice guard(device);
+  const cuda::Place place = {device, current_stream(device)};
+  cuda::Step step;
+  step.rule = rule_;
+  step.first = rows_.data() + first;
+  step.last = rows_.data() + last;
+  step.slots = slots_.size();
+  step.groups = device_groups();
+  for (const Prepared& prepared : prepared_) {
+    cuda::Entry& entry = step.entries.emplace_back();
+    entry = {prepared.group, prepared.first, prepared.wide, {}};
+    std::copy_n(prepared.before, rule_->counters, entry.counter);
+  }
+  step.multiplier = multiplier_;
+  const auto here = [&](const at::Tensor& tensor, Number& number) {
+    if (!tensor.defined()) return at::Tensor();
+    const at::Tensor copy = tensor.to(torch_device(device), /*non_blocking=*/true);
+    number.device = copy.unsafeGetTensorImpl()->data();
+    storage_of(*copy.unsafeGetTensorImpl(), number.dtype);
+    return copy;
+  };
+  const at::Tensor scale = here(grad_scale_, step.grad_scale), found = here(found_inf_, step.found_inf);
+  device_knows_skipped_ = found.defined();
+  if (found.defined()) step.skipped = skip_flag(device);
+
+  DeviceTable& table = table_for(place, slots_[sources_[first].slot].wave);
+  const size_t bytes = table.table.lacks(step);
+  const auto allocate = [&] {
+    table.memory = at::zeros({static_cast<int64_t>(bytes)}, at::TensorOptions(torch_device(device)).dtype(at::kByte));
+    table.table.bind(table.memory.data_ptr());
+  };
+  if (capturing_) {
+    // The table is filled now and stays as it is: a replay launches the two kernels and nothing else.
+    const OffCapture off(device);
+    const cuda::Place aside = {device, current_stream(device)};
+    allocate();
+    table.table.send(step, aside);
+    cuda::synchronize(aside);
+  } else if (bytes) {
+    allocate();
+  }
+  table.table.launch(step, place);
+}
+
+inline void Plan::refresh(py::object optimizer) {
+  const Ref groups = optimizer.attr("param_groups");
+  read_groups(groups.ptr());
+  cuda::Step step;
+  step.rule = rule_;
+  step.groups = device_groups();
+  for (const DeviceTable& table : tables_) {
+    if (!table.captured) continue;
+    bool same = table.variants.size() == groups_.size();
+    for (size_t g = 0; same && g < groups_.size(); ++g) same = table.variants[g] == groups_[g].variant;
+    if (!same)
+      throw std::runtime_error(
+          "param_groups have changed since the step was captured in more than their numbers; capture it again");
+  }
+  for (DeviceTable& table : tables_) {
+    if (!table.captured) continue;
+    const OnDevice guard(table.place.device);
+    table.table.send_groups(step, {table.place.device, current_stream(table.place.device)});
+  }
+}
+
+inline py::object Plan::skipped() const {
+  if (!device_knows_skipped_) return py::bool_(skipped_);
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(skip_flags_.front()));
+}
+
+}  // namespace fusedopt

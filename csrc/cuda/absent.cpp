@@ -1,0 +1,29 @@
+// The CUDA engine where there was no nvcc to build it with.
+#include <stdexcept>
+
+#include "engine.h"
+
+namespace fusedopt::cuda {
+
+struct Table::State {};
+
+namespace {
+[[noreturn]] void absent() { throw std::logic_error("fusedopt was built without CUDA"); }
+}  // namespace
+
+bool built() { return false; }
+std::string built_for() { return "nvcc was not found when fusedopt was built"; }
+
+bool ready(const Place&, const Rule&) { absent(); }
+void synchronize(const Place&) { absent(); }
+
+Table::Table() = default;
+Table::~Table() = default;
+Table::Table(Table&&) noexcept = default;
+size_t Table::lacks(const Step&) { absent(); }
+void Table::bind(void*) { absent(); }
+void Table::send(const Step&, const Place&) { absent(); }
+void Table::send_groups(const Step&, const Place&) { absent(); }
+void Table::launch(const Step&, const Place&) { absent(); }
+
+}  // namespace fusedopt::cuda

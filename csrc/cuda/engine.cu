@@ -1,0 +1,265 @@
+// The CUDA engine: the kernels of every rule, and how a step is put on a stream.
+#define FUSEDOPT_NAMESPACE fusedopt_cuda
+#include "kernels.cuh"
+#include "mirror.h"
+
+#include <mutex>
+#include <stdexcept>
+
+#ifndef FUSEDOPT_CUDA_ARCHITECTURES
+#define FUSEDOPT_CUDA_ARCHITECTURES "emulated"
+#endif
+
+namespace FUSEDOPT_NAMESPACE {
+
+// The kernels of one rule. Update kernels are numbered: those for the mixes of either list, then for any mix.
+constexpr int kMixes = 7;
+constexpr int kDoubleMixes = 4, kAnyMix = 5;
+
+struct Kernels {
+  const char* name;
+  void (*advance_small)(AdvanceArguments, Patch<fusedopt::cuda::kSmallPatch>);
+  void (*advance_large)(AdvanceArguments, Patch<fusedopt::cuda::kLargePatch>);
+  void (*update[fusedopt::kMaxVariants * kMixes])(UpdateArguments);
+};
+
+template <class R, int variant, class T, class... Mixes>
+void add_mixes(MixList<Mixes...>, Kernels& kernels, int at) {
+  ((kernels.update[variant * kMixes + at++] = update<R, variant, Mixes, T>), ...);
+}
+
+template <class R, int variant = 0>
+void add_variants(Kernels& kernels) {
+  if constexpr (variant < R::variants) {
+    add_mixes<R, variant, float>(FloatMixes(), kernels, 0);
+    add_mixes<R, variant, double>(DoubleMixes(), kernels, kDoubleMixes);
+    kernels.update[variant * kMixes + kAnyMix] = update_any<R, variant, float>;
+    kernels.update[variant * kMixes + kAnyMix + 1] = update_any<R, variant, double>;
+    add_variants<R, variant + 1>(kernels);
+  }
+}
+
+template <class R>
+Kernels kernels_of() {
+  Kernels kernels = {R::name, advance<R, fusedopt::cuda::kSmallPatch>, advance<R, fusedopt::cuda::kLargePatch>, {}};
+  add_variants<R>(kernels);
+  return kernels;
+}
+
+template <class... Rules>
+const Kernels& find_kernels(RuleList<Rules...>, const std::string& name) {
+  static const Kernels table[] = {kernels_of<Rules>()...};
+  for (const Kernels& kernels : table)
+    if (name == kernels.name) return kernels;
+  throw std::invalid_argument("no rule is named '" + name + "'");
+}
+
+template <class M>
+bool has_mix(const fusedopt::Row& row, const fusedopt::Rule& rule) {
+  bool has = row.param_dtype == dtype_of(typename M::Param()) && row.grad_dtype == dtype_of(typename M::Grad());
+  for (int k = 0; k < rule.states; ++k)
+    has = has && (!row.state[k] || row.state_dtype[k] == dtype_of(typename M::State()));
+  return has;
+}
+
+template <class... Mixes>
+int find_mix(MixList<Mixes...>, const fusedopt::Row& row, const fusedopt::Rule& rule) {
+  int at = 0;
+  return ((has_mix<Mixes>(row, rule) ? true : (++at, false)) || ...) ? at : -1;
+}
+
+inline int kernel_of(const fusedopt::Row& row, const fusedopt::Rule& rule) {
+  const bool wide = row.param_dtype == Dtype::f64;
+  int mix = row.layout ? -1 : wide ? find_mix(DoubleMixes(), row, rule) : find_mix(FloatMixes(), row, rule);
+  if (mix < 0)
+    mix = kAnyMix + wide;
+  else if (wide)
+    mix += kDoubleMixes;
+  return row.variant * kMixes + mix;
+}
+
+}  // namespace FUSEDOPT_NAMESPACE
+
+namespace fusedopt::cuda {
+namespace {
+
+using fusedopt_cuda::Kernels;
+
+const Kernels& find_kernels(const Rule& rule) {
+  return fusedopt_cuda::find_kernels(fusedopt_cuda::AllRules(), rule.name);
+}
+
+[[noreturn]] void fail(cudaError_t error, const std::string& what) {
+  throw std::runtime_error(what + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
+}
+
+// Errors of kernels arrive late, at whatever call comes next.
+void check_earlier(cudaError_t error) {
+  if (error != cudaSuccess)
+    fail(error,
+         "an earlier CUDA kernel or call failed, and this step wrote nothing; CUDA_LAUNCH_BLOCKING=1 shows which one");
+}
+
+// The caller has made the device current for the driver; this runtime, which is a copy of its own, is told as well.
+void use(int device) {
+  int now = 0;
+  check_earlier(cudaGetDevice(&now));
+  if (now != device) check_earlier(cudaSetDevice(device));
+}
+
+template <class... Parameters, class... Arguments>
+void put(const Place& place, uint32_t blocks, unsigned threads, void (*kernel)(Parameters...),
+         const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.stream = static_cast<cudaStream_t>(place.stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    fail(error, "a kernel of this step could not be launched");
+  }
+}
+
+unsigned advance_threads(size_t work) {
+  return static_cast<unsigned>(std::min<size_t>((work + kLanes - 1) / kLanes * kLanes, kAdvanceThreads));
+}
+
+// The most words that a launch's parameters hold on this machine.
+int largest_patch() {
+  static const int words = [] {
+    int driver = 0;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010 && CUDART_VERSION >= 12010 ? kLargePatch
+                                                                                                      : kSmallPatch;
+  }();
+  return words;
+}
+
+}  // namespace
+
+bool built() { return true; }
+std::string built_for() { return FUSEDOPT_CUDA_ARCHITECTURES; }
+
+bool ready(const Place& place, const Rule& rule) {
+  check_earlier(cudaPeekAtLastError());
+  use(place.device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_earlier(cudaStreamIsCapturing(static_cast<cudaStream_t>(place.stream), &status));
+
+  static std::mutex mutex;
+  static std::vector<int> usable;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (std::find(usable.begin(), usable.end(), place.device) == usable.end()) {
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, find_kernels(rule).advance_small);
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      int major = 0, minor = 0;
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, place.device);
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, place.device);
+      const std::string capability = std::to_string(major) + "." + std::to_string(minor);
+      fail(error, "device cuda:" + std::to_string(place.device) + " has compute capability " + capability +
+                      ", and this build of fusedopt holds " FUSEDOPT_CUDA_ARCHITECTURES
+                      "; build it again with TORCH_CUDA_ARCH_LIST=" +
+                      capability);
+    }
+    usable.push_back(place.device);
+  }
+  return status == cudaStreamCaptureStatusActive;
+}
+
+void synchronize(const Place& place) {
+  use(place.device);
+  // A capture elsewhere in the process forbids waiting, unless this thread says that it knows what it does.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  const cudaError_t error = cudaStreamSynchronize(static_cast<cudaStream_t>(place.stream));
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  check_earlier(error);
+}
+
+struct Table::State {
+  Mirror mirror;
+  void* memory = nullptr;
+
+  // Sends noted words until at most `leave` are left.
+  void send(const Place& place, size_t leave) {
+    while (mirror.noted() > leave) {
+      if (mirror.noted() > kSmallPatch && largest_patch() == kLargePatch)
+        send_patch<kLargePatch>(place);
+      else
+        send_patch<kSmallPatch>(place);
+    }
+  }
+
+  template <int capacity>
+  void send_patch(const Place& place) {
+    Patch<capacity> patch;
+    mirror.take(patch);
+    put(place, 1, advance_threads(patch.count), fusedopt_cuda::patch_table<capacity>, static_cast<uint64_t*>(memory),
+        patch);
+  }
+
+  template <int capacity>
+  void advance(const Step& step, const Place& place, void (*kernel)(AdvanceArguments, Patch<capacity>)) {
+    Patch<capacity> patch;
+    mirror.take(patch);
+    const AdvanceArguments arguments = {mirror.view(memory),
+                                        static_cast<uint32_t>(step.entries.size()),
+                                        step.multiplier,
+                                        {step.grad_scale.device, step.grad_scale.dtype},
+                                        {step.found_inf.device, step.found_inf.dtype},
+                                        step.skipped};
+    put(place, 1, advance_threads(std::max<size_t>(patch.count, step.entries.size())), kernel, arguments, patch);
+  }
+};
+
+Table::Table() : state_(std::make_unique<State>()) {}
+Table::~Table() = default;
+Table::Table(Table&&) noexcept = default;
+
+size_t Table::lacks(const Step& step) {
+  const size_t words =
+      state_->mirror.reserve(step, [&](const Row& row) { return fusedopt_cuda::kernel_of(row, *step.rule); });
+  return words * sizeof(uint64_t);
+}
+
+void Table::bind(void* memory) { state_->memory = memory; }
+
+void Table::send(const Step& step, const Place& place) {
+  use(place.device);
+  state_->mirror.compose(step);
+  state_->send(place, 0);
+}
+
+void Table::send_groups(const Step& step, const Place& place) {
+  use(place.device);
+  state_->mirror.compose_groups(step);
+  state_->send(place, 0);
+}
+
+void Table::launch(const Step& step, const Place& place) {
+  use(place.device);
+  State& state = *state_;
+  try {
+    const Kernels& kernels = find_kernels(*step.rule);
+    state.mirror.compose(step);
+    state.send(place, largest_patch());
+    if (state.mirror.noted() > kSmallPatch)
+      state.advance(step, place, kernels.advance_large);
+    else
+      state.advance(step, place, kernels.advance_small);
+    for (const Mirror::Launch& launch : state.mirror.launches()) {
+      if (launch.chunks == 0) continue;
+      const UpdateArguments arguments = {state.mirror.view(state.memory), launch.starts,
+                                         static_cast<uint32_t>(step.slots), launch.chunks,
+                                         step.found_inf.device ? step.skipped : nullptr};
+      put(place, (launch.chunks + kWarps - 1) / kWarps, kWarps * kLanes, kernels.update[launch.kernel], arguments);
+    }
+  } catch (...) {
+    state.mirror.lose();
+    throw;
+  }
+}
+
+}  // namespace fusedopt::cuda

@@ -1,0 +1,81 @@
+// The CUDA engine as the bindings see it: no torch, no CUDA headers. Compiled with nvcc it is engine.cu; without,
+// absent.cpp.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../step.h"
+
+namespace fusedopt::cuda {
+
+// Whether this build has the engine, and what it is built for: "sm_80 sm_90", or why it is missing.
+bool built();
+std::string built_for();
+
+// What a param group contributes to a step.
+struct Group {
+  const Number* hypers;
+  double sign;  // -1 to maximize
+};
+
+// What rows of one group with equal counters share: their scalars are prepared once.
+struct Entry {
+  int group;
+  bool first;                    // their states were just made
+  bool wide;                     // they compute in double
+  Number counter[kMaxCounters];  // before the step; one in device memory is advanced there
+};
+
+// One step of some of an optimizer's params, all on one device.
+struct Step {
+  const Rule* rule;
+  const Row *first, *last;  // by ascending slots, no slot twice
+  size_t slots;             // of the optimizer
+  std::vector<Group> groups;
+  std::vector<Entry> entries;
+  double multiplier = 1;        // of every gradient
+  Number grad_scale;            // if on the device, to divide the gradients by
+  Number found_inf;             // if on the device, anything but zero there makes the step nothing
+  uint32_t* skipped = nullptr;  // device memory that is told so; not null if found_inf is on the device
+};
+
+// A device, which the caller has made current, and the stream that work is put on.
+struct Place {
+  int device;
+  void* stream;  // a cudaStream_t
+};
+
+// Throws if a step of this rule cannot be put there: an earlier kernel failed, or the device is none that was built
+// for. Returns whether the stream is being captured into a graph.
+bool ready(const Place& place, const Rule& rule);
+
+// Waits for a stream, also while another is being captured.
+void synchronize(const Place& place);
+
+// What the device knows of the steps on one stream, or of one captured graph.
+class Table {
+ public:
+  Table();
+  ~Table();
+  Table(Table&&) noexcept;
+
+  // The bytes of new device memory that the step needs; 0 if what bind() gave will do.
+  size_t lacks(const Step& step);
+  // Gives that memory, all zero, aligned to 16 bytes. It stays until the last launch has run.
+  void bind(void* memory);
+
+  // Brings the table up to date with `step`; for a stream that the launch is not put on.
+  void send(const Step& step, const Place& place);
+  // Sends the groups alone: the launches that were captured read them anew.
+  void send_groups(const Step& step, const Place& place);
+  // Puts the step on the stream: one kernel that advances counters, then one for each variant and mix of storages.
+  void launch(const Step& step, const Place& place);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace fusedopt::cuda

@@ -1,0 +1,339 @@
+// How a rule sweeps device memory. A warp takes one chunk of one tensor and knows nothing of other warps; whole
+// vectors, odd tails and misaligned tensors go through the same registers and the same update.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../codec.h"
+#include "../rules/all.h"
+#include "../rules/shape.h"
+#include "table.h"
+
+namespace FUSEDOPT_NAMESPACE {
+
+using fusedopt::Dtype;
+using fusedopt::cuda::AdvanceArguments;
+using fusedopt::cuda::DeviceNumber;
+using fusedopt::cuda::kChunk;
+using fusedopt::cuda::kLanes;
+using fusedopt::cuda::Patch;
+using fusedopt::cuda::TableRow;
+using fusedopt::cuda::UpdateArguments;
+
+__device__ inline double read_number(const void* at, Dtype dtype) {
+  double number = 0;
+  with_storage(dtype,
+               [&](auto type) { number = static_cast<double>(decode(*static_cast<const decltype(type)*>(at))); });
+  return number;
+}
+
+__device__ inline double read_number(uint64_t word, unsigned kind) {
+  if (kind == fusedopt::cuda::kImmediate) return bit_cast<double>(word);
+  return read_number(reinterpret_cast<const void*>(word), static_cast<Dtype>(kind - 1));
+}
+
+template <int capacity>
+__device__ void apply(uint64_t* words, const Patch<capacity>& patch) {
+  for (uint32_t i = threadIdx.x; i < patch.count; i += blockDim.x) words[patch.at[i]] = patch.word[i];
+}
+
+// Words that do not fit beside the arguments of the advance kernel.
+template <int capacity>
+__global__ void __launch_bounds__(fusedopt::cuda::kAdvanceThreads)
+    patch_table(uint64_t* words, const __grid_constant__ Patch<capacity> patch) {
+  apply(words, patch);
+}
+
+// Counts the step of one entry and makes its scalars.
+template <class R>
+__device__ void advance_entry(const AdvanceArguments& a, uint32_t index, double multiplier) {
+  constexpr unsigned kMask = (1u << fusedopt::cuda::kKindBits) - 1;
+  uint64_t* entry = a.table.words + a.table.entries + index * fusedopt::cuda::entry_words(R::counters);
+  const uint32_t flags = static_cast<uint32_t>(entry[0] >> 32);
+  const uint64_t* group =
+      a.table.words + a.table.groups + static_cast<uint32_t>(entry[0]) * fusedopt::cuda::group_words(Shape<R>::kHypers);
+
+  double hypers[Shape<R>::kHypers];
+  for (int i = 0; i < Shape<R>::kHypers; ++i)
+    hypers[i] = read_number(group[2 + i], static_cast<unsigned>(group[0] >> (i * fusedopt::cuda::kKindBits)) & kMask);
+  const auto kind = [flags](int c) {
+    return flags >> (fusedopt::cuda::kCounterKinds + c * fusedopt::cuda::kKindBits) & kMask;
+  };
+  double counters[R::counters > 0 ? R::counters : 1];
+  for (int c = 0; c < R::counters; ++c) counters[c] = read_number(entry[1 + c], kind(c));
+
+  const auto scalars = R::prepare(Shape<R>::hypers(hypers), counters, (flags & fusedopt::cuda::kFirst) != 0);
+
+  // Counters that the host keeps it advances itself.
+  for (int c = 0; c < R::counters; ++c) {
+    if (kind(c) == fusedopt::cuda::kind_of(Dtype::f32))
+      *reinterpret_cast<float*>(entry[1 + c]) = static_cast<float>(counters[c]);
+    if (kind(c) == fusedopt::cuda::kind_of(Dtype::f64)) *reinterpret_cast<double*>(entry[1 + c]) = counters[c];
+  }
+  double numbers[1 + Shape<R>::kScalars];
+  numbers[0] = bit_cast<double>(group[1]) * multiplier;
+  memcpy(numbers + 1, &scalars, sizeof(scalars));
+  uint64_t* out = a.table.words + a.table.scalars + index * fusedopt::cuda::scalar_words(Shape<R>::kScalars);
+  for (int i = 0; i <= Shape<R>::kScalars; ++i) {
+    if (flags & fusedopt::cuda::kWide)
+      reinterpret_cast<double*>(out)[i] = numbers[i];
+    else
+      reinterpret_cast<float*>(out)[i] = static_cast<float>(numbers[i]);
+  }
+}
+
+// Brings the table up to date and advances every entry. One block, so that a barrier stands between the two.
+template <class R, int capacity>
+__global__ void __launch_bounds__(fusedopt::cuda::kAdvanceThreads)
+    advance(const __grid_constant__ AdvanceArguments a, const __grid_constant__ Patch<capacity> patch) {
+  apply(a.table.words, patch);
+  __syncthreads();
+  const bool skip = a.found_inf.at && read_number(a.found_inf.at, a.found_inf.dtype) != 0;
+  if (a.skipped && threadIdx.x == 0) *a.skipped = skip;
+  if (skip) return;
+  const double multiplier =
+      a.grad_scale.at ? a.multiplier / read_number(a.grad_scale.at, a.grad_scale.dtype) : a.multiplier;
+  for (uint32_t i = threadIdx.x; i < a.entries; i += blockDim.x) advance_entry<R>(a, i, multiplier);
+}
+
+// The last row with starts[row] <= chunk; every lane takes a probe, so a thousand rows need two rounds.
+__device__ inline uint32_t find_row(const uint32_t* starts, uint32_t rows, uint32_t chunk, unsigned lane) {
+  uint32_t first = 0;
+  while (rows > 1) {
+    const uint32_t step = (rows + kLanes - 1) / kLanes;
+    const unsigned at_or_before = __ballot_sync(~0u, lane * step < rows && starts[first + lane * step] <= chunk);
+    const uint32_t skip = (__popc(at_or_before) - 1) * step;
+    first += skip;
+    rows = rows - skip < step ? rows - skip : step;
+  }
+  return first;
+}
+
+// A warp's share of an update.
+template <class R>
+struct Chunk {
+  const TableRow<Shape<R>::kStates>* row;
+  int64_t begin;
+  int n;
+  const void* numbers;  // the multiplier and the scalars
+
+  // False if there is none.
+  __device__ bool find(const UpdateArguments& a) {
+    const unsigned lane = threadIdx.x % kLanes;
+    const uint32_t chunk = blockIdx.x * fusedopt::cuda::kWarps + threadIdx.x / kLanes;
+    if (chunk >= a.chunks || (a.skipped && *a.skipped)) return false;
+    const uint32_t* starts = reinterpret_cast<const uint32_t*>(a.table.words + a.starts);
+    const uint32_t index = find_row(starts, a.rows, chunk, lane);
+    row = reinterpret_cast<const TableRow<Shape<R>::kStates>*>(a.table.words + a.table.rows) + index;
+    begin = static_cast<int64_t>(chunk - starts[index]) * kChunk;
+    n = row->numel - begin < kChunk ? static_cast<int>(row->numel - begin) : kChunk;
+    numbers = a.table.words + a.table.scalars + row->entry * fusedopt::cuda::scalar_words(Shape<R>::kScalars);
+    return true;
+  }
+};
+
+// n values of an operand from consecutive addresses, 16 bytes at a time. They are read and written once a step, so the
+// caches may drop them first; only the param stays for the next forward pass.
+template <bool stays, int n, class S>
+__device__ void load_vector(const S* from, S (&to)[n]) {
+  constexpr int kLoads = n * sizeof(S) / sizeof(uint4);
+  uint4 raw[kLoads];
+#pragma unroll
+  for (int k = 0; k < kLoads; ++k)
+    raw[k] =
+        stays ? __ldcg(reinterpret_cast<const uint4*>(from) + k) : __ldcs(reinterpret_cast<const uint4*>(from) + k);
+  memcpy(to, raw, sizeof(raw));
+}
+
+template <bool stays, int n, class S>
+__device__ void store_vector(S* to, const S (&from)[n]) {
+  constexpr int kStores = n * sizeof(S) / sizeof(uint4);
+  uint4 raw[kStores];
+  memcpy(raw, from, sizeof(raw));
+#pragma unroll
+  for (int k = 0; k < kStores; ++k) {
+    if (stays)
+      __stcg(reinterpret_cast<uint4*>(to) + k, raw[k]);
+    else
+      __stcs(reinterpret_cast<uint4*>(to) + k, raw[k]);
+  }
+}
+
+// What a lane holds of a tile: kVector elements of each operand, 16 bytes of the narrowest.
+template <class R, int variant, class M, class T>
+struct Tile {
+  using P = typename M::Param;
+  using G = typename M::Grad;
+  using S = typename M::State;
+  static constexpr int kStates = Shape<R>::kStates;
+  static constexpr int kNarrowest = sizeof(P) < sizeof(S) ? sizeof(P) : sizeof(S);
+  static constexpr int kVector = 16 / (kNarrowest < static_cast<int>(sizeof(G)) ? kNarrowest : sizeof(G));
+  static constexpr int kElements = kVector * kLanes;
+
+  static constexpr int kept() {
+    int count = 0;
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) count += R::keeps(variant, k);
+    return count;
+  }
+  static constexpr int kBytes = kVector * (sizeof(P) + sizeof(G) + kept() * sizeof(S));
+  // Tiles in flight together, as far as registers last: memory is far, and an SM needs some 32 KiB under way.
+  static constexpr int kUnroll = kVector <= 4 && kBytes <= 64 ? 2 : 1;
+  // Blocks of an SM: 80 registers a thread with three, 128 with two, which is what it takes not to spill.
+  static constexpr int kBlocks = sizeof(T) == sizeof(double) || (kVector > 4 && kept() > 2) ? 2 : 3;
+
+  P p[kVector];
+  G g[kVector];
+  S s[kStates][kVector];
+
+  // A full tile, a lane's elements side by side.
+  __device__ void load(const TableRow<kStates>& row, int64_t at) {
+    load_vector<true>(static_cast<const P*>(row.param) + at, p);
+    load_vector<false>(static_cast<const G*>(row.grad) + at, g);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k)
+      if (R::keeps(variant, k)) load_vector<false>(static_cast<const S*>(row.state[k]) + at, s[k]);
+  }
+  __device__ void store(const TableRow<kStates>& row, int64_t at) const {
+    store_vector<true>(static_cast<P*>(row.param) + at, p);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k)
+      if (R::keeps(variant, k)) store_vector<false>(static_cast<S*>(row.state[k]) + at, s[k]);
+  }
+
+  // The first n elements of a tile, or of one that is not aligned: neighbouring lanes take neighbouring elements, so
+  // that narrow accesses coalesce.
+  __device__ void load(const TableRow<kStates>& row, int64_t at, int n) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (i * kLanes >= n) continue;
+      const int64_t e = at + i * kLanes;
+      p[i] = static_cast<const P*>(row.param)[e];
+      g[i] = static_cast<const G*>(row.grad)[e];
+#pragma unroll
+      for (int k = 0; k < kStates; ++k)
+        if (R::keeps(variant, k)) s[k][i] = static_cast<const S*>(row.state[k])[e];
+    }
+  }
+  __device__ void store(const TableRow<kStates>& row, int64_t at, int n) const {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (i * kLanes >= n) continue;
+      const int64_t e = at + i * kLanes;
+      static_cast<P*>(row.param)[e] = p[i];
+#pragma unroll
+      for (int k = 0; k < kStates; ++k)
+        if (R::keeps(variant, k)) static_cast<S*>(row.state[k])[e] = s[k][i];
+    }
+  }
+
+  // The one place where a rule meets memory.
+  __device__ void update(T multiplier, const typename R::template Scalars<T>& c) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      T value[kStates] = {};
+#pragma unroll
+      for (int k = 0; k < kStates; ++k)
+        if (R::keeps(variant, k)) value[k] = static_cast<T>(decode(s[k][i]));
+      T param = static_cast<T>(decode(p[i]));
+      R::template update<variant>(param, static_cast<T>(decode(g[i])) * multiplier, value, c);
+      encode(param, p[i]);
+#pragma unroll
+      for (int k = 0; k < kStates; ++k)
+        if (R::keeps(variant, k)) encode(value[k], s[k][i]);
+    }
+  }
+
+  __device__ static bool aligned(const TableRow<kStates>& row) {
+    uint64_t bits = reinterpret_cast<uint64_t>(row.param) | reinterpret_cast<uint64_t>(row.grad);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k)
+      if (R::keeps(variant, k)) bits |= reinterpret_cast<uint64_t>(row.state[k]);
+    return bits % sizeof(uint4) == 0;
+  }
+};
+
+// Dense rows of one mix.
+template <class R, int variant, class M, class T>
+__global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, Tile<R, variant, M, T>::kBlocks)
+    update(const __grid_constant__ UpdateArguments a) {
+  using Registers = Tile<R, variant, M, T>;
+  Chunk<R> chunk;
+  if (!chunk.find(a)) return;
+  const TableRow<Shape<R>::kStates> row = *chunk.row;
+  const T* numbers = static_cast<const T*>(chunk.numbers);
+  const auto scalars = Shape<R>::template scalars<T>(numbers);
+  const int lane = threadIdx.x % kLanes;
+
+  int at = 0;
+  if (Registers::aligned(row)) {
+    constexpr int kUnroll = Registers::kUnroll;
+    for (; at + kUnroll * Registers::kElements <= chunk.n; at += kUnroll * Registers::kElements) {
+      const int64_t first = chunk.begin + at + lane * Registers::kVector;
+      Registers tile[kUnroll];
+#pragma unroll
+      for (int k = 0; k < kUnroll; ++k) tile[k].load(row, first + k * Registers::kElements);
+#pragma unroll
+      for (int k = 0; k < kUnroll; ++k) tile[k].update(numbers[0], scalars);
+#pragma unroll
+      for (int k = 0; k < kUnroll; ++k) tile[k].store(row, first + k * Registers::kElements);
+    }
+  }
+  for (; at < chunk.n; at += Registers::kElements) {
+    Registers tile = {};
+    tile.load(row, chunk.begin + at + lane, chunk.n - at - lane);
+    tile.update(numbers[0], scalars);
+    tile.store(row, chunk.begin + at + lane, chunk.n - at - lane);
+  }
+}
+
+// Where element e of a row lies in each operand.
+template <int operands>
+__device__ void locate(const uint64_t* layout, int64_t e, int64_t (&offset)[operands]) {
+  for (int o = 0; o < operands; ++o) offset[o] = 0;
+  for (int d = static_cast<int>(layout[0]) - 1; d >= 0; --d) {
+    const uint64_t* dim = layout + 1 + d * (1 + operands);
+    const int64_t size = static_cast<int64_t>(dim[0]), index = d == 0 ? e : e % size;
+    e /= size;
+    for (int o = 0; o < operands; ++o) offset[o] += index * static_cast<int64_t>(dim[1 + o]);
+  }
+}
+
+// Rows of any mix and any strides, an element at a time.
+template <class R, int variant, class T>
+__global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, 2)
+    update_any(const __grid_constant__ UpdateArguments a) {
+  constexpr int kStates = Shape<R>::kStates;
+  Chunk<R> chunk;
+  if (!chunk.find(a)) return;
+  const TableRow<kStates>& row = *chunk.row;
+  const T* numbers = static_cast<const T*>(chunk.numbers);
+  const auto scalars = Shape<R>::template scalars<T>(numbers);
+
+  for (int i = threadIdx.x % kLanes; i < chunk.n; i += kLanes) {
+    const int64_t e = chunk.begin + i;
+    int64_t offset[2 + kStates];
+    for (int o = 0; o < 2 + kStates; ++o) offset[o] = e;
+    if (row.layout) locate(a.table.words + row.layout, e, offset);
+    const auto load = [&](const void* base, int operand) {
+      T value = 0;
+      with_storage(row.dtypes[operand], [&](auto type) {
+        value = static_cast<T>(decode(static_cast<const decltype(type)*>(base)[offset[operand]]));
+      });
+      return value;
+    };
+    const auto store = [&](void* base, int operand, T value) {
+      with_storage(row.dtypes[operand],
+                   [&](auto type) { encode(value, static_cast<decltype(type)*>(base)[offset[operand]]); });
+    };
+    T p = load(row.param, 0), s[kStates] = {};
+    for (int k = 0; k < kStates; ++k)
+      if (R::keeps(variant, k)) s[k] = load(row.state[k], 2 + k);
+    R::template update<variant>(p, load(row.grad, 1) * numbers[0], s, scalars);
+    store(row.param, 0, p);
+    for (int k = 0; k < kStates; ++k)
+      if (R::keeps(variant, k)) store(row.state[k], 2 + k, s[k]);
+  }
+}
+
+}  // namespace FUSEDOPT_NAMESPACE

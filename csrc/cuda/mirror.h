@@ -1,0 +1,190 @@
+// The host's copy of a table: what the device has been told, and which words of a step it has yet to be.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "engine.h"
+#include "table.h"
+
+namespace fusedopt::cuda {
+
+class Mirror {
+ public:
+  // The rows that one update launch serves.
+  struct Launch {
+    int kernel;
+    uint32_t starts, chunks;
+  };
+
+  // Finds room for everything in a step; `kernel_of` names the update kernel of a row. Returns 0, or the words that the
+  // table takes if it has to begin anew, all zero.
+  template <class F>
+  size_t reserve(const Step& step, F&& kernel_of) {
+    const Rule& rule = *step.rule;
+    launches_.clear();
+    launch_of_.clear();
+    size_t layouts = 0;
+    for (const Row* row = step.first; row < step.last; ++row) {
+      const int kernel = kernel_of(*row);
+      size_t launch = 0;
+      while (launch < launches_.size() && launches_[launch].kernel != kernel) ++launch;
+      if (launch == launches_.size()) launches_.push_back({kernel, 0, 0});
+      launch_of_.push_back(static_cast<uint8_t>(launch));
+      if (row->layout) layouts += layout_words(row->layout->dims, rule.states);
+    }
+    const size_t need[kSections] = {step.groups.size() * group_words(rule.hypers),
+                                    step.entries.size() * entry_words(rule.counters),
+                                    step.slots * row_words(rule.states),
+                                    launches_.size() * starts_words(step),
+                                    layouts,
+                                    step.entries.size() * scalar_words(rule.scalars)};
+    const bool fits = std::equal(need, need + kSections, capacity_, [](size_t n, size_t c) { return n <= c; });
+    if (fits && !lost_) return 0;
+    size_t end = 2;  // a layout that starts at word 0 means that there is none
+    for (int s = 0; s < kSections; ++s) {
+      if (need[s] > capacity_[s]) capacity_[s] = (need[s] + need[s] / 4 + 1) / 2 * 2;
+      begin_[s] = static_cast<uint32_t>(end);
+      end += capacity_[s];
+    }
+    known_.assign(end, 0);
+    drop();
+    lost_ = false;
+    return end;
+  }
+
+  // After a launch failed nobody can say what the device has.
+  void lose() { lost_ = true; }
+
+  // Notes the words of a step that the device does not have.
+  void compose(const Step& step) {
+    compose_groups(step);
+    compose_entries(step);
+    compose_rows(step);
+  }
+
+  void compose_groups(const Step& step) {
+    const int hypers = step.rule->hypers;
+    uint32_t at = begin_[kGroups];
+    for (const Group& group : step.groups) {
+      uint64_t kinds = 0;
+      for (int i = 0; i < hypers; ++i) kinds |= kind_of(group.hypers[i]) << (i * kKindBits);
+      put(at++, kinds);
+      put(at++, bits_of(group.sign));
+      for (int i = 0; i < hypers; ++i) put(at++, word_of(group.hypers[i]));
+    }
+  }
+
+  // Moves as many of the noted words as fit into a launch's parameters.
+  template <int capacity>
+  void take(Patch<capacity>& patch) {
+    patch.count = static_cast<uint32_t>(std::min<size_t>(noted(), capacity));
+    std::memcpy(patch.word, word_.data() + taken_, patch.count * sizeof(uint64_t));
+    std::memcpy(patch.at, at_.data() + taken_, patch.count * sizeof(uint32_t));
+    taken_ += patch.count;
+    if (noted() == 0) drop();
+  }
+  size_t noted() const { return word_.size() - taken_; }
+
+  const std::vector<Launch>& launches() const { return launches_; }
+  TableView view(void* memory) const {
+    return {static_cast<uint64_t*>(memory), begin_[kGroups], begin_[kEntries], begin_[kRows], begin_[kScalars]};
+  }
+
+ private:
+  enum Section { kGroups, kEntries, kRows, kStarts, kLayouts, kScalars, kSections };
+
+  static uint64_t bits_of(double number) {
+    uint64_t word;
+    std::memcpy(&word, &number, sizeof(word));
+    return word;
+  }
+  static uint64_t word_of(const Number& number) {
+    return number.device ? reinterpret_cast<uint64_t>(number.device) : bits_of(number.value);
+  }
+  static uint64_t kind_of(const Number& number) { return number.device ? cuda::kind_of(number.dtype) : kImmediate; }
+  static uint64_t halves(uint64_t low, uint64_t high) { return high << 32 | low; }
+  static uint32_t starts_words(const Step& step) { return static_cast<uint32_t>((step.slots + 2) / 2); }
+
+  void put(uint32_t at, uint64_t word) {
+    if (known_[at] == word) return;
+    known_[at] = word;
+    at_.push_back(at);
+    word_.push_back(word);
+  }
+  void drop() {
+    at_.clear();
+    word_.clear();
+    taken_ = 0;
+  }
+
+  void compose_entries(const Step& step) {
+    const int counters = step.rule->counters;
+    uint32_t at = begin_[kEntries];
+    for (const Entry& entry : step.entries) {
+      uint64_t flags = (entry.first ? kFirst : 0) | (entry.wide ? kWide : 0);
+      for (int c = 0; c < counters; ++c) flags |= kind_of(entry.counter[c]) << (kCounterKinds + c * kKindBits);
+      put(at++, halves(entry.group, flags));
+      for (int c = 0; c < counters; ++c) put(at++, word_of(entry.counter[c]));
+    }
+  }
+
+  void compose_rows(const Step& step) {
+    const int states = step.rule->states, stride = row_words(states);
+    const uint32_t words = starts_words(step);
+    starts_.assign(launches_.size() * words * 2, 0);
+    next_.assign(launches_.size(), 0);
+    for (Launch& launch : launches_) launch.chunks = 0;
+    uint32_t layout = begin_[kLayouts];
+    const uint8_t* index = launch_of_.data();
+    for (const Row* row = step.first; row < step.last; ++row, ++index) {
+      uint32_t* starts = starts_.data() + *index * words * 2;
+      // The slots since the last row have no chunks here.
+      for (uint32_t& next = next_[*index]; next <= row->slot;) starts[next++] = launches_[*index].chunks;
+      launches_[*index].chunks += static_cast<uint32_t>((row->numel + kChunk - 1) / kChunk);
+
+      uint8_t dtypes[8] = {static_cast<uint8_t>(row->param_dtype), static_cast<uint8_t>(row->grad_dtype)};
+      for (int k = 0; k < states; ++k) dtypes[2 + k] = static_cast<uint8_t>(row->state_dtype[k]);
+      uint64_t dtypes_word;
+      std::memcpy(&dtypes_word, dtypes, sizeof(dtypes_word));
+      uint32_t at = begin_[kRows] + row->slot * stride;
+      put(at++, reinterpret_cast<uint64_t>(row->param));
+      put(at++, reinterpret_cast<uint64_t>(row->grad));
+      put(at++, row->numel);
+      put(at++, halves(row->entry, row->layout ? layout : 0));
+      put(at++, dtypes_word);
+      for (int k = 0; k < states; ++k) put(at++, reinterpret_cast<uint64_t>(row->state[k]));
+      if (row->layout) layout = put_layout(*row->layout, states, layout);
+    }
+    uint32_t at = begin_[kStarts];
+    for (size_t l = 0; l < launches_.size(); ++l) {
+      uint32_t* starts = starts_.data() + l * words * 2;
+      for (uint32_t next = next_[l]; next <= step.slots;) starts[next++] = launches_[l].chunks;
+      launches_[l].starts = at;
+      for (uint32_t w = 0; w < words; ++w) put(at++, halves(starts[2 * w], starts[2 * w + 1]));
+    }
+  }
+
+  uint32_t put_layout(const Layout& layout, int states, uint32_t at) {
+    put(at++, layout.dims);
+    for (int d = 0; d < layout.dims; ++d) {
+      put(at++, layout.size[d]);
+      for (int o = 0; o < kState + states; ++o) put(at++, layout.stride[o][d]);
+    }
+    return at;
+  }
+
+  size_t capacity_[kSections] = {};
+  uint32_t begin_[kSections] = {};
+  std::vector<uint64_t> known_;
+  bool lost_ = false;
+  std::vector<uint32_t> at_;  // the noted words, of which `taken_` are on their way
+  std::vector<uint64_t> word_;
+  size_t taken_ = 0;
+  std::vector<Launch> launches_;
+  std::vector<uint8_t> launch_of_;       // for each row
+  std::vector<uint32_t> starts_, next_;  // of all launches; the first slot of each that is not yet filled
+};
+
+}  // namespace fusedopt::cuda

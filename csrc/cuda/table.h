@@ -1,0 +1,101 @@
+// The table in device memory that the kernels of a step read, as both sides see it. It is made of 8-byte words, so that
+// the host can keep a mirror of it and send, inside the parameters of the next launch, only the words that changed: in
+// training's steady state that is a counter, or nothing at all, and neither pinned memory nor a copy nor an event is
+// needed.
+//
+//   groups    a param group's hyper-parameters
+//   entries   what rows with the same group and the same counters share; the advance kernel makes their scalars of it
+//   rows      a param tensor each, at the index that its slot has in the optimizer
+//   starts    for each update launch, the running total of chunks before each row
+//   layouts   the dimensions of rows whose operands are not all dense in one order
+//   scalars   written by the advance kernel, read by the updates
+#pragma once
+
+#include <cstdint>
+
+#include "../step.h"
+
+namespace fusedopt::cuda {
+
+// The elements that one warp updates. Longer chunks leave the last warps working alone; torch's 65,536 have a floor of
+// some 43 us on any tensor that long.
+constexpr int kChunk = 1024;
+constexpr int kLanes = 32;
+constexpr int kWarps = 8;  // in a block; they share nothing, so eight tiny tensors pack into one block
+
+constexpr int kAdvanceThreads = 1024;
+
+// How a number is given: its bits in the word itself, or an address in device memory and the type found there.
+constexpr unsigned kImmediate = 0;
+constexpr unsigned kind_of(Dtype dtype) { return 1 + static_cast<unsigned>(dtype); }
+constexpr int kKindBits = 4;
+static_assert(kMaxHypers * kKindBits <= 64);
+
+// A group: the kinds of its hyper-parameters, its sign (-1 to maximize), the hyper-parameters.
+constexpr int group_words(int hypers) { return 2 + hypers; }
+
+// An entry: its group in the low half, its flags in the high one, then the counters.
+constexpr int entry_words(int counters) { return 1 + counters; }
+constexpr uint32_t kFirst = 1;  // the states were just made
+constexpr uint32_t kWide = 2;   // the rows compute in double
+constexpr int kCounterKinds = 2;
+
+// An entry's scalars: the gradient's multiplier, then what prepare() returned; doubles if wide, else floats.
+constexpr int scalar_words(int scalars) { return 1 + scalars; }
+
+template <int states>
+struct alignas(16) TableRow {
+  void* param;
+  const void* grad;
+  int64_t numel;
+  uint32_t entry;
+  uint32_t layout;  // the word where it starts; 0: dense
+  Dtype dtypes[8];  // of param, grad and states; read only where a kernel serves every mix
+  void* state[states];
+};
+constexpr int row_words(int states) { return (5 + states + 1) / 2 * 2; }
+static_assert(sizeof(TableRow<1>) == 8 * row_words(1) && sizeof(TableRow<kMaxStates>) == 8 * row_words(kMaxStates));
+
+// A layout: the number of dimensions, then for each, outermost first, its size and the operands' strides.
+constexpr int layout_words(int dims, int states) { return 1 + dims * (3 + states); }
+
+struct TableView {
+  uint64_t* words;
+  uint32_t groups, entries, rows, scalars;  // where these start
+};
+
+// Words to write before anything reads the table.
+template <int capacity>
+struct Patch {
+  uint64_t word[capacity];
+  uint32_t at[capacity];
+  uint32_t count;
+};
+// With the arguments beside it, what a launch can carry: 4 KiB, and 32,764 bytes where toolkit and driver know
+// CUDA 12.1.
+constexpr int kSmallPatch = 320;
+constexpr int kLargePatch = 2688;
+
+// A number at an address whose type is known at run time; null: there is none.
+struct DeviceNumber {
+  const void* at;
+  Dtype dtype;
+};
+
+struct AdvanceArguments {
+  TableView table;
+  uint32_t entries;
+  double multiplier;        // of every gradient, where grad_scale is not given on the device
+  DeviceNumber grad_scale;  // to divide by
+  DeviceNumber found_inf;   // anything but zero: nothing happens
+  uint32_t* skipped;        // where to say so
+};
+
+struct UpdateArguments {
+  TableView table;
+  uint32_t starts;  // the word where this launch's starts begin
+  uint32_t rows, chunks;
+  const uint32_t* skipped;  // null: known to be 0
+};
+
+}  // namespace fusedopt::cuda

@@ -1,0 +1,39 @@
+// What the engines derive from a rule: its counts, checked against the limits of step.h, and its numbers as structs.
+#pragma once
+
+#include <cstring>
+
+#include "../step.h"
+#include "rule.h"
+
+namespace FUSEDOPT_NAMESPACE {
+
+template <class R>
+struct Shape {
+  using Hypers = typename R::Hypers;
+  using Scalars = typename R::template Scalars<double>;
+  static constexpr int kHypers = sizeof(R::hyper_names) / sizeof(R::hyper_names[0]);
+  static constexpr int kStates = sizeof(R::state_names) / sizeof(R::state_names[0]);
+  static constexpr int kScalars = sizeof(Scalars) / sizeof(double);
+  static_assert(sizeof(Hypers) == kHypers * sizeof(double), "Hypers holds one double for each of hyper_names");
+  static_assert(kHypers <= fusedopt::kMaxHypers && kStates <= fusedopt::kMaxStates && kScalars < fusedopt::kMaxScalars);
+  static_assert(R::counters <= fusedopt::kMaxCounters && R::variants <= fusedopt::kMaxVariants);
+
+  FUSEDOPT_HD static Hypers hypers(const double* numbers) {
+    Hypers h;
+    memcpy(&h, numbers, sizeof(h));
+    return h;
+  }
+
+  // The scalars of an update in T, after the multiplier of the gradient, which stands at numbers[0].
+  template <class T, class Number>
+  FUSEDOPT_HD static typename R::template Scalars<T> scalars(const Number* numbers) {
+    T fields[kScalars];
+    for (int i = 0; i < kScalars; ++i) fields[i] = static_cast<T>(numbers[1 + i]);
+    typename R::template Scalars<T> c;
+    memcpy(&c, fields, sizeof(c));
+    return c;
+  }
+};
+
+}  // namespace FUSEDOPT_NAMESPACE

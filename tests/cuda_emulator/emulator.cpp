@@ -1,0 +1,244 @@
+// Launches, capture and replay, and what tests set and ask.
+#include "emulator.h"
+
+#include <pthread.h>
+
+#include <cfenv>
+#include <cstdio>
+
+#include "state.h"
+
+namespace cuda_emulator {
+
+// Never destroyed, like the OS threads that use it.
+Device& device() {
+  static Device* const instance = [] {
+    // A fork waits for kernels to end, so that the child finds everything in order.
+    pthread_atfork([] { device().mutex.lock(); }, [] { device().mutex.unlock(); },
+                   [] {
+                     device().threads = new ThreadExecutor;
+                     device().mutex.unlock();
+                   });
+    return new Device;
+  }();
+  return *instance;
+}
+
+Capture* find_capture(cudaStream_t stream) {
+  for (Capture& capture : device().captures)
+    if (capture.stream == stream) return &capture;
+  return nullptr;
+}
+
+cudaError_t report(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+namespace {
+
+cudaError_t run_kernel(const detail::Call& call, dim3 grid, dim3 shape) {
+  Device& my = device();
+  // The host's rounding mode and flushing of denormals are not the device's.
+  std::fenv_t host;
+  std::fegetenv(&host);
+  std::fesetenv(FE_DFL_ENV);
+  my.running = my.settings.backend == Backend::fibers ? static_cast<Executor*>(&my.fibers) : my.threads;
+  my.block.set_kernel(call, grid, shape);
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  if (my.shuffled) {
+    my.order.resize(blocks);
+    for (uint32_t i = 0; i < blocks; ++i) {
+      const uint32_t other = my.random.below(i + 1);
+      my.order[i] = my.order[other];
+      my.order[other] = i;
+    }
+  }
+  for (uint64_t i = 0; i < blocks && !my.block.failed(); ++i) {
+    const uint64_t at = my.shuffled ? my.order[i] : i;
+    my.block.start({static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
+                    static_cast<unsigned>(at / grid.x / grid.y)});
+    my.running->run(my.block);
+  }
+  my.running = nullptr;
+  std::fesetenv(&host);
+  const Fault& fault = my.block.fault();
+  if (fault.error == cudaSuccess) return cudaSuccess;
+  my.sticky = fault.error;
+  my.message = fault.sentence;
+  my.counters.barrier_errors += fault.meeting;
+  std::fprintf(stderr, "cuda_emulator: %s\n", fault.sentence.c_str());
+  return fault.error;
+}
+
+bool valid(const cudaLaunchConfig_t& config, const detail::Call& call) {
+  constexpr size_t kMaxParameters = 32764;
+  const dim3 grid = config.gridDim, shape = config.blockDim;
+  const uint64_t threads = uint64_t{shape.x} * shape.y * shape.z;
+  return grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x <= 0x7fffffffu && grid.y <= 0xffffu && grid.z <= 0xffffu &&
+         threads > 0 && shape.x <= kMaxThreads && shape.y <= kMaxThreads && shape.z <= 64 && threads <= kMaxThreads &&
+         call.bytes <= kMaxParameters && (config.numAttrs == 0 || config.attrs != nullptr) &&
+         config.dynamicSmemBytes == 0;  // for want of `extern __shared__`
+}
+
+[[noreturn]] void die(const char* sentence) {
+  std::fprintf(stderr, "cuda_emulator: %s\n", sentence);
+  std::abort();
+}
+
+Executor& executor() {
+  Executor* const running = device().running;
+  if (running == nullptr) die("a device intrinsic that needs a running kernel was called outside of one");
+  return *running;
+}
+
+}  // namespace
+
+void set_backend(Backend backend) {
+  const Lock lock(device().mutex);
+  device().settings.backend = kThreadSanitizer ? Backend::threads : backend;
+}
+
+void set_seed(uint64_t seed) {
+  const Lock lock(device().mutex);
+  device().shuffled = seed != 0;
+  device().random = Random(seed);
+  device().fibers.set_seed(seed);
+}
+
+cudaError_t begin_capture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+  const Lock lock(device().mutex);
+  if (find_capture(stream) != nullptr) return report(cudaErrorInvalidValue);
+  device().captures.push_back({stream, mode, std::this_thread::get_id(), false, {}});
+  return cudaSuccess;
+}
+
+int end_capture(cudaStream_t stream) {
+  const Lock lock(device().mutex);
+  Capture* const capture = find_capture(stream);
+  if (capture == nullptr) return -1;
+  const bool invalidated = capture->invalidated;
+  if (!invalidated) device().graphs.push_back(std::move(capture->graph));
+  device().captures.erase(device().captures.begin() + (capture - device().captures.data()));
+  return invalidated ? -1 : static_cast<int>(device().graphs.size()) - 1;
+}
+
+cudaError_t replay(int graph) {
+  const Lock lock(device().mutex);
+  if (device().sticky != cudaSuccess) return device().sticky;
+  if (graph < 0 || static_cast<size_t>(graph) >= device().graphs.size()) return report(cudaErrorInvalidValue);
+  for (const auto& work : device().graphs[graph])
+    if (const cudaError_t error = work(); error != cudaSuccess) return error;
+  return cudaSuccess;
+}
+
+void inject_error(cudaError_t error) {
+  const Lock lock(device().mutex);
+  device().sticky = error;
+}
+
+void clear_error() {
+  const Lock lock(device().mutex);
+  device().sticky = last_error = cudaSuccess;
+}
+
+void set_kernel_image(bool present) {
+  const Lock lock(device().mutex);
+  device().settings.kernel_image = present;
+}
+
+void set_device_count(int count) {
+  const Lock lock(device().mutex);
+  device().settings.devices = count;
+}
+
+void set_compute_capability(int major, int minor) {
+  const Lock lock(device().mutex);
+  device().settings.major = major;
+  device().settings.minor = minor;
+}
+
+void set_multiprocessor_count(int count) {
+  const Lock lock(device().mutex);
+  device().settings.multiprocessors = count;
+}
+
+int64_t launches() {
+  const Lock lock(device().mutex);
+  return device().counters.launches;
+}
+
+int64_t synchronizations() {
+  const Lock lock(device().mutex);
+  return device().counters.synchronizations;
+}
+
+int64_t barrier_errors() {
+  const Lock lock(device().mutex);
+  return device().counters.barrier_errors;
+}
+
+void reset_counters() {
+  const Lock lock(device().mutex);
+  device().counters = {};
+}
+
+std::string last_message() {
+  const Lock lock(device().mutex);
+  return device().message;
+}
+
+void reset() {
+  set_seed(0);
+  clear_error();
+  capture_mode = cudaStreamCaptureModeGlobal;
+  current_device = 0;
+  const Lock lock(device().mutex);
+  device().settings = {};
+  device().counters = {};
+  device().message.clear();
+  device().captures.clear();
+  device().graphs.clear();
+}
+
+namespace detail {
+
+uint64_t meet(Meeting kind, unsigned mask, uint64_t value, unsigned source, Place place) {
+  return executor().meet({kind, mask, value, source, place});
+}
+
+unsigned lane() { return Block::current() % kWarp; }
+
+void misaligned(const void* address, size_t needed, Place place) {
+  char text[200];
+  std::snprintf(text, sizeof(text), " accesses %p (%s:%d), which is no multiple of %zu", address, place.file,
+                place.line, needed);
+  executor().fail(cudaErrorMisalignedAddress, device().block.name(Block::current()) + text);
+  __builtin_unreachable();
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const Call& call) {
+  const Lock lock(device().mutex);
+  Device& my = device();
+  if (my.sticky != cudaSuccess) return my.sticky;
+  if (my.settings.devices == 0) return report(cudaErrorNoDevice);
+  if (!my.settings.kernel_image) return report(cudaErrorNoKernelImageForDevice);
+  if (!valid(config, call)) return report(cudaErrorInvalidValue);
+  const dim3 grid = config.gridDim, shape = config.blockDim;
+  cudaError_t error;
+  if (find_capture(config.stream) == nullptr) {
+    error = run_kernel(call, grid, shape);
+  } else {
+    error = submit(config.stream, [call, grid, shape, arguments = call.copy(call.arguments)] {
+      Call replayed = call;
+      replayed.arguments = arguments.get();
+      return run_kernel(replayed, grid, shape);
+    });
+  }
+  my.counters.launches += error != cudaErrorStreamCaptureInvalidated;
+  return error;
+}
+
+}  // namespace detail
+
+}  // namespace cuda_emulator

@@ -1,0 +1,52 @@
+// The emulated device as tests see it: how it runs blocks, what it pretends to lack, stream capture, and what it saw.
+// All of it holds for the whole process; each function may be called from any thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "cuda_runtime.h"
+
+namespace cuda_emulator {
+
+// fibers: the threads of a block take turns on the launching OS thread, fast and in an order that the seed repeats.
+// threads: each is an OS thread, so that ThreadSanitizer sees every access that no barrier orders. A build with
+// ThreadSanitizer has only the second.
+enum class Backend { fibers, threads };
+
+void set_backend(Backend backend);
+
+// 0: blocks and threads run in the order of their indices. Any other seed shuffles the blocks of a launch and, with
+// fibers, picks the next thread at random wherever one waits or exits.
+void set_seed(uint64_t seed);
+
+// Between these two, launches, copies and fills on the stream are recorded instead of run. end_capture returns the
+// graph's number, or -1 if a call that capture forbids has invalidated it (or if nothing was being captured).
+cudaError_t begin_capture(cudaStream_t stream, cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal);
+int end_capture(cudaStream_t stream);
+cudaError_t replay(int graph);
+
+// From now on whatever may report an earlier kernel's fault reports this, until clear_error() (as after a real fault).
+void inject_error(cudaError_t error);
+void clear_error();
+
+// false: no kernel was compiled for the device.
+void set_kernel_image(bool present);
+void set_device_count(int count);
+void set_compute_capability(int major, int minor);
+void set_multiprocessor_count(int count);
+
+// Since reset_counters(): launches run or recorded, but not replayed; waits for a stream, also refused ones; kernels
+// that failed because threads of a block did not meet as they must.
+int64_t launches();
+int64_t synchronizations();
+int64_t barrier_errors();
+void reset_counters();
+
+// The sentence about the last kernel that failed; empty if none has.
+std::string last_message();
+
+// Everything above as in a fresh process; graphs and running captures are dropped.
+void reset();
+
+}  // namespace cuda_emulator

@@ -1,0 +1,181 @@
+// The CUDA runtime's host interface, as far as host.h declares it, on the emulated device; launches are in
+// emulator.cpp.
+#include "state.h"
+
+using namespace cuda_emulator;
+
+namespace {
+
+// Whether it keeps the calling thread from a call that might wait for the captured work.
+bool forbids(const Capture& capture) {
+  if (capture_mode == cudaStreamCaptureModeRelaxed || capture.mode == cudaStreamCaptureModeRelaxed) return false;
+  if (capture.owner == std::this_thread::get_id()) return true;
+  return capture_mode == cudaStreamCaptureModeGlobal && capture.mode == cudaStreamCaptureModeGlobal;
+}
+
+struct ErrorText {
+  cudaError_t error;
+  const char* name;
+  const char* text;
+};
+
+constexpr ErrorText kErrors[] = {
+    {cudaSuccess, "cudaSuccess", "no error"},
+    {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
+    {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
+    {cudaErrorInitializationError, "cudaErrorInitializationError", "initialization error"},
+    {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
+    {cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver",
+     "CUDA driver version is insufficient for CUDA runtime version"},
+    {cudaErrorInvalidDeviceFunction, "cudaErrorInvalidDeviceFunction", "invalid device function"},
+    {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
+    {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+    {cudaErrorNoKernelImageForDevice, "cudaErrorNoKernelImageForDevice",
+     "no kernel image is available for execution on the device"},
+    {cudaErrorIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
+    {cudaErrorLaunchOutOfResources, "cudaErrorLaunchOutOfResources", "too many resources requested for launch"},
+    {cudaErrorMisalignedAddress, "cudaErrorMisalignedAddress", "misaligned address"},
+    {cudaErrorLaunchFailure, "cudaErrorLaunchFailure", "unspecified launch failure"},
+    {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
+     "operation not permitted when stream is capturing"},
+    {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
+     "operation failed due to a previous error during capture"},
+    {cudaErrorUnknown, "cudaErrorUnknown", "unknown error"},
+};
+
+const ErrorText& find(cudaError_t error) {
+  static constexpr ErrorText kUnnamed = {cudaErrorUnknown, "unrecognized error code", "unrecognized error code"};
+  for (const ErrorText& entry : kErrors)
+    if (entry.error == error) return entry;
+  return kUnnamed;
+}
+
+}  // namespace
+
+const char* cudaGetErrorName(cudaError_t error) { return find(error).name; }
+const char* cudaGetErrorString(cudaError_t error) { return find(error).text; }
+
+cudaError_t cudaPeekAtLastError() {
+  const Lock lock(device().mutex);
+  return device().sticky != cudaSuccess ? device().sticky : last_error;
+}
+
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = cudaPeekAtLastError();
+  last_error = cudaSuccess;
+  return error;
+}
+
+cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
+
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  if (version == nullptr) return report(cudaErrorInvalidValue);
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  const Lock lock(device().mutex);
+  if (count == nullptr) return report(cudaErrorInvalidValue);
+  *count = device().settings.devices;
+  return *count == 0 ? report(cudaErrorNoDevice) : cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* ordinal) {
+  const Lock lock(device().mutex);
+  if (ordinal == nullptr) return report(cudaErrorInvalidValue);
+  if (device().settings.devices == 0) return report(cudaErrorNoDevice);
+  *ordinal = current_device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int ordinal) {
+  const Lock lock(device().mutex);
+  if (device().settings.devices == 0) return report(cudaErrorNoDevice);
+  if (ordinal < 0 || ordinal >= device().settings.devices) return report(cudaErrorInvalidDevice);
+  current_device = ordinal;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ordinal) {
+  const Lock lock(device().mutex);
+  const Settings& settings = device().settings;
+  if (value == nullptr) return report(cudaErrorInvalidValue);
+  if (ordinal < 0 || ordinal >= settings.devices) return report(cudaErrorInvalidDevice);
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = settings.multiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = settings.major;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = settings.minor;
+      return cudaSuccess;
+  }
+  return report(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  const Lock lock(device().mutex);
+  if (device().sticky != cudaSuccess) return device().sticky;
+  if (bytes == 0) return cudaSuccess;
+  if (to == nullptr || from == nullptr || kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault)
+    return report(cudaErrorInvalidValue);
+  return submit(stream, [=] {
+    std::memmove(to, from, bytes);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  const Lock lock(device().mutex);
+  if (device().sticky != cudaSuccess) return device().sticky;
+  if (bytes == 0) return cudaSuccess;
+  if (to == nullptr) return report(cudaErrorInvalidValue);
+  return submit(stream, [=] {
+    std::memset(to, value, bytes);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const Lock lock(device().mutex);
+  ++device().counters.synchronizations;
+  if (device().sticky != cudaSuccess) return device().sticky;
+  bool refused = false;
+  for (Capture& capture : device().captures) {
+    if (capture.stream != stream && !forbids(capture)) continue;
+    capture.invalidated = refused = true;
+  }
+  return refused ? report(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  const Lock lock(device().mutex);
+  if (device().sticky != cudaSuccess) return device().sticky;
+  if (status == nullptr) return report(cudaErrorInvalidValue);
+  const Capture* const capture = find_capture(stream);
+  *status = capture == nullptr     ? cudaStreamCaptureStatusNone
+            : capture->invalidated ? cudaStreamCaptureStatusInvalidated
+                                   : cudaStreamCaptureStatusActive;
+  return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  if (mode == nullptr) return report(cudaErrorInvalidValue);
+  std::swap(*mode, capture_mode);
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  const Lock lock(device().mutex);
+  if (device().sticky != cudaSuccess) return device().sticky;
+  if (attributes == nullptr) return report(cudaErrorInvalidValue);
+  if (kernel == nullptr) return report(cudaErrorInvalidDeviceFunction);
+  if (!device().settings.kernel_image) return report(cudaErrorNoKernelImageForDevice);
+  const int architecture = device().settings.major * 10 + device().settings.minor;
+  *attributes = {0, 0, 0, static_cast<int>(kMaxThreads), 32, architecture, architecture};
+  return cudaSuccess;
+}

@@ -1,0 +1,80 @@
+// The emulated device as the emulator's own files share it.
+#pragma once
+
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "block.h"
+#include "emulator.h"
+#include "fibers.h"
+#include "shuffle.h"
+#include "threads.h"
+
+namespace cuda_emulator {
+
+using Graph = std::vector<std::function<cudaError_t()>>;
+
+struct Capture {
+  cudaStream_t stream;
+  cudaStreamCaptureMode mode;
+  std::thread::id owner;
+  bool invalidated;
+  Graph graph;
+};
+
+struct Settings {
+  Backend backend = kThreadSanitizer ? Backend::threads : Backend::fibers;
+  int devices = 1, major = 9, minor = 0, multiprocessors = 4;
+  bool kernel_image = true;
+};
+
+struct Counters {
+  int64_t launches = 0, synchronizations = 0, barrier_errors = 0;
+};
+
+struct Device {
+  std::mutex mutex;  // for all of it; held while kernels run
+  Settings settings;
+  Counters counters;
+  cudaError_t sticky = cudaSuccess;
+  std::string message;
+  std::vector<Capture> captures;
+  std::vector<Graph> graphs;
+  bool shuffled = false;
+  Random random;
+  std::vector<uint32_t> order;
+  Block block;
+  FiberExecutor fibers;
+  // Leaves its workers behind in a fork's parent, so the child replaces it.
+  ThreadExecutor* threads = new ThreadExecutor;
+  Executor* running = nullptr;  // null between kernels
+};
+
+// As in CUDA, these belong to the calling OS thread.
+inline thread_local cudaError_t last_error = cudaSuccess;
+inline thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
+inline thread_local int current_device = 0;
+
+using Lock = std::lock_guard<std::mutex>;
+
+Device& device();
+
+// Null: the stream is not being captured.
+Capture* find_capture(cudaStream_t stream);
+
+// Keeps the error for cudaGetLastError(), and gives it back.
+cudaError_t report(cudaError_t error);
+
+// Does the work, or records it if the stream is being captured.
+template <class Work>
+cudaError_t submit(cudaStream_t stream, const Work& work) {
+  Capture* const capture = find_capture(stream);
+  if (capture == nullptr) return work();
+  if (capture->invalidated) return report(cudaErrorStreamCaptureInvalidated);
+  capture->graph.push_back(work);
+  return cudaSuccess;
+}
+
+}  // namespace cuda_emulator
