@@ -3,7 +3,7 @@
 
 #include "../codec.h"
 #include "../rules/all.h"
-#include "../rules/shape.h"
+#include "../shape.h"
 #include "../step.h"
 #include "isa.h"
 

@@ -6,7 +6,7 @@
 
 #include "../codec.h"
 #include "../rules/all.h"
-#include "../rules/shape.h"
+#include "../shape.h"
 #include "table.h"
 
 namespace FUSEDOPT_NAMESPACE {

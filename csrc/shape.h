@@ -3,8 +3,8 @@
 
 #include <cstring>
 
-#include "../step.h"
-#include "rule.h"
+#include "step.h"
+#include "rules/rule.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
