@@ -5,6 +5,49 @@
 
 namespace fusedopt {
 
+// Whether all that stands behind row `at` is as it was when the row was made; then only the addresses are read anew.
+// Most steps are that for all rows, so this is what a step costs: some 300 instructions a param.
+inline bool Plan::settled(int slot, size_t at) {
+  Source& source = sources_[at];
+  if (!source.settled || source.slot != slot) return false;
+  const Slot& its = slots_[slot];
+  const Group& group = groups_[its.group];
+  Row& row = rows_[at];
+  if (group.variant != row.variant || group.differentiable || group.on_device) return false;
+  if (its.state && version_of(its.state) != source.state_version) return false;
+
+  TensorImpl* param = unpack(its.param).unsafeGetTensorImpl();
+  TensorImpl* grad = param->grad().unsafeGetTensorImpl();
+  const auto here = [&](const TensorImpl& impl, caffe2::TypeMeta dtype) {
+    return impl.key_set() == source.keys && impl.dtype() == dtype &&
+           (source.device == kHost || device_index(impl) == source.device);
+  };
+  const c10::IntArrayRef sizes = param->sizes(), strides = param->strides();
+  const auto alike = [&](const TensorImpl& impl, caffe2::TypeMeta dtype) {
+    return here(impl, dtype) && equal(impl.sizes(), sizes) && equal(impl.strides(), strides);
+  };
+  if (param != source.param || !here(*param, source.param_type) || param->numel() != row.numel ||
+      !param->is_non_overlapping_and_dense() || !alike(*grad, source.grad_type))
+    return false;
+  for (int k = 0; k < rule_->states; ++k) {
+    if (!source.state[k]) continue;
+    const TensorImpl* state = unpack(source.state_object[k]).unsafeGetTensorImpl();
+    if (state != source.state[k] || !alike(*state, source.state_type[k])) return false;
+  }
+  for (int c = 0; c < rule_->counters; ++c) {
+    const TensorImpl* counter = unpack(source.counter_object[c]).unsafeGetTensorImpl();
+    if (counter != source.counter[c] || counter->key_set() != source.counter_keys || counter->numel() != 1 ||
+        counter->dtype() != source.counter_type[c] ||
+        (source.before[c].device && device_index(*counter) != source.device))
+      return false;
+  }
+  source.grad = grad;
+  for (int c = 0; c < rule_->counters; ++c) source.count[c] = data_of(*source.counter[c]);
+  read_counts(source);
+  address(row, source);
+  return true;
+}
+
 // Makes row `at` of a slot.
 inline Plan::Found Plan::collect(int slot, size_t at) {
   TensorImpl* param = unpack(slots_[slot].param).unsafeGetTensorImpl();
@@ -17,6 +60,7 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   Source& source = sources_[at];
   row = Row{};
   source = Source{};
+  rows_changed_ = true;
   source.param = param;
   source.grad = grad;
   source.slot = slot;
@@ -49,14 +93,31 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   if (source.first) return Found::row;
   read_counts(source);
   address(row, source);
+  if (!source.settled) return Found::row;
+  source.state_version = slots_[slot].state ? version_of(slots_[slot].state) : 1;
+  source.settled = source.state_version != 0;
+  source.keys = param->key_set();
+  source.param_type = param->dtype();
+  source.grad_type = grad->dtype();
+  for (int k = 0; k < rule_->states; ++k)
+    if (source.state[k]) source.state_type[k] = source.state[k]->dtype();
+  for (int c = 0; c < rule_->counters; ++c) {
+    source.counter_type[c] = source.counter[c]->dtype();
+    source.counter_keys = source.counter[c]->key_set();
+    source.settled = source.settled && source.counter_keys == source.counter[0]->key_set();
+  }
   return Found::row;
 }
 
-inline void Plan::address(Row& row, const Source& source) const {
-  row.param = data_of(*source.param);
-  row.grad = source.grad->data();
+inline void Plan::address(Row& row, const Source& source) {
+  const auto set = [this](auto& pointer, auto* to) {
+    rows_changed_ = rows_changed_ || pointer != to;
+    pointer = to;
+  };
+  set(row.param, data_of(*source.param));
+  set(row.grad, read_of(*source.grad));
   for (int k = 0; k < rule_->states; ++k)
-    if (source.state[k]) row.state[k] = data_of(*source.state[k]);
+    if (source.state[k]) set(row.state[k], data_of(*source.state[k]));
 }
 
 inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
@@ -96,6 +157,7 @@ inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
     return Found::leftover;
   }
   source.counter[c] = counter;
+  source.counter_object[c] = value;
   source.count[c] = data_of(*counter);
   return Found::row;
 }
@@ -172,12 +234,13 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
                        "; the checkpoint is of another model");
     }
     source.state[k] = state;
+    source.state_object[k] = found[k];
   }
   return Found::row;
 }
 
 // The layout of a row, where its operands are not all dense in one order. False if it has too many dimensions.
-inline bool Plan::lay_out(Row& row, const Source& source) {
+inline bool Plan::lay_out(Row& row, Source& source) {
   row.layout = nullptr;
   const TensorImpl* operands[kOperands] = {source.param, source.grad};
   int slots[kOperands] = {kParam, kGrad}, count = 2;
@@ -188,6 +251,7 @@ inline bool Plan::lay_out(Row& row, const Source& source) {
     operands[count++] = source.state[k];
     same = same && equal(source.state[k]->strides(), source.param->strides());
   }
+  source.settled = same && !source.first && !is_complex(*source.param);
   if (same || row.numel == 0) return true;
 
   Layout merged;
@@ -208,23 +272,46 @@ inline bool Plan::lay_out(Row& row, const Source& source) {
   return true;
 }
 
+// Brings rows that step together side by side, those of one wave and one device, and notes which need states.
+inline void Plan::find_passes() {
+  const auto pass = [&](size_t i) { return std::make_pair(slots_[sources_[i].slot].wave, sources_[i].device); };
+  bool sorted = true;
+  for (size_t i = 1; sorted && i < count_; ++i) sorted = pass(i - 1) <= pass(i);
+  if (!sorted) {
+    std::vector<size_t> index(count_);
+    for (size_t i = 0; i < count_; ++i) index[i] = i;
+    std::stable_sort(index.begin(), index.end(), [&](size_t a, size_t b) { return pass(a) < pass(b); });
+    const std::vector<Row> rows = rows_;
+    const std::vector<Source> sources = sources_;
+    for (size_t i = 0; i < count_; ++i) {
+      rows_[i] = rows[index[i]];
+      sources_[i] = sources[index[i]];
+    }
+  }
+  passes_.clear();
+  new_states_.clear();
+  for (size_t i = 0; i < count_; ++i) {
+    if (i == 0 || pass(i - 1) != pass(i)) passes_.push_back({i, i, pass(i).first, pass(i).second});
+    passes_.back().last = i + 1;
+    if (sources_[i].first) new_states_.push_back(i);
+  }
+}
+
 // Fills rows_ and sources_ with what the engine steps, and returns the rest as [(group index, [params])].
 inline py::list Plan::collect_all() {
   const int slots = static_cast<int>(slots_.size());
   // A dispatch mode (FakeTensorMode, make_fx, a flop counter) must see operations, so torch's path takes all.
   const bool observed = c10::impl::TorchDispatchModeTLS::any_modes_set();
+  const size_t before = count_;
   count_ = 0;
-  new_states_.clear();
-  layouts_.clear();
+  rows_changed_ = !finished_;
+  finished_ = false;
   py::list leftover, params;
   int group = -1;
   for (int slot = 0; slot < slots; ++slot) {
-    Found found = observed ? Found::leftover : collect(slot, count_);
+    Found found = observed ? Found::leftover : settled(slot, count_) ? Found::row : collect(slot, count_);
     if (observed && !unpack(slots_[slot].param).unsafeGetTensorImpl()->grad().defined()) found = Found::nothing;
-    if (found == Found::row) {
-      if (sources_[count_].first) new_states_.push_back(count_);
-      ++count_;
-    }
+    if (found == Found::row) ++count_;
     if (found != Found::leftover) continue;
     if (slots_[slot].group != group) {
       group = slots_[slot].group;
@@ -232,6 +319,11 @@ inline py::list Plan::collect_all() {
       leftover.append(py::make_tuple(group, params));
     }
     params.append(borrow(slots_[slot].param));
+  }
+  rows_changed_ = rows_changed_ || count_ != before;
+  if (rows_changed_) {
+    ++rows_version_;
+    find_passes();
   }
   return leftover;
 }

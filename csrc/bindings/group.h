@@ -15,6 +15,19 @@ using Ref = py::object;
 
 inline Ref borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
 
+// A number that no two contents of any dicts share, so that a dict whose number is the same has the same keys and
+// values (PEP 509). 0 where Python does not keep it, which is from 3.14 on.
+inline uint64_t version_of(PyObject* dict) {
+#if PY_VERSION_HEX < 0x030E0000
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+#pragma GCC diagnostic pop
+#else
+  return 0;
+#endif
+}
+
 // Lists and tuples, which the PySequence_Fast macros read.
 inline bool is_sequence(PyObject* object) { return object && (PyList_Check(object) || PyTuple_Check(object)); }
 
@@ -82,7 +95,7 @@ class Group {
   int variant = 0;             // of the rule, under these hyper-parameters
   unsigned keeps = 0;          // bit k: the variant has state k
   int same_as = 0;             // the first group with equal numbers: its scalars serve both
-  PyObject* params = nullptr;  // borrowed, valid during a step
+  PyObject* params = nullptr;  // borrowed from the dict
 
   void read(PyObject* dict, const GroupNames& names, const Rule& rule, int index) {
     if (!PyDict_Check(dict)) throw py::type_error("param_groups[" + std::to_string(index) + "] is not a dict");
@@ -126,8 +139,11 @@ class Group {
   };
   std::vector<Entry> entries_;
   bool constant_ = false;
+  uint64_t version_ = 0;  // of the dict when `params` was found in it
 
   bool unchanged(PyObject* dict) {
+    const uint64_t version = version_of(dict);
+    if (constant_ && version != 0 && version == version_) return true;
     params = nullptr;
     if (!constant_ || PyDict_GET_SIZE(dict) != static_cast<Py_ssize_t>(entries_.size())) return false;
     PyObject *key, *value;
@@ -137,6 +153,7 @@ class Group {
       if (entry.role == kParams) params = value;
       if (entry.role == kNumber && value != entry.value.ptr()) return false;
     }
+    version_ = version;
     return true;
   }
 
@@ -156,6 +173,7 @@ class Group {
     const auto find = [&](const Ref& key) { return PyDict_GetItemWithError(dict, key.ptr()); };
 
     constant_ = on_device = false;
+    version_ = 0;
     for (size_t i = 0; i < names.hypers.size(); ++i) {
       const auto& [key, entry, of] = names.hypers[i];
       PyObject* value = find(key);

@@ -8,18 +8,12 @@ namespace fusedopt {
 // Looks at every device that the step will use. Throws if it cannot take place there.
 inline void Plan::make_ready(const py::object& optimizer) {
   capturing_ = false;
-  std::vector<int> devices;
   bool on_host = false;
-  for (size_t i = 0; i < count_; ++i) {
-    const int device = sources_[i].device;
-    if (device == kHost)
-      on_host = true;
-    else if (std::find(devices.begin(), devices.end(), device) == devices.end())
-      devices.push_back(device);
-  }
-  for (const int device : devices) {
-    const OnDevice guard(device);
-    capturing_ = cuda::ready({device, current_stream(device)}, *rule_) || capturing_;
+  for (const Pass& pass : passes_) {
+    on_host = on_host || pass.device == kHost;
+    if (pass.device == kHost || pass.wave > 0) continue;
+    const OnDevice guard(pass.device);
+    capturing_ = cuda::ready({pass.device, current_stream(pass.device)}, *rule_) || capturing_;
   }
   if (!capturing_) return;
 
@@ -44,7 +38,7 @@ inline void Plan::make_ready(const py::object& optimizer) {
 // skip.
 inline bool Plan::settle_scaling(bool leftover) {
   bool host = leftover || (!new_states_.empty() && !capturing_);
-  for (size_t i = 0; i < count_; ++i) host = host || sources_[i].device == kHost;
+  for (const Pass& pass : passes_) host = host || pass.device == kHost;
   if (host && grad_scale_.defined()) {
     multiplier_ = 1 / grad_scale_.item().toDouble();
     grad_scale_ = at::Tensor();
@@ -58,11 +52,14 @@ inline bool Plan::settle_scaling(bool leftover) {
 // Whether a param's counters belong on its device: where torch has them there, and where the host cannot know whether a
 // step takes place.
 inline bool Plan::counts_on_device(const Source& source) const {
-  return source.device != kHost && (groups_[slots_[source.slot].group].device_counters || found_inf_.defined());
+  return source.device != kHost && (found_inf_.defined() || groups_[slots_[source.slot].group].device_counters);
 }
 
 // Counters from a checkpoint, or from steps without a GradScaler, come to the param's device.
 inline void Plan::move_counters() {
+  bool wanted = found_inf_.defined();
+  for (const Group& group : groups_) wanted = wanted || group.device_counters;
+  if (!wanted || rule_->counters == 0) return;
   std::vector<std::tuple<size_t, int, at::Tensor>> moved;
   for (size_t i = 0; i < count_; ++i) {
     const Source& source = sources_[i];
@@ -121,14 +118,15 @@ inline uint32_t* Plan::skip_flag(int device) {
 }
 
 // Steps rows on a CUDA device.
-inline void Plan::launch(size_t first, size_t last) {
-  const int device = sources_[first].device;
+inline void Plan::launch(const Pass& pass) {
+  const int device = pass.device;
   const OnDevice guard(device);
   const cuda::Place place = {device, current_stream(device)};
   cuda::Step step;
   step.rule = rule_;
-  step.first = rows_.data() + first;
-  step.last = rows_.data() + last;
+  step.first = rows_.data() + pass.first;
+  step.last = rows_.data() + pass.last;
+  step.rows_version = rows_version_;
   step.slots = slots_.size();
   step.groups = device_groups();
   for (const Prepared& prepared : prepared_) {
@@ -148,7 +146,7 @@ inline void Plan::launch(size_t first, size_t last) {
   device_knows_skipped_ = found.defined();
   if (found.defined()) step.skipped = skip_flag(device);
 
-  DeviceTable& table = table_for(place, slots_[sources_[first].slot].wave);
+  DeviceTable& table = table_for(place, pass.wave);
   const size_t bytes = table.table.lacks(step);
   const auto allocate = [&] {
     table.memory = at::zeros({static_cast<int64_t>(bytes)}, at::TensorOptions(torch_device(device)).dtype(at::kByte));

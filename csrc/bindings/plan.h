@@ -58,6 +58,14 @@ class Plan {
     Number before[kMaxCounters];  // a counter's value, or where a device has it
     int slot, device;
     bool first;
+
+    // What let the row pass when it was last looked at in full, for a step that finds all of it as it was. Only of rows
+    // whose operands have the param's own strides.
+    bool settled;
+    uint64_t state_version;  // of the dict that holds the objects
+    PyObject *state_object[kMaxStates], *counter_object[kMaxCounters];
+    c10::DispatchKeySet keys, counter_keys;
+    caffe2::TypeMeta param_type, grad_type, state_type[kMaxStates], counter_type[kMaxCounters];
   };
   // What rows of one group with equal counters share.
   struct Prepared {
@@ -75,6 +83,11 @@ class Plan {
     bool captured;
     std::vector<int> variants;  // of the groups, which a captured step cannot change
   };
+  // Rows that step together.
+  struct Pass {
+    size_t first, last;
+    int wave, device;
+  };
   // What a slot turned out to be: without a gradient, a row for the engine, or torch's to step.
   enum class Found { nothing, row, leftover };
 
@@ -85,30 +98,31 @@ class Plan {
   }
 
   void read_groups(PyObject* groups);
-  bool slots_match(PyObject* state) const;
+  bool slots_match(PyObject* state);
   void rebuild_slots(PyObject* state);
+  bool settled(int slot, size_t at);
   Found collect(int slot, size_t at);
   Found read_state(Row& row, Source& source);
   Found read_counter(Source& source, int c, PyObject* value);
   const Signature* signature_of(PyObject* dict);
-  bool lay_out(Row& row, const Source& source);
-  void address(Row& row, const Source& source) const;
+  bool lay_out(Row& row, Source& source);
+  void address(Row& row, const Source& source);
   py::list collect_all();
   bool settle_scaling(bool leftover);
   void make_ready(const py::object& optimizer);
   bool counts_on_device(const Source& source) const;
   void move_counters();
   void make_states(PyObject* state);
-  void sort_passes();
+  void find_passes();
   void run();
-  void prepare_rows(size_t first, size_t last);
-  void sweep(size_t first, size_t last);
-  void launch(size_t first, size_t last);
+  void prepare_rows(const Pass& pass);
+  void sweep(const Pass& pass);
+  void launch(const Pass& pass);
   std::vector<cuda::Group> device_groups() const;
   DeviceTable& table_for(const cuda::Place& place, int wave);
   uint32_t* skip_flag(int device);
   void read_counts(Source& source) const;
-  void write_counts(size_t first, size_t last);
+  void write_counts(const Pass& pass);
   void bump_versions() const;
 
   // "param 3 of group 0 ('layer.weight')"
@@ -128,7 +142,9 @@ class Plan {
   std::vector<Group> groups_;
   std::vector<Slot> slots_;
   std::vector<std::pair<PyObject*, PyObject*>> order_;  // optimizer.state, entry by entry
-  double multiplier_ = 1;                               // 1 / grad_scale, if that is not in device memory
+  PyObject* order_of_ = nullptr;                        // the dict that order_ was read from, and its version then
+  uint64_t order_version_ = 0;
+  double multiplier_ = 1;  // 1 / grad_scale, if that is not in device memory
   // GradScaler's tensors, where the host has not read them.
   at::Tensor found_inf_, grad_scale_;
   bool skipped_ = false, busy_ = false, capturing_ = false;
@@ -138,7 +154,12 @@ class Plan {
   std::vector<Row> rows_;
   std::vector<Source> sources_;
   size_t count_ = 0;
+  std::vector<Pass> passes_;
   std::vector<size_t> new_states_;  // rows whose state has yet to be made
+  // Whether rows_, passes_ and new_states_ differ from the last step's, if that came to its end, and a number that is
+  // new whenever they do.
+  bool rows_changed_ = true, finished_ = false;
+  uint64_t rows_version_ = 0;
   std::deque<Layout> layouts_;
   std::vector<Prepared> prepared_;
 
@@ -170,12 +191,16 @@ inline void Plan::read_groups(PyObject* groups) {
   }
 }
 
-inline bool Plan::slots_match(PyObject* state) const {
+inline bool Plan::slots_match(PyObject* state) {
   if (PyDict_GET_SIZE(state) != static_cast<Py_ssize_t>(order_.size())) return false;
-  PyObject *key, *value;
-  Py_ssize_t position = 0;
-  for (const auto& entry : order_)
-    if (!PyDict_Next(state, &position, &key, &value) || key != entry.first || value != entry.second) return false;
+  if (state != order_of_ || version_of(state) != order_version_ || order_version_ == 0) {
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    for (const auto& entry : order_)
+      if (!PyDict_Next(state, &position, &key, &value) || key != entry.first || value != entry.second) return false;
+    order_of_ = state;
+    order_version_ = version_of(state);
+  }
   size_t slot = 0;
   for (size_t g = 0; g < groups_.size(); ++g) {
     const Py_ssize_t count = PySequence_Fast_GET_SIZE(groups_[g].params);
@@ -207,8 +232,10 @@ inline void Plan::rebuild_slots(PyObject* state) {
                         static_cast<int>(i), seen[param]++});
     }
   }
+  order_of_ = nullptr;
   rows_.resize(slots_.size());
   sources_.resize(slots_.size());
+  for (Source& source : sources_) source.settled = false;
 }
 
 }  // namespace fusedopt

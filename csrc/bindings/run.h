@@ -69,23 +69,6 @@ inline void Plan::make_states(PyObject* state) {
   }
 }
 
-// Brings rows that step together side by side: those of one wave and one device.
-inline void Plan::sort_passes() {
-  const auto pass = [&](size_t i) { return std::make_pair(slots_[sources_[i].slot].wave, sources_[i].device); };
-  bool sorted = true;
-  for (size_t i = 1; sorted && i < count_; ++i) sorted = pass(i - 1) <= pass(i);
-  if (sorted) return;
-  std::vector<size_t> index(count_);
-  for (size_t i = 0; i < count_; ++i) index[i] = i;
-  std::stable_sort(index.begin(), index.end(), [&](size_t a, size_t b) { return pass(a) < pass(b); });
-  const std::vector<Row> rows = rows_;
-  const std::vector<Source> sources = sources_;
-  for (size_t i = 0; i < count_; ++i) {
-    rows_[i] = rows[index[i]];
-    sources_[i] = sources[index[i]];
-  }
-}
-
 inline void Plan::read_counts(Source& source) const {
   for (int c = 0; c < rule_->counters; ++c) {
     const bool wide = is_double(*source.counter[c]);
@@ -97,8 +80,8 @@ inline void Plan::read_counts(Source& source) const {
   }
 }
 
-inline void Plan::write_counts(size_t first, size_t last) {
-  for (size_t i = first; i < last; ++i) {
+inline void Plan::write_counts(const Pass& pass) {
+  for (size_t i = pass.first; i < pass.last; ++i) {
     const Source& source = sources_[i];
     for (int c = 0; c < rule_->counters; ++c) {
       if (source.before[c].device) continue;
@@ -113,9 +96,10 @@ inline void Plan::write_counts(size_t first, size_t last) {
 
 // prepare() once for each run of rows with the same hyper-parameters and counters, which is nearly always all of them.
 // Where a device has the counters it does this, too.
-inline void Plan::prepare_rows(size_t first, size_t last) {
+inline void Plan::prepare_rows(const Pass& pass) {
   prepared_.clear();
-  for (size_t i = first; i < last; ++i) {
+  bool changed = false;
+  for (size_t i = pass.first; i < pass.last; ++i) {
     const Source& source = sources_[i];
     // A captured step keeps to its own group: its numbers may come to differ from the others' before a replay.
     const int own = slots_[source.slot].group, group = capturing_ ? own : groups_[own].same_as;
@@ -136,8 +120,11 @@ inline void Plan::prepare_rows(size_t first, size_t last) {
       next.scalars[0] = groups_[group].sign * multiplier_;
       if (!on_device) rule_->prepare(groups_[group].numbers().data(), next.after, next.first, next.scalars + 1);
     }
-    rows_[i].entry = static_cast<uint32_t>(prepared_.size() - 1);
+    const uint32_t entry = static_cast<uint32_t>(prepared_.size() - 1);
+    changed = changed || rows_[i].entry != entry;
+    rows_[i].entry = entry;
   }
+  rows_version_ += changed;
 }
 
 // Tells autograd of the writes.
@@ -152,7 +139,7 @@ inline void Plan::bump_versions() const {
 }
 
 // Steps rows on the CPU.
-inline void Plan::sweep(size_t first, size_t last) {
+inline void Plan::sweep(const Pass& pass) {
   // From this many elements on other Python threads may run meanwhile; what they could free is held.
   constexpr int64_t kReleaseGil = 1 << 21;
   std::vector<c10::intrusive_ptr<TensorImpl>> held;
@@ -160,11 +147,13 @@ inline void Plan::sweep(size_t first, size_t last) {
     if (impl) held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
   };
   int64_t work = 0;
-  for (size_t i = first; i < last; ++i) {
+  for (size_t i = pass.first; i < pass.last; ++i) {
     rows_[i].work_end = work += rows_[i].numel + cpu::kRowOverhead;
     rows_[i].scalars = prepared_[rows_[i].entry].scalars;
   }
-  const auto all = [&] { cpu::sweep(*rule_, rows_.data() + first, rows_.data() + last, at::get_num_threads()); };
+  const auto all = [&] {
+    cpu::sweep(*rule_, rows_.data() + pass.first, rows_.data() + pass.last, at::get_num_threads());
+  };
   if (work < kReleaseGil) return all();
   for (size_t i = 0; i < count_; ++i) {
     hold(sources_[i].param);
@@ -181,19 +170,15 @@ inline void Plan::sweep(size_t first, size_t last) {
 }
 
 inline void Plan::run() {
-  for (size_t first = 0, last; first < count_; first = last) {
-    const int wave = slots_[sources_[first].slot].wave, device = sources_[first].device;
-    const auto together = [&](size_t i) {
-      return slots_[sources_[i].slot].wave == wave && sources_[i].device == device;
-    };
-    for (last = first; last < count_ && together(last);) ++last;
-    if (wave > 0)
-      for (size_t i = first; i < last; ++i) read_counts(sources_[i]);
-    prepare_rows(first, last);
-    device == kHost ? sweep(first, last) : launch(first, last);
-    write_counts(first, last);
+  for (const Pass& pass : passes_) {
+    if (pass.wave > 0)
+      for (size_t i = pass.first; i < pass.last; ++i) read_counts(sources_[i]);
+    prepare_rows(pass);
+    pass.device == kHost ? sweep(pass) : launch(pass);
+    write_counts(pass);
   }
   bump_versions();
+  finished_ = true;
 }
 
 inline py::object Plan::step(py::object optimizer, bool engine_only) {
@@ -245,7 +230,6 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
     for (int c = 0; c < rule_->counters; ++c) source.count[c] = data_of(*source.counter[c]);
     read_counts(source);
   }
-  sort_passes();
   run();
   return py::none();
 }

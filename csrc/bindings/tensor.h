@@ -34,6 +34,13 @@ inline void* data_of(const TensorImpl& impl) {
   return storage + impl.dtype().itemsize() * impl.storage_offset();
 }
 
+// The first element, for reading.
+inline const void* read_of(const TensorImpl& impl) {
+  if (impl.numel() == 0) return nullptr;
+  const char* storage = static_cast<const char*>(impl.unsafe_storage().unsafeGetStorageImpl()->data());
+  return storage + impl.dtype().itemsize() * impl.storage_offset();
+}
+
 inline bool dispatches_to_python(const TensorImpl& impl) { return impl.key_set().has(c10::DispatchKey::Python); }
 
 // The storage type of a tensor's real numbers; false if the engines have none.

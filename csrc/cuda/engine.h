@@ -32,6 +32,7 @@ struct Entry {
 struct Step {
   const Rule* rule;
   const Row *first, *last;  // by ascending slots, no slot twice
+  uint64_t rows_version;    // equal for two steps: so are the rows, but for what they share in entries
   size_t slots;             // of the optimizer
   std::vector<Group> groups;
   std::vector<Entry> entries;

@@ -23,6 +23,11 @@ class Mirror {
   template <class F>
   size_t reserve(const Step& step, F&& kernel_of) {
     const Rule& rule = *step.rule;
+    if (!lost_ && step.rows_version == rows_version_ && step.entries.size() <= entries_ &&
+        step.groups.size() <= groups_)
+      return 0;
+    entries_ = step.entries.size();
+    groups_ = step.groups.size();
     launches_.clear();
     launch_of_.clear();
     size_t layouts = 0;
@@ -51,6 +56,7 @@ class Mirror {
     known_.assign(end, 0);
     drop();
     lost_ = false;
+    rows_version_ = 0;
     return end;
   }
 
@@ -61,7 +67,8 @@ class Mirror {
   void compose(const Step& step) {
     compose_groups(step);
     compose_entries(step);
-    compose_rows(step);
+    if (step.rows_version != rows_version_) compose_rows(step);
+    rows_version_ = step.rows_version;
   }
 
   void compose_groups(const Step& step) {
@@ -175,6 +182,8 @@ class Mirror {
     return at;
   }
 
+  uint64_t rows_version_ = 0;        // of the rows in the table; 0: none
+  size_t entries_ = 0, groups_ = 0;  // that the last reserve() had room made for
   size_t capacity_[kSections] = {};
   uint32_t begin_[kSections] = {};
   std::vector<uint64_t> known_;
