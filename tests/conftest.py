@@ -1,4 +1,4 @@
-"""Shared fixtures: every test starts from the same random state. The whole suite also runs on the emulated CUDA engine."""
+"""Every test starts from the same random state; --cuda-emulator runs the suite on the emulated CUDA engine."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ def pytest_configure(config: pytest.Config) -> None:
         engine, control = build()
         sys.modules["fusedopt._C"] = engine
         control.numbers_on_device(numbers == "device")
+
+
+# What does not step anything, or chooses its engine itself.
+_OWN_ENGINE = ("test_benchmarks", "test_examples", "test_registry", "test_sass", "test_cuda", "test_gpu")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    emulated = config.getoption("--cuda-emulator") is not None
+    return True if emulated and collection_path.name.startswith(_OWN_ENGINE) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--cuda-emulator"):
+        for item in items:
+            if "large" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="billions of elements take the emulator too long"))
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,13 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from fusedopt import _C
+
 # A matrix, a vector, a scalar, an empty tensor and a length that fills no vector register.
 SHAPES: tuple[tuple[int, ...], ...] = ((5, 7), (9,), (), (0, 3), (67,))
 
+# The emulated CUDA engine steps everything (see conftest.py).
+EMULATED = _C.cuda_built_for() == "emulated"
 STOCK_IS_2_13 = torch.__version__.startswith("2.13.")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import CASES, ONE_PER_OPTIMIZER, Case
 from support import (
+    EMULATED,
     assert_close,
     assert_identical,
     clone_params,
@@ -101,7 +102,8 @@ def test_a_skipped_step_changes_nothing(case: Case, shape: tuple[int, ...], foun
         ours.step()
         assert_skipped(ours, True)
         assert_identical(snapshot(ours), before)
-        assert versions(ours) == counters
+        # Where only the device knows that the step is none, the host counts a write.
+        assert EMULATED or versions(ours) == counters
         assert len(ours.state) == states
         del ours.found_inf, ours.grad_scale
         train(ours, 2)

@@ -13,7 +13,8 @@ inline bool Plan::settled(int slot, size_t at) {
   const Slot& its = slots_[slot];
   const Group& group = groups_[its.group];
   Row& row = rows_[at];
-  if (group.variant != row.variant || group.differentiable || group.on_device) return false;
+  if (group.variant != row.variant || group.differentiable) return false;
+  if (group.device != kHost && group.device != source.device) return false;
   if (its.state && version_of(its.state) != source.state_version) return false;
 
   TensorImpl* param = unpack(its.param).unsafeGetTensorImpl();
@@ -87,7 +88,7 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   const Found state = read_state(row, source);
   if (state != Found::row) return state;
   if (!lay_out(row, source)) return Found::leftover;
-  if (group.on_device)
+  if (group.device != kHost)
     groups_[slots_[slot].group].fetch_for(source.device, names_,
                                           PySequence_Fast_GET_ITEM(group_list_, slots_[slot].group));
   if (source.first) return Found::row;

@@ -86,8 +86,10 @@ struct GroupNames {
 class Group {
  public:
   std::array<Number, kMaxHypers> hypers{};
-  bool on_device = false;  // some of them are in device memory
-  double sign = 1;         // -1 to maximize
+  // The device that has some of them in its memory.
+  static constexpr int kSeveral = -2;
+  int device = kHost;
+  double sign = 1;  // -1 to maximize
   bool differentiable = false;
   bool refuses_capture = false;  // it says that it is not capturable
   bool device_counters = false;  // it wants them on the param's device
@@ -120,14 +122,15 @@ class Group {
     return values;
   }
 
-  // Fetches those that are in the memory of another device than `device`; this waits for their device.
-  void fetch_for(int device, const GroupNames& names, PyObject* dict) {
-    for (size_t i = 0; on_device && i < names.hypers.size(); ++i) {
+  // Fetches those that are in the memory of another device than `reader`; this waits for their device.
+  void fetch_for(int reader, const GroupNames& names, PyObject* dict) {
+    if (device == kHost || device == reader) return;
+    for (size_t i = 0; i < names.hypers.size(); ++i) {
       if (!hypers[i].device) continue;
       PyObject* value = PyDict_GetItem(dict, names.hypers[i].key.ptr());
       if (names.hypers[i].index >= 0) value = PySequence_Fast_GET_ITEM(value, names.hypers[i].index);
       const at::Tensor& tensor = unpack(value);
-      if (device_index(*tensor.unsafeGetTensorImpl()) != device) hypers[i] = {tensor.item().toDouble()};
+      if (device_index(*tensor.unsafeGetTensorImpl()) != reader) hypers[i] = {tensor.item().toDouble()};
     }
   }
 
@@ -172,7 +175,8 @@ class Group {
     };
     const auto find = [&](const Ref& key) { return PyDict_GetItemWithError(dict, key.ptr()); };
 
-    constant_ = on_device = false;
+    constant_ = false;
+    device = kHost;
     version_ = 0;
     for (size_t i = 0; i < names.hypers.size(); ++i) {
       const auto& [key, entry, of] = names.hypers[i];
@@ -182,15 +186,19 @@ class Group {
         hypers[i] = {names.defaults[i]};
         continue;
       }
-      if (entry < 0) {
-        hypers[i] = to_number(value, label(key));
-      } else {
+      std::string name = label(key);
+      if (entry >= 0) {
         if (!is_sequence(value) || PySequence_Fast_GET_SIZE(value) != of)
-          throw py::value_error(label(key) + " is not a tuple of " + std::to_string(of) + " numbers");
-        hypers[i] = to_number(PySequence_Fast_GET_ITEM(value, entry), label(key) + "[" + std::to_string(entry) + "]");
+          throw py::value_error(name + " is not a tuple of " + std::to_string(of) + " numbers");
+        value = PySequence_Fast_GET_ITEM(value, entry);
+        name += "[" + std::to_string(entry) + "]";
       }
-      on_device = on_device || hypers[i].device;
-      if (std::isnan(hypers[i].value)) throw py::value_error(label(key) + " is nan; set it to a number");
+      hypers[i] = to_number(value, name);
+      if (hypers[i].device) {
+        const int where = device_index(*unpack(value).unsafeGetTensorImpl());
+        device = device == kHost || device == where ? where : kSeveral;
+      }
+      if (std::isnan(hypers[i].value)) throw py::value_error(name + " is nan; set it to a number");
     }
     const auto is_true = [&](const Ref& key) {
       PyObject* value = find(key);
@@ -200,7 +208,7 @@ class Group {
     differentiable = is_true(names.differentiable);
     refuses_capture = find(names.capturable) && !is_true(names.capturable);
     fused = is_true(names.fused);
-    device_counters = is_true(names.capturable) || fused || on_device;
+    device_counters = is_true(names.capturable) || fused || device != kHost;
 
     entries_.clear();
     bool constant = true;

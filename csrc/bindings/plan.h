@@ -185,7 +185,7 @@ inline void Plan::read_groups(PyObject* groups) {
     Group& group = groups_[g];
     group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g);
     const bool equal =
-        g > 0 && groups_[g - 1].sign == group.sign && !group.on_device &&
+        g > 0 && groups_[g - 1].sign == group.sign && group.device == kHost &&
         std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
     group.same_as = equal ? groups_[g - 1].same_as : g;
   }

@@ -125,6 +125,34 @@ unsigned advance_threads(size_t work) {
   return static_cast<unsigned>(std::min<size_t>((work + kLanes - 1) / kLanes * kLanes, kAdvanceThreads));
 }
 
+// Has a rule's kernels brought to the device, which otherwise happens at a first launch, where a capture may forbid it.
+// Throws if there are none for the device.
+void load(int device, const Kernels& kernels) {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernels.advance_small);
+  const auto also = [&](auto* kernel) {
+    if (error == cudaSuccess && kernel) error = cudaFuncGetAttributes(&attributes, kernel);
+  };
+  also(kernels.advance_large);
+  also(fusedopt_cuda::patch_table<kSmallPatch>);
+  also(fusedopt_cuda::patch_table<kLargePatch>);
+  for (auto* kernel : kernels.update) also(kernel);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error == cudaSuccess) return;
+
+  cudaGetLastError();
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  const std::string capability = std::to_string(major) + "." + std::to_string(minor);
+  fail(error, "device cuda:" + std::to_string(device) + " has compute capability " + capability +
+                  ", and this build of fusedopt holds " FUSEDOPT_CUDA_ARCHITECTURES
+                  "; build it again with TORCH_CUDA_ARCH_LIST=" +
+                  capability);
+}
+
 // The most words that a launch's parameters hold on this machine.
 int largest_patch() {
   static const int words = [] {
@@ -147,23 +175,12 @@ bool ready(const Place& place, const Rule& rule) {
   check_earlier(cudaStreamIsCapturing(static_cast<cudaStream_t>(place.stream), &status));
 
   static std::mutex mutex;
-  static std::vector<int> usable;
+  static std::vector<std::pair<int, const Kernels*>> loaded;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (std::find(usable.begin(), usable.end(), place.device) == usable.end()) {
-    cudaFuncAttributes attributes;
-    const cudaError_t error = cudaFuncGetAttributes(&attributes, find_kernels(rule).advance_small);
-    if (error != cudaSuccess) {
-      cudaGetLastError();
-      int major = 0, minor = 0;
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, place.device);
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, place.device);
-      const std::string capability = std::to_string(major) + "." + std::to_string(minor);
-      fail(error, "device cuda:" + std::to_string(place.device) + " has compute capability " + capability +
-                      ", and this build of fusedopt holds " FUSEDOPT_CUDA_ARCHITECTURES
-                      "; build it again with TORCH_CUDA_ARCH_LIST=" +
-                      capability);
-    }
-    usable.push_back(place.device);
+  const std::pair<int, const Kernels*> here(place.device, &find_kernels(rule));
+  if (std::find(loaded.begin(), loaded.end(), here) == loaded.end()) {
+    load(place.device, *here.second);
+    loaded.push_back(here);
   }
   return status == cudaStreamCaptureStatusActive;
 }

@@ -105,8 +105,10 @@ class Executor {
   // The calling thread of the block waits until its meeting is complete, and gets what the meeting gives it.
   virtual uint64_t meet(const Arrival& arrival) = 0;
 
-  // The calling thread of the block ends the launch.
-  [[noreturn]] virtual void fail(cudaError_t error, const std::string& sentence) = 0;
+  // The calling thread of the block has made the kernel fail, and must leave it by abandon(): nothing on its stack is
+  // destroyed then, so this is two calls.
+  virtual void fail(cudaError_t error, const std::string& sentence) = 0;
+  [[noreturn]] virtual void abandon() = 0;
 };
 
 }  // namespace cuda_emulator

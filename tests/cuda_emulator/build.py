@@ -1,4 +1,4 @@
-"""Builds fusedopt's bindings with the emulated CUDA engine: a test-only module that steps CPU tensors as a GPU would."""
+"""Builds fusedopt's bindings with the emulated CUDA engine: a test-only module that steps CPU tensors as CUDA's."""
 
 from __future__ import annotations
 
@@ -24,17 +24,13 @@ def build() -> tuple[ModuleType, ModuleType]:
     if "emulated._C" not in sys.modules:
         BUILD.mkdir(parents=True, exist_ok=True)
         cpu = [ROOT / "csrc" / "cpu" / name for name in ("engine.cpp", "isa_generic.cpp")]
-        own = [path for path in sorted(HERE.glob("*.cpp")) if path.name != "selftest.cpp"]
-        path = cpp_extension.load(
+        cpp_extension.load(
             "fusedopt_emulated",
-            [str(path) for path in (ROOT / "csrc" / "bindings.cpp", *cpu, *own)],
+            [str(path) for path in (ROOT / "csrc" / "bindings.cpp", *cpu, *sorted(HERE.glob("*.cpp")))],
             extra_cflags=[*FLAGS, *DEFINES],
             build_directory=str(BUILD),
             is_python_module=False,
-            is_standalone=False,
-            verbose=False,
         )
-        del path
         for name in ("_C", "_emulator"):
             loader = ExtensionFileLoader(f"emulated.{name}", str(BUILD / "fusedopt_emulated.so"))
             spec = importlib.util.spec_from_loader(loader.name, loader)

@@ -210,10 +210,12 @@ uint64_t meet(Meeting kind, unsigned mask, uint64_t value, unsigned source, Plac
 unsigned lane() { return Block::current() % kWarp; }
 
 void misaligned(const void* address, size_t needed, Place place) {
-  char text[200];
-  std::snprintf(text, sizeof(text), " accesses %p (%s:%d), which is no multiple of %zu", address, place.file,
-                place.line, needed);
-  executor().fail(cudaErrorMisalignedAddress, device().block.name(Block::current()) + text);
+  Executor& running = executor();
+  char text[1024];
+  std::snprintf(text, sizeof(text), "%s accesses %p (%s:%d), which is not a multiple of %zu",
+                device().block.name(Block::current()).c_str(), address, place.file, place.line, needed);
+  running.fail(cudaErrorMisalignedAddress, text);
+  running.abandon();
   __builtin_unreachable();
 }
 

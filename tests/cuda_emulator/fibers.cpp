@@ -295,8 +295,9 @@ uint64_t FiberExecutor::meet(const Arrival& arrival) {
   return block_->result(thread);
 }
 
-void FiberExecutor::fail(cudaError_t error, const std::string& sentence) {
-  block_->fail(error, false, sentence);
+void FiberExecutor::fail(cudaError_t error, const std::string& sentence) { block_->fail(error, false, sentence); }
+
+void FiberExecutor::abandon() {
   leave(*running_, kNone, false);
   __builtin_unreachable();
 }

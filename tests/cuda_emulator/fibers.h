@@ -79,7 +79,8 @@ class FiberExecutor final : public Executor {
 
   void run(Block& block) override;
   uint64_t meet(const Arrival& arrival) override;
-  [[noreturn]] void fail(cudaError_t error, const std::string& sentence) override;
+  void fail(cudaError_t error, const std::string& sentence) override;
+  [[noreturn]] void abandon() override;
 
  private:
   static constexpr unsigned kNone = kMaxThreads;

@@ -107,20 +107,18 @@ uint64_t ThreadExecutor::meet(const Arrival& arrival) {
     failed = block_->failed();
     result = block_->result(thread);
   }
-  if (failed) std::longjmp(self.start, 1);
+  if (failed) abandon();
   self.may_go.load(std::memory_order_acquire);
   return result;
 }
 
 void ThreadExecutor::fail(cudaError_t error, const std::string& sentence) {
-  Worker& self = workers_[Block::current()];
-  {
-    const Unseen unseen;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    block_->fail(error, false, sentence);
-    settle();
-  }
-  std::longjmp(self.start, 1);
+  const Unseen unseen;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  block_->fail(error, false, sentence);
+  settle();
 }
+
+void ThreadExecutor::abandon() { std::longjmp(workers_[Block::current()].start, 1); }
 
 }  // namespace cuda_emulator

@@ -18,7 +18,8 @@ class ThreadExecutor final : public Executor {
  public:
   void run(Block& block) override;
   uint64_t meet(const Arrival& arrival) override;
-  [[noreturn]] void fail(cudaError_t error, const std::string& sentence) override;
+  void fail(cudaError_t error, const std::string& sentence) override;
+  [[noreturn]] void abandon() override;
 
  private:
   struct Worker {
