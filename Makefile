@@ -1,6 +1,7 @@
 # Everything runs from .venv, which is made on first use; the stamps inside it make a repeated `make` a matter of milliseconds.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
+GPU_OUT ?= build/gpu
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: venv build demo test bench lint format sanitize clean
+.PHONY: venv build demo test bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -32,12 +33,20 @@ $(BUILT): $(TOOLS) pyproject.toml setup.py $(NATIVE)
 demo: $(BUILT)
 	$(BIN)/python examples/digits.py
 
+# Once on the CPU engine; then what steps params again on the CUDA engine under its emulator, with its numbers in device
+# memory and on the host.
 test: $(BUILT)
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cuda-emulator=device
+	$(BIN)/python -m pytest --cuda-emulator=host
 
 bench: $(BUILT)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/figures.py
+
+# Not in .venv: it takes the machine's own CUDA build of torch. Each of its parts has a time limit.
+gpu:
+	$(PYTHON) benchmarks/gpu_all.py --out "$(GPU_OUT)"
 
 lint: $(BUILT)
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
 
 
 class Cuda:
-    """The CUDA engine: torch-free, so nvcc compiles it whatever torch is installed, and whether or not there is a GPU."""
+    """The CUDA engine: torch-free, so nvcc compiles it for any torch, with or without a GPU."""
 
     source = Path("csrc/cuda/engine.cu")
 

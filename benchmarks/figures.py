@@ -7,25 +7,51 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+RESULTS = ROOT / "benchmarks" / "results"
+CPU, GPU = "figures", "gpu figures"
+
+NO_GPU = """No GPU has run this yet, so there are no figures to give."""
 
 
-def newest() -> Path:
-    return max((ROOT / "benchmarks" / "results").glob("*.json"))
+def newest(results: Path = RESULTS) -> Path:
+    """Of the runs on a CPU, whose files bear a date and nothing else."""
+    return max(results.glob("[0-9]*.json"))
+
+
+def newest_gpu(results: Path = RESULTS) -> Path | None:
+    return max(results.glob("gpu-*.json"), default=None)
+
+
+def number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def measured(finding: dict[str, Any]) -> str:
+    ratio, unit = finding["measured"], finding["unit"]
+    interval = "" if ratio["low"] == ratio["high"] else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    return f"{ratio['value']:.2f}{unit}{interval}"
+
+
+def goal(finding: dict[str, Any]) -> str:
+    if finding["asked"] is None:
+        return "none"
+    bound = "at most" if finding["at_most"] else "at least"
+    return f"{bound} {finding['asked']:g}{finding['unit']}: {finding['verdict']}"
 
 
 def row(finding: dict[str, Any]) -> str:
-    measured, unit = finding["measured"], finding["unit"]
     times = [f"{finding[key]:.3g}" if finding[key] is not None else "" for key in ("theirs_ms", "ours_ms")]
-    interval = "" if measured["low"] == measured["high"] else f" ({measured['low']:.2f} to {measured['high']:.2f})"
-    bound = "at most" if finding["at_most"] else "at least"
-    cells = [
-        finding["measurement"],
-        finding["against"],
-        *times,
-        f"{measured['value']:.2f}{unit}{interval}",
-        f"{bound} {finding['asked']:g}{unit}: {finding['verdict']}",
-    ]
+    cells = [finding["measurement"], finding["against"], *times, measured(finding), goal(finding)]
+    return f"| {' | '.join(cells)} |"
+
+
+def gpu_row(finding: dict[str, Any]) -> str:
+    times = [number(finding[key] * 1e3) if finding[key] is not None else "" for key in ("theirs_ms", "ours_ms")]
+    rate = ""
+    if finding["gb_per_s"] is not None:
+        share = f" ({finding['of_copy']['value'] * 100:.0f} %)" if finding["of_copy"] else ""
+        rate = f"{finding['gb_per_s']:.0f}{share}"
+    cells = [finding["measurement"], finding["against"], *times, rate, measured(finding), goal(finding)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -38,16 +64,45 @@ def figures(path: Path) -> str:
         *(row(finding) for finding in report["findings"]),
         "",
         f"{machine['cpu']}, {machine['threads']} threads, {machine['fusedopt']['cpu']['chosen']}, "
-        f"torch {machine['torch']}, {machine['date'][:10]}; raw rounds in `{path.relative_to(ROOT)}`.",
+        f"torch {machine['torch']}, {machine['date'][:10]}; raw rounds in `benchmarks/results/{path.name}`.",
     ]
     return "\n".join(lines)
 
 
+def gpu_figures(path: Path | None) -> str:
+    if path is None:
+        return NO_GPU
+    report = json.loads(path.read_text())
+    machine, gpu = report["machine"], report["machine"]["gpu"]
+    absent = f" Not installed there: {', '.join(machine['absent'])}." if machine["absent"] else ""
+    lines = [
+        "| workload, clock | against | theirs, us | ours, us | GB/s (of a copy) | measured (90 % interval) | goal |",
+        "|---|---|---|---|---|---|---|",
+        *(gpu_row(finding) for finding in report["findings"]),
+        "",
+        f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}, torch {machine['torch']}, {machine['date'][:10]}; "
+        f"raw rounds in `benchmarks/results/{path.name}`.{absent}",
+        # What a run could not do belongs beside what it could.
+        *([""] if report["failures"] else []),
+        *(f"- {failure}" for failure in report["failures"]),
+    ]
+    return "\n".join(lines)
+
+
+def put(text: str, mark: str, content: str) -> str:
+    """``text`` with ``content`` between the marks of that name."""
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"the text has no {begin} ... {end}")
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
 def main() -> None:
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{figures(newest())}\n{END}{after}")
+    text = put(readme.read_text(), CPU, figures(newest()))
+    readme.write_text(put(text, GPU, gpu_figures(newest_gpu())))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import hashlib
 import os
 import platform
 import subprocess
@@ -32,6 +33,16 @@ class Contestant:
     name: str
     call: Callable[[], object]
     prepare: Callable[[], object] = nothing
+
+
+# Runs a contestant's call once and tells how long it took, in nanoseconds.
+Measure = Callable[[Contestant], int]
+
+
+def call_time(contestant: Contestant) -> int:
+    start = time.perf_counter_ns()
+    contestant.call()
+    return time.perf_counter_ns() - start
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,12 @@ def warm_up(contestants: Sequence[Contestant], rounds: int) -> None:
             contestant.call()
 
 
-def interleave(contestants: Sequence[Contestant], effort: Effort, tick: Callable[[], object] = nothing) -> Rounds:
+def interleave(
+    contestants: Sequence[Contestant],
+    effort: Effort,
+    tick: Callable[[], object] = nothing,
+    measure: Measure = call_time,
+) -> Rounds:
     """Give every contestant a turn per round, so that drift of the machine reaches all of them alike.
 
     The order is rotated and turned round from one round to the next: nobody always runs after the same neighbour,
@@ -96,9 +112,7 @@ def interleave(contestants: Sequence[Contestant], effort: Effort, tick: Callable
                 turn = []
                 for _ in range(effort.repeat):
                     contestant.prepare()
-                    start = time.perf_counter_ns()
-                    contestant.call()
-                    turn.append(time.perf_counter_ns() - start)
+                    turn.append(measure(contestant))
                 rounds[contestant.name].append(int(np.median(turn)))
             tick()
     finally:
@@ -131,12 +145,23 @@ def compare(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
     return Ratio(float(np.median(numerator) / np.median(denominator)), float(low), float(high))
 
 
-def verdict(ratio: Ratio, asked: float, at_most: bool = False, control: Ratio | None = None) -> str:
+def geometric_mean(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Ratio:
+    """Of the ratios of several measurements, each resampled on its own."""
+    logs = [np.log(bootstrap(above, below, seed=seed)) for seed, (above, below) in enumerate(pairs)]
+    low, high = np.exp(np.percentile(np.mean(logs, axis=0), [5, 95]))
+    value = np.exp(np.mean([np.log(np.median(above) / np.median(below)) for above, below in pairs]))
+    return Ratio(float(value), float(low), float(high))
+
+
+def verdict(
+    ratio: Ratio, asked: float, at_most: bool = False, control: Ratio | None = None, spread: float = 1.25
+) -> str:
     """``met``, ``missed``, ``unclear`` where only the interval reaches the asked value, or ``noisy``.
 
-    Noisy is a measurement whose A/A control, two copies of one program, is off by a quarter: it can prove nothing.
+    Noisy is a measurement whose A/A control, two copies of one program, is off by a quarter (``spread``): it can prove
+    nothing.
     """
-    if control is not None and not 0.8 <= control.value <= 1.25:
+    if control is not None and not 1 / spread <= control.value <= spread:
         return "noisy"
     if ratio.value <= asked if at_most else ratio.value >= asked:
         return "met"
@@ -154,6 +179,7 @@ def machine(command: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "commit": commit(),
+        "sources": sources(),
         "cpu": cpu_model(),
         "cores": affinity,
         "threads": torch.get_num_threads(),
@@ -165,6 +191,21 @@ def machine(command: str) -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "fusedopt": fusedopt.capabilities(),
     }
+
+
+def stamp_of(date: str) -> str:
+    """An ISO date as file names have it."""
+    return date.partition("+")[0].replace(":", "").replace("-", "")
+
+
+def sources() -> str:
+    """A digest of everything that is built and imported, which says what was measured where there is no git."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted([*(root / "csrc").rglob("*"), *(root / "fusedopt").rglob("*.py"), root / "setup.py"]):
+        if path.is_file():
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def cpu_model() -> str:

@@ -1,9 +1,10 @@
-"""What the rounds say: one finding per question, and the table of all findings."""
+"""What the rounds say: one finding per question, the table of all findings, and what is written of a run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,23 +13,57 @@ from protocol import Ratio, Rounds, best_of, bootstrap, compare, summarise, verd
 from rich.table import Table
 from table import MEMORY, MEMORY_ALLOWANCE, TRAINING, Question
 
-STYLES = {"met": "green", "noisy": "magenta", "unclear": "yellow", "missed": "bold red"}
+SCHEMA = 1
+STYLES = {"met": "green", "noisy": "magenta", "unclear": "yellow", "missed": "bold red", "reported": "dim"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A measured figure beside the asked one. Times are medians in milliseconds; ``control`` is the A/A ratio."""
+    """A measured figure beside the asked one. Times are medians in milliseconds; ``control`` is the A/A ratio.
+
+    On a GPU also the rate of our memory traffic in GB/s and its share of what a copy reaches in the same rounds.
+    """
 
     measurement: str
     against: str
     measured: Ratio
-    asked: float
+    asked: float | None
     at_most: bool
     verdict: str
     unit: str = "x"
     ours_ms: float | None = None
     theirs_ms: float | None = None
     control: Ratio | None = None
+    gb_per_s: float | None = None
+    of_copy: Ratio | None = None
+
+    @property
+    def goal(self) -> str:
+        return "" if self.asked is None else f"{'<=' if self.at_most else '>='} {self.asked:g}{self.unit}"
+
+    @property
+    def interval(self) -> str:
+        ratio = self.measured
+        return "" if ratio.low == ratio.high else f"{ratio.low:.2f}-{ratio.high:.2f}"
+
+
+@dataclass
+class Report:
+    """Everything a run has found so far."""
+
+    machine: dict[str, Any]
+    findings: list[Finding] = field(default_factory=list)
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    def as_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, default=str) + "\n"
+
+
+def record(name: str, rounds: Rounds, **facts: Any) -> dict[str, Any]:
+    summaries = {contestant: asdict(summarise(samples)) for contestant, samples in rounds.items()}
+    return {"name": name, **facts, "summary_ns": summaries, "rounds_ns": rounds}
 
 
 def milliseconds(rounds: Sequence[float]) -> float:
@@ -96,15 +131,14 @@ def make_table(findings: Sequence[Finding]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for finding in findings:
-        ratio, unit = finding.measured, finding.unit
         table.add_row(
             finding.measurement,
             finding.against,
             "" if finding.theirs_ms is None else f"{finding.theirs_ms:.3f}",
             "" if finding.ours_ms is None else f"{finding.ours_ms:.3f}",
-            f"{ratio.value:.2f}{unit}",
-            "" if ratio.low == ratio.high else f"{ratio.low:.2f}-{ratio.high:.2f}",
-            f"{'<=' if finding.at_most else '>='} {finding.asked:g}{unit}",
+            f"{finding.measured.value:.2f}{finding.unit}",
+            finding.interval,
+            finding.goal,
             "" if finding.control is None else f"{finding.control.value:.2f}",
             f"[{STYLES[finding.verdict]}]{finding.verdict}",
         )

@@ -6,21 +6,18 @@ python benchmarks/run.py [--quick] [--only NAME]... [--threads N] [--out FILE]
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import memory
 import torch
 import training
 from contest import Contest, check_agreement, enter
-from protocol import Effort, Rounds, interleave, machine, summarise, warm_up
-from report import Finding, contest_finding, in_loop_finding, make_table, memory_finding
+from protocol import Effort, interleave, machine, stamp_of, warm_up
+from report import Report, contest_finding, in_loop_finding, make_table, memory_finding, record
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from table import CONTESTS, EFFORTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, QUICK, TRAINING
@@ -28,27 +25,7 @@ from table import CONTESTS, EFFORTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, QU
 import fusedopt
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SCHEMA = 1
 Tick = Callable[[], object]
-
-
-@dataclass
-class Report:
-    """Everything a run has found so far."""
-
-    machine: dict[str, Any]
-    findings: list[Finding] = field(default_factory=list)
-    measurements: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    complete: bool = False
-
-    def as_json(self) -> str:
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, default=str) + "\n"
-
-
-def record(name: str, rounds: Rounds, **facts: Any) -> dict[str, Any]:
-    summaries = {contestant: asdict(summarise(samples)) for contestant, samples in rounds.items()}
-    return {"name": name, **facts, "summary_ns": summaries, "rounds_ns": rounds}
 
 
 def run_contest(contest: Contest, effort: Effort, report: Report, tick: Tick) -> None:
@@ -151,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "benchmarks/run.py", *(sys.argv[1:] if arguments is None else arguments)])
     with threads(options.threads):
         report = Report(machine(command))
-        stamp = report.machine["date"].partition("+")[0].replace(":", "").replace("-", "")
+        stamp = stamp_of(report.machine["date"])
         out = options.out or RESULTS / f"{'quick-' if options.quick else ''}{stamp}.json"
         try:
             out.parent.mkdir(parents=True, exist_ok=True)

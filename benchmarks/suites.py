@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Shape = tuple[int, ...]
 
@@ -17,6 +17,7 @@ class Suite:
     tensors: int
     elements: int
     group_each: bool = False  # a param group for every tensor, as layer-wise learning rates make them
+    offset: int = 0  # elements before each tensor in its storage: 1 leaves it aligned to no more than its dtype
 
     def __post_init__(self) -> None:
         found = (len(self.shapes), sum(self.sizes))
@@ -26,6 +27,11 @@ class Suite:
     @property
     def sizes(self) -> list[int]:
         return [math.prod(shape) for shape in self.shapes]
+
+    def cut(self, tensors: int = 6, side: int = 16) -> Suite:
+        """The first few tensors with no side longer than ``side``: everything runs as it would, and proves nothing."""
+        shapes = tuple(tuple(min(n, side) for n in shape) for shape in self.shapes[:tensors])
+        return replace(self, shapes=shapes, tensors=len(shapes), elements=sum(math.prod(shape) for shape in shapes))
 
 
 def resnet50() -> tuple[Shape, ...]:
@@ -69,6 +75,39 @@ def gpt2() -> tuple[Shape, ...]:
     return ((50257, d), (1024, d), *(layer * 12), (d,), (d,))
 
 
+def bert_large() -> tuple[Shape, ...]:
+    """BERT-large, uncased vocabulary, with the pooler, as the bare model has it."""
+    d = 1024
+    attention: list[Shape] = [(d, d), (d,)] * 4
+    layer: list[Shape] = [*attention, (d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,), (d,), (d,)]
+    return ((30522, d), (512, d), (2, d), (d,), (d,), *(layer * 24), (d, d), (d,))
+
+
+def vit_l16() -> tuple[Shape, ...]:
+    """Vision transformer, large, 16 x 16 patches of a 224 x 224 image, query, key and value in one matrix."""
+    d = 1024
+    layer: list[Shape] = [
+        *[(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)],
+        *[(d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)],
+    ]
+    return ((1, 1, d), (d, 3, 16, 16), (d,), (1, 197, d), *(layer * 24), (d,), (d,), (1000, d), (1000,))
+
+
+def llama_7b(shards: int) -> tuple[Shape, ...]:
+    """One shard of Llama-7B, every tensor cut along its first dimension, as fully sharded training holds it."""
+    d, hidden, vocabulary = 4096, 11008, 32000
+    layer: list[Shape] = [*[(d, d)] * 4, (hidden, d), (hidden, d), (d, hidden), (d,), (d,)]
+    whole: tuple[Shape, ...] = ((vocabulary, d), *(layer * 32), (d,), (vocabulary, d))
+    return tuple((shape[0] // shards, *shape[1:]) for shape in whole)
+
+
+def near(size: int, count: int) -> tuple[Shape, ...]:
+    """Tensors of ``size`` plus 1, 2 or 3 elements, which vectors of four leave a rest of."""
+    return tuple((size + 1 + i % 3,) for i in range(count))
+
+
+MI = 2**20
+
 SUITES = {
     suite.name: suite
     for suite in (
@@ -78,5 +117,12 @@ SUITES = {
         Suite("resnet50", resnet50(), 161, 25_557_032),
         Suite("gpt2", gpt2(), 148, 124_439_808),
         Suite("1x32Mi", ((33_554_432,),), 1, 33_554_432),
+        Suite("1000x1024", ((1024,),) * 1000, 1000, 1_024_000),
+        Suite("465groups", ((256,),) * 465, 465, 119_040, group_each=True),
+        Suite("bert-large", bert_large(), 391, 335_141_888),
+        Suite("vit-l16", vit_l16(), 296, 304_326_632),
+        Suite("llama7b-shard8", llama_7b(8), 291, 842_301_952),
+        Suite("64x1Mi", ((MI,),) * 64, 64, 64 * MI),
+        Suite("64x1Mi-misaligned", near(MI, 64), 64, 64 * MI + 127, offset=1),
     )
 }

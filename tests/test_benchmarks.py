@@ -210,7 +210,7 @@ def test_run_writes_valid_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert torch.get_num_threads() == threads
     assert TINY in capsys.readouterr().out
     written = json.loads(out.read_text())
-    assert written["schema"] == run.SCHEMA
+    assert written["schema"] == report.SCHEMA
     assert written["complete"]
     assert not written["failures"]
     assert written["machine"]["threads"] == 1

@@ -19,12 +19,13 @@ inline bool Plan::settled(int slot, size_t at) {
 
   TensorImpl* param = unpack(its.param).unsafeGetTensorImpl();
   TensorImpl* grad = param->grad().unsafeGetTensorImpl();
-  const auto here = [&](const TensorImpl& impl, caffe2::TypeMeta dtype) {
-    return impl.key_set() == source.keys && impl.dtype() == dtype &&
-           (source.device == kHost || device_index(impl) == source.device);
-  };
+  const c10::DispatchKeySet keys = source.keys;
+  const int device = source.device;
   const c10::IntArrayRef sizes = param->sizes(), strides = param->strides();
-  const auto alike = [&](const TensorImpl& impl, caffe2::TypeMeta dtype) {
+  const auto here = [=](const TensorImpl& impl, caffe2::TypeMeta dtype) __attribute__((always_inline)) {
+    return impl.key_set() == keys && impl.dtype() == dtype && (device == kHost || device_index(impl) == device);
+  };
+  const auto alike = [=](const TensorImpl& impl, caffe2::TypeMeta dtype) __attribute__((always_inline)) {
     return here(impl, dtype) && equal(impl.sizes(), sizes) && equal(impl.strides(), strides);
   };
   if (param != source.param || !here(*param, source.param_type) || param->numel() != row.numel ||
@@ -43,7 +44,8 @@ inline bool Plan::settled(int slot, size_t at) {
       return false;
   }
   source.grad = grad;
-  for (int c = 0; c < rule_->counters; ++c) source.count[c] = data_of(*source.counter[c]);
+  for (int c = 0; c < rule_->counters; ++c)
+    source.count[c] = data_of(*source.counter[c], source.counter_type[c].itemsize());
   read_counts(source);
   address(row, source);
   return true;
@@ -111,14 +113,18 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
 }
 
 inline void Plan::address(Row& row, const Source& source) {
-  const auto set = [this](auto& pointer, auto* to) {
-    rows_changed_ = rows_changed_ || pointer != to;
+  if (row.numel == 0) return;
+  const int complex = is_complex(*source.param) ? 2 : 1;
+  bool changed = false;
+  const auto set = [&](auto& pointer, auto* to) {
+    changed = changed || pointer != to;
     pointer = to;
   };
-  set(row.param, data_of(*source.param));
-  set(row.grad, read_of(*source.grad));
+  set(row.param, data_of(*source.param, complex * element_size(row.param_dtype)));
+  set(row.grad, read_of(*source.grad, complex * element_size(row.grad_dtype)));
   for (int k = 0; k < rule_->states; ++k)
-    if (source.state[k]) set(row.state[k], data_of(*source.state[k]));
+    if (source.state[k]) set(row.state[k], data_of(*source.state[k], complex * element_size(row.state_dtype[k])));
+  rows_changed_ = rows_changed_ || changed;
 }
 
 inline const Plan::Signature* Plan::signature_of(PyObject* dict) {

@@ -27,18 +27,19 @@ inline bool equal(c10::IntArrayRef a, c10::IntArrayRef b) {
   return true;
 }
 
-// The first element, for writing: a copy-on-write storage is copied now.
+// The first element of a tensor that has one, for writing: a copy-on-write storage is copied now.
+inline void* data_of(const TensorImpl& impl, size_t itemsize) {
+  return static_cast<char*>(impl.unsafe_storage().unsafeGetStorageImpl()->mutable_data()) +
+         itemsize * impl.storage_offset();
+}
 inline void* data_of(const TensorImpl& impl) {
-  if (impl.numel() == 0) return nullptr;
-  char* storage = static_cast<char*>(impl.unsafe_storage().unsafeGetStorageImpl()->mutable_data());
-  return storage + impl.dtype().itemsize() * impl.storage_offset();
+  return impl.numel() == 0 ? nullptr : data_of(impl, impl.dtype().itemsize());
 }
 
-// The first element, for reading.
-inline const void* read_of(const TensorImpl& impl) {
-  if (impl.numel() == 0) return nullptr;
-  const char* storage = static_cast<const char*>(impl.unsafe_storage().unsafeGetStorageImpl()->data());
-  return storage + impl.dtype().itemsize() * impl.storage_offset();
+// For reading.
+inline const void* read_of(const TensorImpl& impl, size_t itemsize) {
+  return static_cast<const char*>(impl.unsafe_storage().unsafeGetStorageImpl()->data()) +
+         itemsize * impl.storage_offset();
 }
 
 inline bool dispatches_to_python(const TensorImpl& impl) { return impl.key_set().has(c10::DispatchKey::Python); }

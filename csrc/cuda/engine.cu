@@ -241,7 +241,10 @@ size_t Table::lacks(const Step& step) {
   return words * sizeof(uint64_t);
 }
 
-void Table::bind(void* memory) { state_->memory = memory; }
+void Table::bind(void* memory) {
+  state_->memory = memory;
+  state_->mirror.find();
+}
 
 void Table::send(const Step& step, const Place& place) {
   use(place.device);

@@ -31,9 +31,9 @@ struct Entry {
 // One step of some of an optimizer's params, all on one device.
 struct Step {
   const Rule* rule;
-  const Row *first, *last;  // by ascending slots, no slot twice
-  uint64_t rows_version;    // equal for two steps: so are the rows, but for what they share in entries
-  size_t slots;             // of the optimizer
+  const Row *first, *last;    // by ascending slots, no slot twice
+  uint64_t rows_version = 0;  // equal for two steps: so are their rows; 0: unknown
+  size_t slots;               // of the optimizer
   std::vector<Group> groups;
   std::vector<Entry> entries;
   double multiplier = 1;        // of every gradient

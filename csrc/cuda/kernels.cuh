@@ -262,6 +262,7 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, Tile<R, varian
   if (!chunk.find(a)) return;
   const TableRow<Shape<R>::kStates> row = *chunk.row;
   const T* numbers = static_cast<const T*>(chunk.numbers);
+  const T multiplier = numbers[0];
   const auto scalars = Shape<R>::template scalars<T>(numbers);
   const int lane = threadIdx.x % kLanes;
 
@@ -274,7 +275,7 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, Tile<R, varian
 #pragma unroll
       for (int k = 0; k < kUnroll; ++k) tile[k].load(row, first + k * Registers::kElements);
 #pragma unroll
-      for (int k = 0; k < kUnroll; ++k) tile[k].update(numbers[0], scalars);
+      for (int k = 0; k < kUnroll; ++k) tile[k].update(multiplier, scalars);
 #pragma unroll
       for (int k = 0; k < kUnroll; ++k) tile[k].store(row, first + k * Registers::kElements);
     }
@@ -282,7 +283,7 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, Tile<R, varian
   for (; at < chunk.n; at += Registers::kElements) {
     Registers tile = {};
     tile.load(row, chunk.begin + at + lane, chunk.n - at - lane);
-    tile.update(numbers[0], scalars);
+    tile.update(multiplier, scalars);
     tile.store(row, chunk.begin + at + lane, chunk.n - at - lane);
   }
 }

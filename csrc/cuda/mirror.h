@@ -23,9 +23,10 @@ class Mirror {
   template <class F>
   size_t reserve(const Step& step, F&& kernel_of) {
     const Rule& rule = *step.rule;
-    if (!lost_ && step.rows_version == rows_version_ && step.entries.size() <= entries_ &&
+    if (!lost_ && rows_version_ != 0 && step.rows_version == rows_version_ && step.entries.size() <= entries_ &&
         step.groups.size() <= groups_)
       return 0;
+    rows_version_ = 0;
     entries_ = step.entries.size();
     groups_ = step.groups.size();
     launches_.clear();
@@ -55,19 +56,19 @@ class Mirror {
     }
     known_.assign(end, 0);
     drop();
-    lost_ = false;
-    rows_version_ = 0;
+    lost_ = true;
     return end;
   }
 
-  // After a launch failed nobody can say what the device has.
+  // After a launch failed nobody can say what the device has; new memory is all zero.
   void lose() { lost_ = true; }
+  void find() { lost_ = false; }
 
   // Notes the words of a step that the device does not have.
   void compose(const Step& step) {
     compose_groups(step);
     compose_entries(step);
-    if (step.rows_version != rows_version_) compose_rows(step);
+    if (step.rows_version != rows_version_ || rows_version_ == 0) compose_rows(step);
     rows_version_ = step.rows_version;
   }
 
@@ -187,7 +188,7 @@ class Mirror {
   size_t capacity_[kSections] = {};
   uint32_t begin_[kSections] = {};
   std::vector<uint64_t> known_;
-  bool lost_ = false;
+  bool lost_ = true;
   std::vector<uint32_t> at_;  // the noted words, of which `taken_` are on their way
   std::vector<uint64_t> word_;
   size_t taken_ = 0;

@@ -3,45 +3,14 @@
 // one.
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <random>
-#include <vector>
 
 #include "../../csrc/cpu/engine.h"
+#include "operands.h"
 
 using namespace fusedopt;
+using namespace operands;
 
 namespace {
-
-struct Bytes {
-  std::unique_ptr<unsigned char[]> data;
-  size_t size;
-
-  explicit Bytes(size_t n) : data(new unsigned char[n]), size(n) {}
-};
-
-// `count` random finite numbers near 1 in a storage type, each `stride` elements from the last.
-Bytes random_operand(std::mt19937& random, Dtype dtype, int64_t count, int64_t stride) {
-  const int64_t elements = count == 0 ? 0 : (count - 1) * stride + 1;
-  Bytes bytes(elements * element_size(dtype));
-  for (int64_t i = 0; i < elements; ++i) {
-    const float value = std::uniform_real_distribution<float>(0.25f, 2.0f)(random);
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    const uint16_t half = dtype == Dtype::bf16 ? bits >> 16 : 0x3000 + (bits >> 13) % 0x0fff;
-    const double wide = value;
-    const void* source = dtype == Dtype::f32   ? static_cast<const void*>(&value)
-                         : dtype == Dtype::f64 ? static_cast<const void*>(&wide)
-                                               : &half;
-    std::memcpy(bytes.data.get() + i * element_size(dtype), source, element_size(dtype));
-  }
-  return bytes;
-}
-
-struct Mix {
-  Dtype param, grad, state;
-};
 
 struct Job {
   std::string rule;
@@ -71,7 +40,7 @@ std::vector<Bytes> run(const Job& job, const char* isa, int threads) {
     const int64_t n = job.sizes[r];
     Row row{};
     const auto operand = [&](Dtype dtype, int64_t by) {
-      memory.push_back(random_operand(random, dtype, n, by));
+      memory.push_back(random_operand(random, dtype, span(1, &n, &by)));
       return static_cast<void*>(memory.back().data.get());
     };
     row.param = operand(row.param_dtype = job.mix.param, stride);
@@ -100,7 +69,7 @@ std::vector<Bytes> run(const Job& job, const char* isa, int threads) {
 void expect_equal(const std::vector<Bytes>& a, const std::vector<Bytes>& b, const Job& job, const char* isa,
                   int threads) {
   for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i].size == b[i].size && std::memcmp(a[i].data.get(), b[i].data.get(), a[i].size) == 0) continue;
+    if (a[i] == b[i]) continue;
     std::fprintf(stderr, "bits differ: rule %s, %s, %d threads, buffer %zu\n", job.rule.c_str(), isa, threads, i);
     std::exit(1);
   }
@@ -109,30 +78,13 @@ void expect_equal(const std::vector<Bytes>& a, const std::vector<Bytes>& b, cons
 }  // namespace
 
 int main() {
-  const std::vector<std::pair<std::string, std::vector<double>>> variants = {
-      {"sgd", {0.1, 0, 0, 0.01, 0}},
-      {"sgd", {0.1, 0.9, 0.1, 0.01, 0}},
-      {"sgd", {0.1, 0.9, 0, 0, 1}},
-      {"adam", {0.1, 0.9, 0.999, 1e-8, 0.1, 0, 1}},
-      {"adam", {0.1, 0.9, 0.999, 1e-8, 0.1, 1, 0}},
-      {"rmsprop", {0.1, 0.9, 1e-8, 0, 0, 0}},
-      {"rmsprop", {0.1, 0.9, 1e-8, 0.1, 0.9, 0}},
-      {"rmsprop", {0.1, 0.9, 1e-8, 0, 0, 1}},
-      {"rmsprop", {0.1, 0.9, 1e-8, 0, 0.9, 1}},
-  };
-  const std::vector<Mix> mixes = {
-      {Dtype::f32, Dtype::f32, Dtype::f32},    {Dtype::f64, Dtype::f64, Dtype::f64},
-      {Dtype::bf16, Dtype::bf16, Dtype::bf16}, {Dtype::f16, Dtype::f16, Dtype::f16},
-      {Dtype::bf16, Dtype::bf16, Dtype::f32},  {Dtype::f32, Dtype::bf16, Dtype::f32},
-      {Dtype::f64, Dtype::f32, Dtype::bf16},
-  };
   std::vector<int64_t> sizes;
   for (int64_t n = 0; n <= 2 * 512 + 1; n += n < 70 ? 1 : 53) sizes.push_back(n);
   sizes.insert(sizes.end(), {511, 512, 513, 1023, 1024, 1025, 40'001});
 
   int checked = 0;
-  for (const auto& [rule, hypers] : variants) {
-    for (const Mix& mix : mixes) {
+  for (const auto& [rule, hypers] : kVariants) {
+    for (const Mix& mix : kMixes) {
       for (const bool strided : {false, true}) {
         const Job job{rule, hypers, mix, strided, sizes};
         const std::vector<Bytes> expected = run(job, "generic", 1);

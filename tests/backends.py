@@ -1,0 +1,370 @@
+"""Where the CUDA engine's tests run, on the emulator and on a GPU, and optimizers that step there beside the CPU's."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import Case
+from runs import give
+from support import params_of
+from torch import Tensor
+from torch.autograd.profiler import profile
+from torch.nn import Parameter
+
+import fusedopt
+from fusedopt import _C
+
+if _C.cuda_built_for() == "emulated":
+    pytest.skip("there is no CPU engine to compare with under --cuda-emulator", allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDS_GPU = "needs a GPU and a build with the CUDA engine"
+
+
+def gpu() -> bool:
+    return torch.cuda.is_available() and bool(fusedopt.capabilities()["cuda"]["built"])
+
+
+def table_constant(name: str) -> int:
+    """A constant of csrc/cuda/table.h."""
+    found = re.search(rf"\b{name} = (\d+);", (ROOT / "csrc" / "cuda" / "table.h").read_text())
+    assert found, name
+    return int(found.group(1))
+
+
+CHUNK = table_constant("kChunk")
+
+
+def memory(tensor: Tensor) -> Tensor:
+    """All elements of a tensor's storage, also those that the tensor has no part in."""
+    count = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.detach().as_strided((count,), (1,), 0)
+
+
+def assert_same_memory(actual: Tensor, expected: Tensor) -> None:
+    """Equal storages, bit by bit; NaNs are alike, for processors differ in what they put into them."""
+    same = (actual.dtype, actual.shape, actual.stride(), actual.storage_offset())
+    assert same == (expected.dtype, expected.shape, expected.stride(), expected.storage_offset())
+    raw = []
+    for tensor in (actual, expected):
+        numbers = memory(tensor).cpu()
+        numbers = torch.view_as_real(numbers) if numbers.is_complex() else numbers
+        raw.append(torch.where(numbers.isnan(), torch.nan, numbers).contiguous().view(torch.uint8))
+    assert torch.equal(*raw), f"bits differ:\n{actual}\n{expected}"
+
+
+def spread(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random numbers over many orders of magnitude: rounding differs in most of their bits."""
+    real = dtype.to_real() if dtype.is_complex else dtype
+    numbers = torch.randn(size, dtype=torch.float64) * torch.exp2(4 * torch.randn(size, dtype=torch.float64))
+    if dtype.is_complex:
+        return torch.complex(numbers.to(real), spread(*size, dtype=real))
+    return numbers.to(dtype)
+
+
+def counter_flags(case: Case, on_device: bool = True) -> dict[str, Any]:
+    """What it takes for counters to be on a GPU; SGD has none."""
+    return {"capturable": True} if on_device and case.optimizer != "SGD" else {}
+
+
+class Backend:
+    """What both have in common: an engine beside the CPU's, and its device."""
+
+    name: str
+    device: str
+    numbers_there = True
+
+    def numbers_on_device(self, there: bool) -> None:
+        """Where `number` puts its tensors; emulated, also where counters count as being."""
+        self.numbers_there = there
+
+    def number(self, value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.tensor(value, dtype=dtype, device=self.device if self.numbers_there else "cpu")
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """A copy on the device that has the same place in a copy of the same storage."""
+        base = memory(tensor).to(self.device, copy=True)
+        return base.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def adopt(self, optimizer: Any) -> Any:
+        """The optimizer, which this engine steps from now on."""
+        return optimizer
+
+    def scaler(self, **kwargs: Any) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device, **kwargs)
+
+    @contextmanager
+    def stream(self, number: int) -> Iterator[None]:
+        raise NotImplementedError
+
+    def capture(self, fn: Callable[[], Any]) -> Callable[[], None]:
+        """Puts what `fn` launches into a graph; the result replays it."""
+        raise NotImplementedError
+
+    def launches(self, fn: Callable[[], Any]) -> int:
+        """How many kernels of ours `fn` puts on the device."""
+        raise NotImplementedError
+
+    def beside_launches(self, fn: Callable[[], Any]) -> list[str]:
+        """What `fn` does that a step in steady state must not: waits, allocations, operations of torch."""
+        with profile() as prof:
+            fn()
+        # A conversion that finds nothing to convert is no operation.
+        return [e.name for e in prof.function_events if e.name.startswith("aten::") and e.name != "aten::to"]
+
+
+@cache
+def _emulator() -> tuple[Any, Any]:
+    # Ninja is beside Python in a virtual environment, which need not be active.
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])
+    from build import build
+
+    return build()
+
+
+class Emulated(Backend):
+    """CPU tensors stepped by the CUDA engine as tests/cuda_emulator runs it."""
+
+    name = "emulated"
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.engine, self.control = _emulator()
+        # Nothing here is large, and a second thread that has to be waited for takes longer than the work.
+        torch.set_num_threads(1)
+        self.control.reset()
+
+    def numbers_on_device(self, there: bool) -> None:
+        super().numbers_on_device(there)
+        self.control.numbers_on_device(there)
+
+    def adopt(self, optimizer: Any) -> Any:
+        optimizer._plan = self.engine.Plan(optimizer._rule, optimizer._rule_defaults)
+        return optimizer
+
+    @contextmanager
+    def stream(self, number: int) -> Iterator[None]:
+        self.control.use_stream(number)
+        try:
+            yield
+        finally:
+            self.control.use_stream(0)
+
+    def capture(self, fn: Callable[[], Any]) -> Callable[[], None]:
+        stream = 1000
+        with self.stream(stream):
+            self.control.begin_capture(stream)
+            try:
+                fn()
+            finally:
+                graph = self.control.end_capture(stream)
+        assert graph >= 0, "something has invalidated the capture"
+        return lambda: self.control.replay(graph)
+
+    def launches(self, fn: Callable[[], Any]) -> int:
+        before = self.control.launches()
+        fn()
+        return int(self.control.launches() - before)
+
+    def beside_launches(self, fn: Callable[[], Any]) -> list[str]:
+        before = self.control.synchronizations()
+        seen = super().beside_launches(fn)
+        return seen + ["synchronize"] * int(self.control.synchronizations() - before)
+
+
+class Cuda(Backend):
+    """CUDA tensors on a GPU."""
+
+    name = "cuda"
+    device = "cuda"
+
+    def __init__(self) -> None:
+        self.streams: dict[int, torch.cuda.Stream] = {}
+
+    @contextmanager
+    def stream(self, number: int) -> Iterator[None]:
+        stream = self.streams.setdefault(number, torch.cuda.Stream())
+        before = torch.cuda.current_stream()
+        stream.wait_stream(before)
+        with torch.cuda.stream(stream):
+            yield
+        before.wait_stream(stream)
+
+    def capture(self, fn: Callable[[], Any]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            fn()
+        return graph.replay
+
+    def launches(self, fn: Callable[[], Any]) -> int:
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
+            fn()
+            torch.cuda.synchronize()
+        there = [e for e in prof.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        return sum("fusedopt_cuda::" in e.name for e in there)
+
+    def beside_launches(self, fn: Callable[[], Any]) -> list[str]:
+        def allocations() -> int:
+            return int(torch.cuda.memory_stats()["allocation.all.allocated"])
+
+        torch.cuda.synchronize()
+        before = allocations()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            seen = super().beside_launches(fn)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return seen + ["allocate"] * (allocations() - before)
+
+
+@pytest.fixture(params=["emulated", "cuda"], name="backend")
+def backend_fixture(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    if request.param == "cuda" and not gpu():
+        pytest.skip(NEEDS_GPU)
+    backend: Backend = Emulated() if request.param == "emulated" else Cuda()
+    yield backend
+    if isinstance(backend, Emulated):
+        backend.control.reset()
+
+
+@pytest.fixture(name="emulated")
+def emulated_fixture() -> Iterator[Emulated]:
+    backend = Emulated()
+    yield backend
+    backend.control.reset()
+
+
+@pytest.fixture(name="cuda")
+def cuda_fixture() -> Cuda:
+    if not gpu():
+        pytest.skip(NEEDS_GPU)
+    return Cuda()
+
+
+Build = Callable[[list[Any]], Any]
+
+SIZES = [(5, 7), (9,), (), (0, 3), (67,), (1500,)]
+
+
+def simple(case: Case, **extra: Any) -> Build:
+    return lambda params: case.ours(params, **extra)
+
+
+class Twins:
+    """Equal params in two equal optimizers, stepped by the CPU engine and by the backend's with the same gradients."""
+
+    def __init__(self, backend: Backend, build: Build, values: Iterable[Tensor]) -> None:
+        self.backend = backend
+        values = list(values)
+        self.cpu_params: list[Any] = [Parameter(self._twice(v)) for v in values]
+        self.params: list[Any] = [Parameter(backend.place(v)) for v in values]
+        self.cpu = build(self.cpu_params)
+        self.ours = backend.adopt(build(self.params))
+
+    @staticmethod
+    def _twice(value: Tensor) -> Tensor:
+        return memory(value).clone().as_strided(value.shape, value.stride(), value.storage_offset())
+
+    def both(self) -> list[tuple[Any, list[Any]]]:
+        return [(self.cpu, self.cpu_params), (self.ours, self.params)]
+
+    def edit(self, change: Callable[[Any, list[Any]], Any]) -> None:
+        for optimizer, params in self.both():
+            change(optimizer, params)
+
+    def give(self, grads: Sequence[Tensor | None] | None = None) -> None:
+        """Random gradients unless some are given."""
+        if grads is None:
+            grads = [spread(*p.shape, dtype=p.dtype) for p in self.cpu_params]
+        for p, q, grad in zip(self.cpu_params, self.params, grads, strict=True):
+            give(p, grad)
+            give(q, None if grad is None else self.backend.place(grad))
+
+    def step(self, grads: Sequence[Tensor | None] | None = None) -> None:
+        self.give(grads)
+        self.cpu.step()
+        self.ours.step()
+
+    def train(self, steps: int = 3) -> None:
+        for _ in range(steps):
+            self.step()
+        self.check()
+
+    def set_lr(self, lr: Any) -> None:
+        """Of every group another."""
+
+        def change(optimizer: Any, params: list[Any]) -> None:
+            for i, group in enumerate(optimizer.param_groups):
+                group["lr"] = lr * (i + 1)
+
+        self.edit(change)
+
+    def set_scaling(self, found: float | None, scale: float | None = None) -> None:
+        """What GradScaler would tell the optimizers."""
+        for name, value in (("found_inf", found), ("grad_scale", scale)):
+            for optimizer, number in ((self.cpu, torch.tensor), (self.ours, self.backend.number)):
+                setattr(optimizer, name, None if value is None else number(value))
+
+    def step_twice_in_steady_state(self, launches: int = 2) -> None:
+        """On the gradients that there are; nothing happens but launches."""
+        assert self.backend.launches(self.ours.step) == launches
+        assert self.backend.beside_launches(self.ours.step) == []
+        self.cpu.step()
+        self.cpu.step()
+        self.check()
+
+    def set_states(self, change: Callable[[int, int, Tensor], Tensor]) -> None:
+        """Replaces state k of param i, on the device by a copy of what takes its place on the CPU."""
+        for i, (p, q) in enumerate(zip(self.cpu_params, self.params, strict=True)):
+            state = self.cpu.state.get(p, {})
+            tensors = [key for key, value in state.items() if isinstance(value, Tensor) and key != "step"]
+            for k, name in enumerate(tensors):
+                state[name] = change(i, k, state[name])
+                self.ours.state[q][name] = self.backend.place(state[name])
+
+    def check(self) -> None:
+        """Params, gradients and states are the same bits, and so is the memory around and between their elements."""
+        for p, q in zip(self.cpu_params, self.params, strict=True):
+            assert_same_memory(q.detach(), p.detach())
+            if p.grad is not None:
+                assert_same_memory(q.grad, p.grad)
+            assert (p in self.cpu.state) == (q in self.ours.state)
+        order = {id(p): i for i, p in enumerate(self.cpu_params)}, {id(q): i for i, q in enumerate(self.params)}
+        assert [order[1].get(id(q)) for q in self.ours.state] == [order[0].get(id(p)) for p in self.cpu.state]
+        for actual, expected in zip(self.ours.state.values(), self.cpu.state.values(), strict=True):
+            assert list(actual) == list(expected)
+            for name, value in expected.items():
+                if isinstance(value, Tensor):
+                    assert_same_memory(actual[name], value)
+                else:
+                    assert actual[name] == value
+
+
+def trained_twins(backend: Backend, case: Case, there: bool = True, **extra: Any) -> Twins:
+    """Over SIZES; they have taken three steps, with counters on the device or on the host."""
+    backend.numbers_on_device(there)
+    twins = Twins(backend, simple(case, **{**counter_flags(case, there), **extra}), [spread(*size) for size in SIZES])
+    twins.train()
+    return twins
+
+
+def copies(optimizer: Any) -> list[Tensor]:
+    """Copies of the params and the states, for `assert_untouched`."""
+    params = params_of(optimizer)
+    states = [value for p in params for value in optimizer.state.get(p, {}).values() if isinstance(value, Tensor)]
+    return [t.detach().clone() for t in [*params, *states]]
+
+
+def assert_untouched(optimizer: Any, before: list[Tensor]) -> None:
+    for actual, expected in zip(copies(optimizer), before, strict=True):
+        assert_same_memory(actual, expected)

@@ -1,0 +1,320 @@
+"""What nvcc made of the CUDA kernels: reads the machine code (SASS) of a build and finds its loops.
+
+`python tests/sass.py` prints, for every kernel and architecture, its registers, the instructions per element of its
+vector loop and how many of that loop's loads are under way before the first is used; with `--write` it renews the
+committed table of the first two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TABLE = Path(__file__).parent / "sass_table.txt"
+VECTOR_BYTES = 16
+SIZES = {"float": 4, "double": 8, "bf16": 2, "f16": 2}
+
+# What 128-bit accesses to global memory do, and how the caches treat them. A param stays for the next forward pass
+# (.cg in the source), everything else is touched once a step (.cs); rows of the step's table are read plainly.
+Access = tuple[str, str]
+POLICIES = {"STRONG.GPU": "kept", "EF": "streamed"}
+
+
+class Missing(Exception):
+    """Why there is nothing to read: no CUDA in this build, or no tool to read it with."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    guard: str
+    opcode: str
+    operands: str
+
+    @property
+    def access(self) -> Access | None:
+        """("load" or "store", "kept", "streamed" or "plain") for a 128-bit access to global memory."""
+        name, _, modifiers = self.opcode.partition(".")
+        if name not in ("LDG", "STG") or "128" not in modifiers.split("."):
+            return None
+        policies = (policy for written, policy in POLICIES.items() if re.search(rf"\b{written}\b", modifiers))
+        return "load" if name == "LDG" else "store", next(policies, "plain")
+
+    @property
+    def registers(self) -> list[int]:
+        return [int(number) for number in re.findall(r"\bR(\d+)", self.operands)]
+
+
+@dataclass(frozen=True)
+class Usage:
+    registers: int
+    stack: int
+    local: int
+
+
+@dataclass
+class Kernel:
+    """A kernel as one architecture has it; `name` is without namespaces: update<SGD, 0, Mix<bf16, ...>, float>."""
+
+    name: str
+    arch: str
+    usage: Usage
+    code: list[Instruction] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.arch}"
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition("<")[0]
+
+    @property
+    def arguments(self) -> list[str]:
+        return re.findall(r"\w+", self.name.partition("<")[2])
+
+    @functools.cached_property
+    def vector_loops(self) -> list[list[Instruction]]:
+        """The innermost loops that hold vector accesses, each from where it is entered; the longest first."""
+        found = [loop for loop in loops(self.code) if any(i.access and i.access[1] != "plain" for i in loop)]
+        inside = [{i.address for i in loop} for loop in found]
+        inner = [loop for loop, own in zip(found, inside, strict=True) if not any(other < own for other in inside)]
+        return sorted(inner, key=len, reverse=True)
+
+    def instructions_per_element(self) -> float | None:
+        """Of the vector loop as it stands, without what it calls for rare operands. None: there is no such loop."""
+        if self.kind != "update" or not self.vector_loops:
+            return None
+        loop = self.vector_loops[0]
+        params = sum(i.access == ("store", "kept") for i in loop) * VECTOR_BYTES / SIZES[self.arguments[3]]
+        return sum(i.opcode != "NOP" for i in loop) / params if params else None
+
+    def loads_ahead(self) -> tuple[int, int]:
+        """The loads before the vector loop's first store: how many are issued before any of their values is used."""
+        ahead = total = 0
+        brought: set[int] = set()
+        used = False
+        for instruction in before_stores(self.vector_loops[0]) if self.vector_loops else []:
+            used = used or not brought.isdisjoint(instruction.registers)
+            if instruction.access:
+                first = instruction.registers[0]
+                brought.update(range(first, first + 4))
+                total += 1
+                ahead += not used
+        return ahead, total
+
+
+def before_stores(loop: list[Instruction]) -> list[Instruction]:
+    first = next((at for at, i in enumerate(loop) if i.access and i.access[0] == "store"), len(loop))
+    return loop[:first]
+
+
+def loops(code: list[Instruction]) -> list[list[Instruction]]:
+    """Natural loops: what can reach a backward branch without passing through the instruction that it branches to."""
+    at = {instruction.address: index for index, instruction in enumerate(code)}
+    before: dict[int, list[int]] = defaultdict(list)
+    ends: dict[int, list[int]] = defaultdict(list)
+    for index, instruction in enumerate(code):
+        name = instruction.opcode.partition(".")[0]
+        goes_on = bool(instruction.guard) or name not in ("BRA", "BRX", "JMP", "EXIT", "RET", "KILL")
+        if name in ("BRA", "JMP"):
+            *conditions, aim = instruction.operands.split(",")
+            goes_on = goes_on or bool(conditions)
+            head = at[int(aim, 16)]
+            before[head].append(index)
+            if head <= index:
+                ends[head].append(index)
+        if goes_on:
+            before[index + 1].append(index)
+    found = []
+    for head, tails in ends.items():
+        body, reached = {head}, tails
+        while reached:
+            new = {index for index in reached if index not in body}
+            body |= new
+            reached = [index for member in new for index in before[member]]
+        if 0 in body and head != 0:
+            continue  # can be entered beside its head: code that was moved out of the way and branches back
+        members = sorted(body)
+        first = members.index(head)
+        found.append([code[index] for index in members[first:] + members[:first]])
+    return found
+
+
+# What the tools say.
+
+
+def tool(name: str) -> str:
+    """cuobjdump or nvdisasm: out of the wheels that the `test` extra installs, from beside nvcc, or from the PATH."""
+    site = Path(sysconfig.get_path("purelib"))
+    places = [str(path.parent) for path in sorted(site.glob(f"nvidia/**/bin/{name}"))]
+    if nvcc := shutil.which("nvcc"):
+        # The nvcc on the PATH may be a script.
+        told = subprocess.run([nvcc, "--dryrun", "x.o"], capture_output=True, text=True).stderr
+        places += [f"{top.strip()}/bin" for top in re.findall(r"\bTOP=(.*)", told)]
+    found = shutil.which(name, path=os.pathsep.join([*places, os.environ.get("PATH", "")]))
+    if not found:
+        raise Missing(f"{name} not found; install nvidia-cuda-{name}")
+    return found
+
+
+def cuobjdump(*arguments: str, cwd: Path | None = None) -> str:
+    environment = {**os.environ, "NVDISASM_PATH": str(Path(tool("nvdisasm")).parent)}
+    command = [tool("cuobjdump"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr or done.stdout}")
+    return done.stdout
+
+
+def demangle(name: str) -> str:
+    """Through libstdc++, which torch has loaded anyway: c++filt need not be there."""
+    library = ctypes.CDLL("libstdc++.so.6")
+    library.__cxa_demangle.restype = ctypes.c_char_p
+    status = ctypes.c_int()
+    text = library.__cxa_demangle(name.encode(), None, None, ctypes.byref(status))
+    return text.decode() if status.value == 0 else name
+
+
+@functools.cache
+def short(name: str) -> str:
+    """update<SGD, 0, Mix<float, float, float>, float> of a mangled kernel."""
+    plain = re.sub(r"\w+::", "", demangle(name)).removeprefix("void ")
+    return re.sub(r"\([^()]*\)$", "", plain)
+
+
+def parse_usage(text: str) -> dict[tuple[str, str], Usage]:
+    found, arch, name = {}, "", ""
+    for line in text.splitlines():
+        if header := re.match(r"arch = (\w+)", line):
+            arch = header[1]
+        elif function := re.match(r" Function (\S+):", line):
+            name = function[1]
+        elif "REG:" in line:
+            numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", line))
+            found[arch, name] = Usage(int(numbers["REG"]), int(numbers["STACK"]), int(numbers["LOCAL"]))
+    return found
+
+
+INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]+)\*/\s+(?:@(!?\w+) +)?([\w.]+)\s*(.*?)\s*;")
+
+
+def parse_code(text: str) -> dict[tuple[str, str], list[Instruction]]:
+    found: dict[tuple[str, str], list[Instruction]] = {}
+    arch = ""
+    code: list[Instruction] = []
+    for line in text.splitlines():
+        if instruction := INSTRUCTION.match(line):
+            address, guard, opcode, operands = instruction.groups(default="")
+            code.append(Instruction(int(address, 16), guard, opcode, operands))
+        elif header := re.match(r"arch = (\w+)", line):
+            arch = header[1]
+        elif function := re.match(r"\s+Function : (\S+)", line):
+            code = found[arch, function[1]] = []
+    return found
+
+
+@functools.cache
+def dump(binary: Path) -> list[Kernel]:
+    """Every kernel of every architecture in a cubin, an object file or a shared object."""
+    usage = parse_usage(cuobjdump("-res-usage", str(binary)))
+    code = parse_code(cuobjdump("-sass", str(binary)))
+    return [Kernel(short(name), arch, usage[arch, name], code[arch, name]) for arch, name in usage]
+
+
+def launch_bounds(binary: Path) -> dict[str, tuple[int, int]]:
+    """The threads of a block and the blocks of an SM that each kernel is compiled for; empty if there is no PTX."""
+    entry = re.compile(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)(?:, \d+)*\s*(?:\.minnctapersm (\d+))?")
+    found = entry.findall(cuobjdump("-ptx", str(binary)))
+    return {short(name): (int(threads), int(blocks or 1)) for name, threads, blocks in found}
+
+
+@functools.cache
+def built() -> Path:
+    """The installed extension, if it holds kernels."""
+    package = importlib.util.find_spec("fusedopt")
+    for folder in (package and package.submodule_search_locations) or []:
+        for path in Path(folder).glob("_C*.so"):
+            if b".nv_fatbin" in path.read_bytes():
+                return path
+    raise Missing("fusedopt was built without CUDA")
+
+
+@functools.cache
+def compiler() -> str:
+    """The version of nvcc that compiled the kernels, as they name it themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        cuobjdump("-xelf", "all", str(built()), cwd=Path(folder))
+        content = min(Path(folder).iterdir()).read_bytes()
+    version = re.search(rb"Cuda compilation tools, release [\d.]+, (V[\d.]+)", content)
+    return version[1].decode() if version else "unknown"
+
+
+# The table: for each kernel and architecture "registers instructions-per-element".
+
+Table = dict[str, dict[str, str]]
+
+
+def number_of(arch: str) -> int:
+    return int(re.sub(r"\D", "", arch))
+
+
+def table_of(kernels: list[Kernel]) -> Table:
+    table: Table = defaultdict(dict)
+    for kernel in sorted(kernels, key=lambda kernel: (kernel.name, number_of(kernel.arch))):
+        per_element = kernel.instructions_per_element()
+        text = "-" if per_element is None else f"{per_element:.2f}"
+        table[kernel.name][kernel.arch] = f"{kernel.usage.registers} {text}"
+    return dict(table)
+
+
+def write(table: Table, compiled_by: str) -> str:
+    archs = sorted({arch for row in table.values() for arch in row}, key=number_of)
+    width = max(map(len, table))
+    lines = [
+        f"# Compiled by nvcc {compiled_by}; `python tests/sass.py --write` renews this table.",
+        "# Registers of a thread, then instructions per element of the loop that moves 16 bytes at a time.",
+        " ".join([f"{'kernel':{width}}", *(f"{arch:>10}" for arch in archs)]),
+    ]
+    for name, row in table.items():
+        cells = [row.get(arch, "- -").split() for arch in archs]
+        lines.append(" ".join([f"{name:{width}}", *(f"{registers:>3} {count:>6}" for registers, count in cells)]))
+    return "\n".join(lines) + "\n"
+
+
+def read(text: str) -> tuple[Table, str]:
+    """The table and its compiler out of what write() returned."""
+    first, _, header, *rows = text.splitlines()
+    archs = header.split()[1:]
+    table = {}
+    for row in rows:
+        name, numbers = re.split(r"(?<=>) +", row, maxsplit=1)
+        cells = numbers.split()
+        table[name] = {arch: " ".join(cells[2 * at : 2 * at + 2]) for at, arch in enumerate(archs)}
+    return table, re.findall(r"nvcc (\w[\w.]*\w)", first)[0]
+
+
+def main() -> None:
+    kernels = dump(built())
+    table = table_of(kernels)
+    if "--write" in sys.argv[1:]:
+        TABLE.write_text(write(table, compiler()))
+        return
+    for kernel in sorted(kernels, key=lambda kernel: (kernel.name, number_of(kernel.arch))):
+        ahead, total = kernel.loads_ahead()
+        loads = f"{ahead} of {total} loads ahead" if total else ""
+        print(f"{kernel!s:64} {table[kernel.name][kernel.arch]:>10}  {loads}".rstrip())
+
+
+if __name__ == "__main__":
+    main()

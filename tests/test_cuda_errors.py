@@ -1,0 +1,323 @@
+"""Steps that the CUDA engine refuses or cannot finish: they say why and write nothing, and the next ones are right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from backends import (
+    ROOT,
+    SIZES,
+    Backend,
+    Cuda,
+    Emulated,
+    Twins,
+    assert_untouched,
+    backend_fixture,  # noqa: F401
+    copies,
+    counter_flags,
+    cuda_fixture,  # noqa: F401
+    emulated_fixture,  # noqa: F401
+    simple,
+    spread,
+    trained_twins,
+)
+from cases import CASES, ONE_PER_OPTIMIZER, Case
+from torch.nn import Parameter
+
+import fusedopt
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+with_counters = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER[1:], ids=str)
+numbers_anywhere = pytest.mark.parametrize("there", [False, True], ids=["numbers-on-host", "numbers-on-device"])
+
+
+@contextmanager
+def refused(optimizer: Any, message: str) -> Iterator[None]:
+    """A RuntimeError of these words comes, and params and states are as they were."""
+    before, keys = copies(optimizer), {p: list(state) for p, state in optimizer.state.items()}
+    with pytest.raises(RuntimeError, match=message):
+        yield
+    assert_untouched(optimizer, before)
+    assert {p: list(state) for p, state in optimizer.state.items()} == keys
+
+
+@with_counters
+def test_capture_without_capturable(backend: Backend, case: Case) -> None:
+    twins = trained_twins(backend, case, capturable=False)
+    torchs_words = rf"Attempting CUDA graph capture of step\(\) for an instance of {case.optimizer} but"
+    with refused(twins.ours, torchs_words):
+        backend.capture(twins.ours.step)
+    twins.train()
+    # One group is enough.
+    twins.edit(lambda optimizer, params: optimizer.param_groups[0].update(capturable=True))
+    twins.train()
+    twins.edit(lambda optimizer, params: optimizer.param_groups.append({**optimizer.param_groups[0]}))
+    for optimizer, params in twins.both():
+        optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = params[:3], params[3:]
+        optimizer.param_groups[1]["capturable"] = False
+    with refused(twins.ours, torchs_words):
+        backend.capture(twins.ours.step)
+    twins.train()
+
+
+@one_per_optimizer
+def test_first_step_in_a_capture(backend: Backend, case: Case) -> None:
+    twins = Twins(backend, simple(case, **counter_flags(case)), [spread(*size) for size in SIZES])
+    twins.give()
+    with refused(twins.ours, "param 0 of group 0: it has no state yet.* take one step before the capture"):
+        backend.capture(twins.ours.step)
+    assert len(twins.ours.state) == 0
+    # A param that joins late is refused as well.
+    twins.step([spread(*size) if i != 4 else None for i, size in enumerate(SIZES)])
+    twins.give()
+    with refused(twins.ours, "param 4 of group 0: it has no state yet"):
+        backend.capture(twins.ours.step)
+    twins.train()
+    backend.capture(twins.ours.step)
+
+
+@with_counters
+def test_counters_on_the_host_in_a_capture(backend: Backend, case: Case) -> None:
+    backend.numbers_on_device(False)
+    twins = trained_twins(backend, case, there=False)
+    twins.edit(lambda optimizer, params: optimizer.param_groups[0].update(capturable=True))
+    words = "param 0 of group 0: its state 'step' is on the CPU, where a graph cannot advance it; take one step before"
+    with refused(twins.ours, words):
+        backend.capture(twins.ours.step)
+    # That one step moves them.
+    twins.train(1)
+    backend.numbers_on_device(True)
+    backend.capture(twins.ours.step)
+
+
+@numbers_anywhere
+@every_case
+def test_an_earlier_kernels_error(emulated: Emulated, case: Case, there: bool) -> None:
+    emulated.numbers_on_device(there)
+    for steps in (0, 1, 3):
+        twins = Twins(emulated, simple(case), [spread(*size) for size in SIZES])
+        for _ in range(steps):
+            twins.train(1)
+        twins.give()
+        twins.set_lr(0.3)
+        emulated.control.inject_error(700)
+        for _ in range(2):
+            with refused(twins.ours, "an earlier CUDA kernel or call failed.*cudaErrorIllegalAddress"):
+                twins.ours.step()
+        emulated.control.clear_error()
+        assert len(twins.ours.state) == len(twins.cpu.state)
+        twins.train()
+
+
+@contextmanager
+def no_launch(emulated: Emulated) -> Iterator[None]:
+    """Every kernel launch fails, after the engine has found the device usable."""
+    emulated.control.set_kernel_image(False)
+    try:
+        yield
+    finally:
+        emulated.control.set_kernel_image(True)
+        emulated.control.clear_error()
+
+
+@numbers_anywhere
+@every_case
+def test_a_failed_launch(emulated: Emulated, case: Case, there: bool) -> None:
+    """What the step would have told the device has to be told by the next one: here a learning rate and gradients."""
+    twins = trained_twins(emulated, case, there)
+    for step in range(2):
+        twins.give()
+        twins.set_lr(0.1 * (step + 1))
+        with no_launch(emulated), refused(twins.ours, "a kernel of this step could not be launched: cudaErrorNoKernel"):
+            twins.ours.step()
+        twins.cpu.step()
+        twins.ours.step()
+        twins.check()
+        twins.train(2)
+
+
+@numbers_anywhere
+@one_per_optimizer
+def test_a_failed_launch_of_the_first_step(emulated: Emulated, case: Case, there: bool) -> None:
+    trained_twins(emulated, case, there)  # by now the device is known to be usable
+    twins = Twins(emulated, simple(case), [spread(*size) for size in SIZES])
+    twins.give()
+    with no_launch(emulated), refused(twins.ours, "a kernel of this step could not be launched"):
+        twins.ours.step()
+    twins.cpu.step()
+    twins.ours.step()
+    twins.check()
+    twins.train()
+
+
+@one_per_optimizer
+def test_a_failed_launch_in_a_capture(emulated: Emulated, case: Case) -> None:
+    twins = trained_twins(emulated, case)
+    with no_launch(emulated), refused(twins.ours, "could not be launched"):
+        emulated.capture(twins.ours.step)
+    twins.train()
+    replay = emulated.capture(twins.ours.step)
+    twins.set_lr(0.3)
+    twins.ours.refresh_hyperparameters()
+    replay()
+    twins.cpu.step()
+    twins.check()
+
+
+@one_per_optimizer
+def test_a_failed_launch_in_a_refresh(emulated: Emulated, case: Case) -> None:
+    """What it would have sent is sent by the next one."""
+    twins = trained_twins(emulated, case)
+    replay = emulated.capture(twins.ours.step)
+    twins.set_lr(0.3)
+    with no_launch(emulated), refused(twins.ours, "could not be launched"):
+        twins.ours.refresh_hyperparameters()
+    twins.ours.refresh_hyperparameters()
+    replay()
+    twins.cpu.step()
+    twins.check()
+
+
+NO_IMAGE = """
+import torch
+import fusedopt
+from backends import Emulated
+emulated = Emulated()
+emulated.control.set_kernel_image(False)
+param = torch.nn.Parameter(torch.ones(3))
+param.grad = torch.ones(3)
+optimizer = emulated.adopt(fusedopt.AdamW([param]))
+for _ in range(2):
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        print(error)
+assert param.tolist() == [1, 1, 1] and len(optimizer.state) == 0
+emulated.control.set_kernel_image(True)
+optimizer.step()
+assert param.tolist() != [1, 1, 1] and len(optimizer.state) == 1
+"""
+
+
+def test_a_device_that_was_not_built_for() -> None:
+    """In a process of its own, for a device that has been found usable is not looked at again."""
+    path = [str(ROOT / "tests"), str(ROOT / "tests" / "cuda_emulator"), str(ROOT)]
+    code = f"import sys; sys.path[:0] = {path}\n{NO_IMAGE}"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    expected = (
+        "device cuda:0 has compute capability 9.0, and this build of fusedopt holds emulated; "
+        "build it again with TORCH_CUDA_ARCH_LIST=9.0: cudaErrorNoKernelImageForDevice "
+        "(no kernel image is available for execution on the device)"
+    )
+    assert output.splitlines() == [expected] * 2
+
+
+def _add_a_group(twins: Twins) -> None:
+    for optimizer, params in twins.both():
+        optimizer.add_param_group({"params": [Parameter(torch.ones(3, device=params[0].device))]})
+
+
+def _remove_a_group(twins: Twins) -> None:
+    for optimizer, _ in twins.both():
+        del optimizer.param_groups[1]
+
+
+def _toggle_an_option(twins: Twins) -> None:
+    for optimizer, _ in twins.both():
+        group = optimizer.param_groups[0]
+        if "amsgrad" in group:
+            group["amsgrad"] = True
+        elif "centered" in group:
+            group["centered"] = True
+        else:
+            group["momentum"] = 0
+
+
+@pytest.mark.parametrize("change", [_add_a_group, _remove_a_group, _toggle_an_option], ids=lambda f: f.__name__[1:])
+@one_per_optimizer
+def test_refresh_after_groups_changed(backend: Backend, case: Case, change: Callable[[Twins], None]) -> None:
+    def build(params: list[Any]) -> Any:
+        return case.ours([{"params": params[:2]}, {"params": params[2:]}], **counter_flags(case))
+
+    twins = Twins(backend, build, [spread(*size) for size in SIZES])
+    twins.train()
+    static = [q.grad for q in twins.params]
+    replay = backend.capture(twins.ours.step)
+    saved = [list(optimizer.param_groups) for optimizer, _ in twins.both()]
+    options = [[dict(group) for group in groups] for groups in saved]
+    change(twins)
+    with refused(twins.ours, "param_groups have changed since the step was captured in more than their numbers"):
+        twins.ours.refresh_hyperparameters()
+    # The graph is as it was, and works again once the groups are.
+    for (optimizer, _), groups, before in zip(twins.both(), saved, options, strict=True):
+        for group, old in zip(groups, before, strict=True):
+            group.update(old)
+        optimizer.param_groups = groups
+    twins.set_lr(0.3)
+    twins.ours.refresh_hyperparameters()
+    assert all(q.grad is grad for q, grad in zip(twins.params, static, strict=True))
+    replay()
+    twins.cpu.step()
+    twins.check()
+
+
+@one_per_optimizer
+def test_refresh_after_a_new_capture(backend: Backend, case: Case) -> None:
+    """What the message asks for helps, though the graph captured first may still be there."""
+    twins = trained_twins(backend, case)
+    backend.capture(twins.ours.step)
+    for optimizer, params in twins.both():
+        param = Parameter(torch.ones(3, device=params[0].device))
+        param.grad = torch.ones_like(param)
+        optimizer.add_param_group({"params": [param]})
+    twins.train(1)
+    replay = backend.capture(twins.ours.step)
+    twins.set_lr(0.3)
+    twins.ours.refresh_hyperparameters()
+    replay()
+    twins.cpu.step()
+    twins.check()
+
+
+def test_state_on_another_device(cuda: Cuda) -> None:
+    for case in ONE_PER_OPTIMIZER:
+        twins = trained_twins(cuda, case)
+        state = twins.ours.state[twins.params[4]]
+        name = next(key for key in state if key != "step")
+        there = state[name]
+        state[name] = there.cpu()
+        words = f"param 4 of group 0: its state '{name}' is not a dense tensor on cuda:0 but on cpu"
+        with refused(twins.ours, words):
+            twins.ours.step()
+        state[name] = there
+        twins.train()
+
+
+def test_gradient_on_another_device(cuda: Cuda) -> None:
+    for case in ONE_PER_OPTIMIZER:
+        twins = trained_twins(cuda, case)
+        param = twins.params[4]
+        there = param.data
+        param.data = there.cpu()
+        with refused(twins.ours, "param 4 of group 0: its gradient is on cuda:0, the param on cpu; move one"):
+            twins.ours.step()
+        param.data = there
+        twins.train()
+
+
+def test_params_on_the_cpu_in_a_capture(cuda: Cuda) -> None:
+    params = [Parameter(torch.ones(3, device=device)) for device in ("cuda", "cpu")]
+    optimizer = fusedopt.SGD(params, lr=0.1)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    with refused(optimizer, "a step that also updates params on the CPU cannot be captured"):
+        cuda.capture(optimizer.step)
+    optimizer.step()

@@ -1,0 +1,367 @@
+"""The kernels' machine code keeps to what the kernels promise: wide accesses, no spills, no doubles in float's update.
+
+Needs a build with CUDA and NVIDIA's disassembler (the `test` extra), but no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sass
+from sass import SIZES, VECTOR_BYTES, Access, Kernel
+
+ROOT = Path(__file__).parent.parent
+
+# What the kernels are meant to be, in the test's own words: a change of theirs is a change here.
+FLOAT_MIXES = [("float", "float", "float"), ("bf16", "bf16", "bf16"), ("bf16", "bf16", "float"), ("f16", "f16", "f16")]
+DOUBLE_MIXES = [("double", "double", "double")]
+UPDATE_THREADS = 256
+BOUNDS = {"patch_table": (1024, 1), "advance": (1024, 1), "update_any": (UPDATE_THREADS, 2)}
+# Preparing scalars is double's work, and a path for any mix of storages meets double storage. Everything else that does
+# not update doubles has none: a data-center GPU does two doubles in the time of four floats, others of 128.
+MAY_COMPUTE_IN_DOUBLE = ("advance", "update_any")
+
+REGISTERS_OF_SM = 65536
+DOUBLE = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX|MMA)\b|MUFU\.\w*64H|.*\bF64\b")
+
+
+# The gates: each yields what is wrong in sentences.
+
+
+def registers_allowed(threads: int, blocks: int) -> int:
+    """What __launch_bounds__ leaves a thread; registers are given out in eights, and an instruction can name 255."""
+    return min(REGISTERS_OF_SM // (threads * blocks) // 8 * 8, 255)
+
+
+def faults_of_registers(kernel: Kernel, threads: int, blocks: int) -> Iterator[str]:
+    allowed = registers_allowed(threads, blocks)
+    if kernel.usage.registers > allowed:
+        yield f"{kernel}: {kernel.usage.registers} registers, {allowed} allowed with {blocks} blocks of {threads}"
+
+
+def faults_of_memory(kernel: Kernel) -> Iterator[str]:
+    """Spilled registers, and arrays that could not be registers."""
+    if kernel.usage.stack or kernel.usage.local:
+        yield f"{kernel}: {kernel.usage.stack} bytes of stack and {kernel.usage.local} of local memory, expected none"
+    spills = Counter(i.opcode for i in kernel.code if re.match(r"(LDL|STL)\b", i.opcode))
+    if spills:
+        yield f"{kernel}: local memory is accessed, expected never: {dict(spills)}"
+
+
+def faults_of_doubles(kernel: Kernel) -> Iterator[str]:
+    doubles = Counter(i.opcode for i in kernel.code if DOUBLE.match(i.opcode))
+    if doubles:
+        yield f"{kernel}: computes in double, expected never: {dict(doubles)}"
+
+
+def faults_of_traffic(kernel: Kernel, traffic: Counter[Access]) -> Iterator[str]:
+    """Where the vector loop accesses memory otherwise than in `traffic`, the 128-bit accesses of one of its rounds.
+
+    nvcc may write several rounds into one iteration, and then raise loads above stores whose addresses it can compare.
+    It cannot compare the gradient's with anything, so the loads before the first store tell the length of a round.
+    """
+    if not kernel.vector_loops:
+        yield f"{kernel}: no loop with 128-bit accesses"
+    for loop in kernel.vector_loops:
+        found = Counter(i.access for i in loop if i.access)
+        rounds = found["store", "kept"] // traffic["store", "kept"]
+        if rounds < 1 or found != Counter({access: n * rounds for access, n in traffic.items()}):
+            yield f"{kernel}: 128-bit accesses {dict(found)}, expected {dict(traffic)} or a multiple"
+            continue
+        loads = Counter({access: n for access, n in traffic.items() if access[0] == "load"})
+        ahead = Counter(i.access for i in sass.before_stores(loop) if i.access)
+        if not loads <= ahead or ahead.total() >= 2 * loads.total():
+            yield f"{kernel}: 128-bit loads before the first store {dict(ahead)}, expected {dict(loads)}"
+        narrow = Counter(i.opcode for i in loop if re.match(r"(LD|ST)G?\b", i.opcode) and not i.access)
+        # The gradient's multiplier may be read anew in each round: for all nvcc knows a store has changed it.
+        if narrow.total() > rounds or any(opcode.startswith("ST") for opcode in narrow):
+            yield f"{kernel}: narrow accesses in a vector loop of {rounds} rounds: {dict(narrow)}"
+
+
+def differences(built: sass.Table, committed: sass.Table) -> Iterator[str]:
+    """Where a build of some architectures differs from the committed table."""
+    archs = {arch for row in built.values() for arch in row} & {arch for row in committed.values() for arch in row}
+    for name in sorted({*built, *committed}):
+        for arch in sorted(archs, key=sass.number_of):
+            old, new = (table.get(name, {}).get(arch, "none") for table in (committed, built))
+            if old != new:
+                yield f"{name} on {arch}: committed {old}, built {new}"
+
+
+# What is expected of each kernel.
+
+COUNT_STATES = """
+#include <cstdio>
+#include <typeinfo>
+#include "csrc/rules/all.h"
+
+template <class Rule>
+void print() {
+  constexpr int states = sizeof(Rule::state_names) / sizeof(Rule::state_names[0]);
+  for (int variant = 0; variant < Rule::variants; ++variant) {
+    int kept = 0;
+    for (int state = 0; state < states; ++state) kept += Rule::keeps(variant, state);
+    std::printf("%s %d %d\\n", typeid(Rule).name(), variant, kept);
+  }
+}
+
+template <class... Rules>
+void print_all(fusedopt::RuleList<Rules...>) {
+  (print<Rules>(), ...);
+}
+
+int main() { print_all(fusedopt::AllRules()); }
+"""
+
+
+@pytest.fixture(scope="module")
+def kept_states(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], int]:
+    """By rule and variant, from the rules' headers."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+    if not compiler:
+        pytest.skip("needs a C++ compiler")
+    program = tmp_path_factory.mktemp("rules") / "count_states"
+    command = [compiler, "-std=c++17", f"-I{ROOT}", "-x", "c++", "-", "-o", str(program)]
+    subprocess.run(command, input=COUNT_STATES, text=True, check=True)
+    lines = subprocess.check_output([program], text=True).splitlines()
+    rows = [line.split() for line in lines]
+    return {(sass.short(f"_Z{rule}"), variant): int(kept) for rule, variant, kept in rows}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Kernel]:
+    try:
+        return sass.dump(sass.built())
+    except sass.Missing as why:
+        pytest.skip(str(why))
+
+
+class Expected:
+    """What an update kernel moves, by the formula of Tile in csrc/cuda/kernels.cuh."""
+
+    def __init__(self, kernel: Kernel, kept_states: dict[tuple[str, str], int]) -> None:
+        rule, variant, _, *mix, computes_in = kernel.arguments
+        param, grad, state = (SIZES[storage] for storage in mix)
+        kept = kept_states[rule, variant]
+        # 16 bytes of the narrowest operand, whether or not the variant keeps the states.
+        vector = VECTOR_BYTES // min(param, grad, state)
+        unroll = 2 if vector <= 4 and vector * (param + grad + kept * state) <= 64 else 1
+        self.blocks = 2 if computes_in == "double" or (vector > 4 and kept > 2) else 3
+        accesses = {
+            ("load", "kept"): param,
+            ("load", "streamed"): grad + kept * state,
+            ("store", "kept"): param,
+            ("store", "streamed"): kept * state,
+        }
+        self.traffic = +Counter({access: unroll * vector * n // VECTOR_BYTES for access, n in accesses.items()})
+
+
+def updates(kernels: list[Kernel]) -> list[Kernel]:
+    return [kernel for kernel in kernels if kernel.kind == "update"]
+
+
+def none(faults: Iterator[str]) -> None:
+    found = list(faults)
+    assert not found, "\n".join(["", *found])
+
+
+def test_every_rule_has_its_kernels(kernels: list[Kernel], kept_states: dict[tuple[str, str], int]) -> None:
+    expected = set()
+    for rule, variant in kept_states:
+        for computes_in, mixes in (("float", FLOAT_MIXES), ("double", DOUBLE_MIXES)):
+            expected.add(f"update_any<{rule}, {variant}, {computes_in}>")
+            expected |= {f"update<{rule}, {variant}, Mix<{', '.join(mix)}>, {computes_in}>" for mix in mixes}
+    for arch in {kernel.arch for kernel in kernels}:
+        names = [kernel.name for kernel in kernels if kernel.arch == arch]
+        assert {name for name in names if name.startswith("update")} == expected, arch
+        assert len(names) == len(set(names)), arch
+
+
+def test_no_kernel_uses_local_memory(kernels: list[Kernel]) -> None:
+    none(fault for kernel in kernels for fault in faults_of_memory(kernel))
+
+
+def test_registers_are_within_launch_bounds(kernels: list[Kernel], kept_states: dict[tuple[str, str], int]) -> None:
+    told = sass.launch_bounds(sass.built())
+    for kernel in kernels:
+        bounds = BOUNDS.get(kernel.kind) or (UPDATE_THREADS, Expected(kernel, kept_states).blocks)
+        assert told.get(kernel.name, bounds) == bounds, f"{kernel.name} has other launch bounds"
+        none(faults_of_registers(kernel, *bounds))
+
+
+def test_updates_move_sixteen_bytes_at_a_time(kernels: list[Kernel], kept_states: dict[tuple[str, str], int]) -> None:
+    none(
+        fault
+        for kernel in updates(kernels)
+        for fault in faults_of_traffic(kernel, Expected(kernel, kept_states).traffic)
+    )
+
+
+def test_floats_are_not_updated_in_double(kernels: list[Kernel]) -> None:
+    none(
+        fault
+        for kernel in kernels
+        if kernel.kind not in MAY_COMPUTE_IN_DOUBLE and "double" not in kernel.arguments
+        for fault in faults_of_doubles(kernel)
+    )
+
+
+def test_registers_and_instructions_are_those_committed(kernels: list[Kernel]) -> None:
+    committed, compiled_by = sass.read(sass.TABLE.read_text())
+    if sass.compiler() != compiled_by:
+        pytest.skip(f"the table was made with nvcc {compiled_by}, this build with {sass.compiler()}")
+    found = list(differences(sass.table_of(kernels), committed))
+    renewal = "if all of that is meant: python tests/sass.py --write"
+    assert not found, "\n".join(["", "registers and instructions per element:", *found, renewal])
+
+
+# The gates themselves, on kernels with planted faults.
+
+PLANTED = """
+#include <cuda_runtime.h>
+
+enum Fault { kNone, kNarrowLoad, kNarrowStore, kNoPolicy, kDouble, kOneByOne };
+
+__device__ float4 mix(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// Two vectors of two operands a round.
+template <Fault fault>
+__global__ void __launch_bounds__(256, 3) sweep(float4* p, const float4* g, int n) {
+  for (int i = threadIdx.x; i < n; i += 512) {
+    if (fault == kOneByOne) {
+      __stcg(p + i, mix(__ldcg(p + i), __ldcs(g + i)));
+      __stcg(p + i + 256, mix(__ldcg(p + i + 256), __ldcs(g + i + 256)));
+      continue;
+    }
+    float4 a = __ldcg(p + i), b = __ldcg(p + i + 256);
+    float4 c = fault == kNoPolicy ? g[i] : __ldcs(g + i), d = {};
+    if (fault == kNarrowLoad)
+      d.x = d.y = d.z = d.w = __ldcs(reinterpret_cast<const float*>(g + i + 256));
+    else
+      d = __ldcs(g + i + 256);
+    if (fault == kDouble) c.x = c.x * 1.1;
+    a = mix(a, c);
+    b = mix(b, d);
+    __stcg(p + i, a);
+    if (fault == kNarrowStore)
+      __stcg(reinterpret_cast<float*>(p + i + 256), b.x + b.y + b.z + b.w);
+    else
+      __stcg(p + i + 256, b);
+  }
+}
+
+// Eighty values that live at once.
+template <int threads, int blocks>
+__global__ void __launch_bounds__(threads, blocks) hold(const float* in, float* out) {
+  float held[80];
+#pragma unroll
+  for (int i = 0; i < 80; ++i) held[i] = in[i * threads + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 80; ++i) out[i * threads + threadIdx.x] = held[i] * held[(i + 41) % 80];
+}
+
+// An array whose index is known at run time only.
+__global__ void look_up(const float* in, float* out, int n) {
+  float array[64] = {};
+  for (int i = 0; i < n; ++i) array[i * n % 64] += in[i];
+  *out = array[n];
+}
+
+template __global__ void sweep<kNone>(float4*, const float4*, int);
+template __global__ void sweep<kNarrowLoad>(float4*, const float4*, int);
+template __global__ void sweep<kNarrowStore>(float4*, const float4*, int);
+template __global__ void sweep<kNoPolicy>(float4*, const float4*, int);
+template __global__ void sweep<kDouble>(float4*, const float4*, int);
+template __global__ void sweep<kOneByOne>(float4*, const float4*, int);
+template __global__ void hold<256, 1>(const float*, float*);
+template __global__ void hold<1024, 2>(const float*, float*);
+"""
+TWO_VECTORS = Counter({("load", "kept"): 2, ("load", "streamed"): 2, ("store", "kept"): 2})
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kernel]:
+    """By name, the numbers of faults spelled out."""
+    nvcc = shutil.which("nvcc")
+    if not nvcc:
+        pytest.skip("nvcc not found")
+    try:
+        sass.tool("cuobjdump"), sass.tool("nvdisasm")
+    except sass.Missing as why:
+        pytest.skip(str(why))
+    source = tmp_path_factory.mktemp("planted") / "planted.cu"
+    source.write_text(PLANTED)
+    binary = source.with_suffix(".fatbin")
+    subprocess.run([nvcc, "-std=c++17", "-O3", "-arch=sm_80", "-fatbin", source, "-o", binary], check=True)
+    faults = re.findall(r"\bk\w+", PLANTED.split("\n\n")[1])
+    named = {}
+    for kernel in sass.dump(binary):
+        number = re.search(r"\(Fault\)(\d+)", kernel.name)
+        named[faults[int(number[1])] if number else kernel.name] = kernel
+    return named
+
+
+def test_a_sound_kernel_passes(planted: dict[str, Kernel]) -> None:
+    sound = planted["kNone"]
+    none(faults_of_memory(sound))
+    none(faults_of_doubles(sound))
+    none(faults_of_traffic(sound, TWO_VECTORS))
+    none(faults_of_registers(sound, 256, 3))
+
+
+@pytest.mark.parametrize("fault", ["kNarrowLoad", "kNarrowStore", "kNoPolicy", "kOneByOne"])
+def test_other_traffic_is_seen(planted: dict[str, Kernel], fault: str) -> None:
+    assert list(faults_of_traffic(planted[fault], TWO_VECTORS))
+
+
+@pytest.mark.parametrize("factor", [0.5, 2])
+def test_a_round_of_another_length_is_seen(planted: dict[str, Kernel], factor: float) -> None:
+    other = Counter({access: int(n * factor) for access, n in TWO_VECTORS.items()})
+    assert list(faults_of_traffic(planted["kNone"], other))
+
+
+def test_a_missing_loop_is_seen(planted: dict[str, Kernel]) -> None:
+    assert list(faults_of_traffic(planted["hold<256, 1>"], TWO_VECTORS))
+
+
+def test_a_double_is_seen(planted: dict[str, Kernel]) -> None:
+    assert list(faults_of_doubles(planted["kDouble"]))
+
+
+def test_a_spill_and_an_array_are_seen(planted: dict[str, Kernel]) -> None:
+    none(faults_of_memory(planted["hold<256, 1>"]))
+    for name in ("hold<1024, 2>", "look_up"):
+        faults = list(faults_of_memory(planted[name]))
+        assert any("LDL" in fault for fault in faults)
+        assert any("bytes of stack" in fault for fault in faults)
+
+
+def test_registers_beyond_the_bounds_are_seen(planted: dict[str, Kernel]) -> None:
+    assert [registers_allowed(256, blocks) for blocks in (1, 2, 3)] == [255, 128, 80]
+    assert registers_allowed(1024, 1) == 64
+    assert list(faults_of_registers(planted["hold<256, 1>"], 1024, 1))
+
+
+def test_a_difference_from_the_table_is_seen(planted: dict[str, Kernel]) -> None:
+    kernel = planted["hold<256, 1>"]
+    table = sass.table_of([kernel])
+    assert sass.read(sass.write(table, "V13.0.88")) == (table, "V13.0.88")
+    none(differences(table, {name: {**row, "sm_90": "1 -"} for name, row in table.items()}))
+    usage = replace(kernel.usage, registers=kernel.usage.registers + 1)
+    (sentence,) = differences(sass.table_of([replace(kernel, usage=usage)]), table)
+    assert re.fullmatch(r"hold<256, 1> on sm_80: committed \d+ -, built \d+ -", sentence)
+    assert list(differences({"another": table[kernel.name]}, table)) == [
+        f"another on sm_80: committed none, built {table[kernel.name]['sm_80']}",
+        f"hold<256, 1> on sm_80: committed {table[kernel.name]['sm_80']}, built none",
+    ]
