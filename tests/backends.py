@@ -290,9 +290,14 @@ class Twins:
             give(p, grad)
             give(q, None if grad is None else self.backend.place(grad))
 
+    def step_cpu(self) -> None:
+        """The CPU's plan is new at every step, so that nothing stale in the other's goes unnoticed."""
+        self.cpu._plan = None
+        self.cpu.step()
+
     def step(self, grads: Sequence[Tensor | None] | None = None) -> None:
         self.give(grads)
-        self.cpu.step()
+        self.step_cpu()
         self.ours.step()
 
     def train(self, steps: int = 3) -> None:
@@ -319,8 +324,8 @@ class Twins:
         """On the gradients that there are; nothing happens but launches."""
         assert self.backend.launches(self.ours.step) == launches
         assert self.backend.beside_launches(self.ours.step) == []
-        self.cpu.step()
-        self.cpu.step()
+        self.step_cpu()
+        self.step_cpu()
         self.check()
 
     def set_states(self, change: Callable[[int, int, Tensor], Tensor]) -> None:

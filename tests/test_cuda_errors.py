@@ -137,7 +137,7 @@ def test_a_failed_launch(emulated: Emulated, case: Case, there: bool) -> None:
         twins.set_lr(0.1 * (step + 1))
         with no_launch(emulated), refused(twins.ours, "a kernel of this step could not be launched: cudaErrorNoKernel"):
             twins.ours.step()
-        twins.cpu.step()
+        twins.step_cpu()
         twins.ours.step()
         twins.check()
         twins.train(2)
@@ -151,7 +151,7 @@ def test_a_failed_launch_of_the_first_step(emulated: Emulated, case: Case, there
     twins.give()
     with no_launch(emulated), refused(twins.ours, "a kernel of this step could not be launched"):
         twins.ours.step()
-    twins.cpu.step()
+    twins.step_cpu()
     twins.ours.step()
     twins.check()
     twins.train()
@@ -167,7 +167,7 @@ def test_a_failed_launch_in_a_capture(emulated: Emulated, case: Case) -> None:
     twins.set_lr(0.3)
     twins.ours.refresh_hyperparameters()
     replay()
-    twins.cpu.step()
+    twins.step_cpu()
     twins.check()
 
 
@@ -181,7 +181,7 @@ def test_a_failed_launch_in_a_refresh(emulated: Emulated, case: Case) -> None:
         twins.ours.refresh_hyperparameters()
     twins.ours.refresh_hyperparameters()
     replay()
-    twins.cpu.step()
+    twins.step_cpu()
     twins.check()
 
 
@@ -264,7 +264,7 @@ def test_refresh_after_groups_changed(backend: Backend, case: Case, change: Call
     twins.ours.refresh_hyperparameters()
     assert all(q.grad is grad for q, grad in zip(twins.params, static, strict=True))
     replay()
-    twins.cpu.step()
+    twins.step_cpu()
     twins.check()
 
 
@@ -282,7 +282,7 @@ def test_refresh_after_a_new_capture(backend: Backend, case: Case) -> None:
     twins.set_lr(0.3)
     twins.ours.refresh_hyperparameters()
     replay()
-    twins.cpu.step()
+    twins.step_cpu()
     twins.check()
 
 

@@ -42,7 +42,7 @@ def replay_steps(twins: Twins, replay: Callable[[], None], steps: int = 3) -> No
     for _ in range(steps):
         fill_grads(twins)
         replay()
-        twins.cpu.step()
+        twins.step_cpu()
         assert_states_and_params(twins)
 
 
@@ -90,7 +90,7 @@ def test_a_captured_step_is_two_launches(backend: Backend, count: int) -> None:
     else:
         replays.append(backend.capture(twins.ours.step))
         assert backend.launches(replays[0]) == 2
-        twins.cpu.step()
+        twins.step_cpu()
     replay_steps(twins, replays[0])
 
 
@@ -193,7 +193,7 @@ def test_two_graphs_of_one_optimizer(backend: Backend, case: Case) -> None:
         fill_grads(twins)
         replay()
         for _ in range(steps):
-            twins.cpu.step()
+            twins.step_cpu()
         assert_states_and_params(twins)
         twins.set_lr(0.002 * (which + 1))
         twins.ours.refresh_hyperparameters()

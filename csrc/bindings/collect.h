@@ -313,6 +313,7 @@ inline py::list Plan::collect_all() {
   count_ = 0;
   rows_changed_ = !finished_;
   finished_ = false;
+  layouts_.clear();  // rows that have one are made anew in every step
   py::list leftover, params;
   int group = -1;
   for (int slot = 0; slot < slots; ++slot) {

@@ -171,16 +171,17 @@ inline void Plan::refresh(py::object optimizer) {
   cuda::Step step;
   step.rule = rule_;
   step.groups = device_groups();
-  for (const DeviceTable& table : tables_) {
-    if (!table.captured) continue;
-    bool same = table.variants.size() == groups_.size();
-    for (size_t g = 0; same && g < groups_.size(); ++g) same = table.variants[g] == groups_[g].variant;
-    if (!same)
-      throw std::runtime_error(
-          "param_groups have changed since the step was captured in more than their numbers; capture it again");
-  }
+  std::vector<int> variants;
+  for (const Group& group : groups_) variants.push_back(group.variant);
+  const DeviceTable* latest = nullptr;
+  for (const DeviceTable& table : tables_)
+    if (table.captured) latest = &table;
+  if (latest && latest->variants != variants)
+    throw std::runtime_error(
+        "param_groups have changed since the step was captured in more than their numbers; capture it again");
   for (DeviceTable& table : tables_) {
-    if (!table.captured) continue;
+    // What was captured with other groups keeps their numbers.
+    if (!table.captured || table.variants != variants) continue;
     const OnDevice guard(table.place.device);
     table.table.send_groups(step, {table.place.device, current_stream(table.place.device)});
   }

@@ -17,6 +17,8 @@
 
 namespace fusedopt {
 
+class NewEntries;
+
 class Plan {
  public:
   Plan(std::string rule, py::dict defaults)
@@ -112,7 +114,7 @@ class Plan {
   void make_ready(const py::object& optimizer);
   bool counts_on_device(const Source& source) const;
   void move_counters();
-  void make_states(PyObject* state);
+  void make_states(NewEntries& new_entries);
   void find_passes();
   void run();
   void prepare_rows(const Pass& pass);

@@ -5,8 +5,45 @@
 
 namespace fusedopt {
 
-// New states are complete before the first of them is entered in optimizer.state, and leave it if entering one fails.
-inline void Plan::make_states(PyObject* state) {
+// States entered in optimizer.state, which leave it again unless they are kept. A dict that was there before, empty or
+// with other keys, gets its contents back.
+class NewEntries {
+ public:
+  explicit NewEntries(PyObject* state) : state_(state) {}
+  NewEntries(const NewEntries&) = delete;
+
+  void enter(const Ref& dict, PyObject* param, const py::dict& entry) {
+    entered_.push_back({param, dict, dict ? py::reinterpret_steal<py::object>(PyDict_Copy(dict.ptr())) : Ref()});
+    if ((dict ? PyDict_Update(dict.ptr(), entry.ptr()) : PyObject_SetItem(state_, param, entry.ptr())) != 0)
+      throw py::error_already_set();
+  }
+  void keep() { entered_.clear(); }
+
+  ~NewEntries() {
+    if (entered_.empty()) return;
+    const py::error_scope pending;
+    for (auto one = entered_.rbegin(); one != entered_.rend(); ++one) {
+      if (one->dict) {
+        PyDict_Clear(one->dict.ptr());
+        PyDict_Update(one->dict.ptr(), one->contents.ptr());
+      } else {
+        PyObject_DelItem(state_, one->param);
+      }
+      PyErr_Clear();
+    }
+  }
+
+ private:
+  struct Entered {
+    PyObject* param;
+    Ref dict, contents;
+  };
+  PyObject* state_;
+  std::vector<Entered> entered_;
+};
+
+// New states are complete before the first of them is entered.
+inline void Plan::make_states(NewEntries& new_entries) {
   if (new_states_.empty()) return;
   std::unordered_map<PyObject*, size_t> made;  // a param listed twice has one state
   std::vector<std::pair<PyObject*, Ref>> entries;
@@ -43,30 +80,8 @@ inline void Plan::make_states(PyObject* state) {
     entries.emplace_back(slot.param, std::move(entry));
   }
 
-  // A dict that was there before, empty or with other keys, gets its contents back.
-  std::vector<std::pair<Ref, Ref>> restore;
-  size_t entered = 0;
-  try {
-    for (; entered < entries.size(); ++entered) {
-      const auto& [param, entry] = entries[entered];
-      const Ref dict = borrow(slots_[sources_[made[param]].slot].state);
-      restore.emplace_back(dict, dict ? py::reinterpret_steal<py::object>(PyDict_Copy(dict.ptr())) : Ref());
-      if ((dict ? PyDict_Update(dict.ptr(), entry.ptr()) : PyObject_SetItem(state, param, entry.ptr())) != 0)
-        throw py::error_already_set();
-    }
-  } catch (...) {
-    const py::error_scope keep;
-    while (entered-- > 0) {
-      const auto& [dict, contents] = restore[entered];
-      if (!dict) {
-        if (PyObject_DelItem(state, entries[entered].first) != 0) PyErr_Clear();
-        continue;
-      }
-      PyDict_Clear(dict.ptr());
-      if (PyDict_Update(dict.ptr(), contents.ptr()) != 0) PyErr_Clear();
-    }
-    throw;
-  }
+  for (auto& [param, entry] : entries)
+    new_entries.enter(borrow(slots_[sources_[made[param]].slot].state), param, entry);
 }
 
 inline void Plan::read_counts(Source& source) const {
@@ -221,7 +236,8 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
   if (skipped_) return py::none();
   if (!leftover.empty() && !engine_only) return leftover;
   move_counters();
-  make_states(state.ptr());
+  NewEntries new_entries(state.ptr());
+  make_states(new_entries);
   for (const size_t i : new_states_) {
     Row& row = rows_[i];
     Source& source = sources_[i];
@@ -231,6 +247,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
     read_counts(source);
   }
   run();
+  new_entries.keep();
   return py::none();
 }
 

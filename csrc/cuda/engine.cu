@@ -212,15 +212,16 @@ struct Table::State {
   template <int capacity>
   void send_patch(const Place& place) {
     Patch<capacity> patch;
-    mirror.take(patch);
+    mirror.fill(patch);
     put(place, 1, advance_threads(patch.count), fusedopt_cuda::patch_table<capacity>, static_cast<uint64_t*>(memory),
         patch);
+    mirror.sent(patch.count);
   }
 
   template <int capacity>
   void advance(const Step& step, const Place& place, void (*kernel)(AdvanceArguments, Patch<capacity>)) {
     Patch<capacity> patch;
-    mirror.take(patch);
+    mirror.fill(patch);
     const AdvanceArguments arguments = {mirror.view(memory),
                                         static_cast<uint32_t>(step.entries.size()),
                                         step.multiplier,
@@ -228,6 +229,7 @@ struct Table::State {
                                         {step.found_inf.device, step.found_inf.dtype},
                                         step.skipped};
     put(place, 1, advance_threads(std::max<size_t>(patch.count, step.entries.size())), kernel, arguments, patch);
+    mirror.sent(patch.count);
   }
 };
 
@@ -255,7 +257,12 @@ void Table::send(const Step& step, const Place& place) {
 void Table::send_groups(const Step& step, const Place& place) {
   use(place.device);
   state_->mirror.compose_groups(step);
-  state_->send(place, 0);
+  try {
+    state_->send(place, 0);
+  } catch (...) {
+    state_->mirror.take_back();
+    throw;
+  }
 }
 
 void Table::launch(const Step& step, const Place& place) {

@@ -84,14 +84,21 @@ class Mirror {
     }
   }
 
-  // Moves as many of the noted words as fit into a launch's parameters.
+  // Copies as many of the noted words as fit into a launch's parameters; sent() says that the launch took them.
   template <int capacity>
-  void take(Patch<capacity>& patch) {
+  void fill(Patch<capacity>& patch) const {
     patch.count = static_cast<uint32_t>(std::min<size_t>(noted(), capacity));
     std::memcpy(patch.word, word_.data() + taken_, patch.count * sizeof(uint64_t));
     std::memcpy(patch.at, at_.data() + taken_, patch.count * sizeof(uint32_t));
-    taken_ += patch.count;
+  }
+  void sent(uint32_t count) {
+    taken_ += count;
     if (noted() == 0) drop();
+  }
+  // The noted words will not be sent: the device has what it had.
+  void take_back() {
+    for (size_t i = word_.size(); i-- > taken_;) known_[at_[i]] = before_[i];
+    drop();
   }
   size_t noted() const { return word_.size() - taken_; }
 
@@ -117,6 +124,7 @@ class Mirror {
 
   void put(uint32_t at, uint64_t word) {
     if (known_[at] == word) return;
+    before_.push_back(known_[at]);
     known_[at] = word;
     at_.push_back(at);
     word_.push_back(word);
@@ -124,6 +132,7 @@ class Mirror {
   void drop() {
     at_.clear();
     word_.clear();
+    before_.clear();
     taken_ = 0;
   }
 
@@ -190,7 +199,7 @@ class Mirror {
   std::vector<uint64_t> known_;
   bool lost_ = true;
   std::vector<uint32_t> at_;  // the noted words, of which `taken_` are on their way
-  std::vector<uint64_t> word_;
+  std::vector<uint64_t> word_, before_;
   size_t taken_ = 0;
   std::vector<Launch> launches_;
   std::vector<uint8_t> launch_of_;       // for each row
