@@ -25,9 +25,9 @@ class Adam(FusedStep, torch.optim.Adam):
         amsgrad: divide by the largest :math:`v` so far.
         foreach: accepted for torch's sake; changes nothing.
         maximize: ascend.
-        capturable: accepted; on the CPU there is no graph to capture.
+        capturable: let CUDA graphs capture the step; `step` is kept on the param's device then.
         differentiable: let autograd record the step, through torch's own code.
-        fused: accepted for torch's sake; changes nothing.
+        fused: changes no result; on CUDA `step` is kept on the param's device then, as torch's fused step has it.
         decoupled_weight_decay: decay the param by :math:`1 - \gamma \lambda` instead, as AdamW does.
 
     Raises:
@@ -67,9 +67,9 @@ class AdamW(Adam, torch.optim.AdamW):
         amsgrad: divide by the largest :math:`v` so far.
         maximize: ascend.
         foreach: accepted for torch's sake; changes nothing.
-        capturable: accepted; on the CPU there is no graph to capture.
+        capturable: let CUDA graphs capture the step; `step` is kept on the param's device then.
         differentiable: let autograd record the step, through torch's own code.
-        fused: accepted for torch's sake; changes nothing.
+        fused: changes no result; on CUDA `step` is kept on the param's device then, as torch's fused step has it.
 
     Raises:
         ValueError: a hyper-parameter is out of range.

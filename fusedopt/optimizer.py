@@ -28,8 +28,8 @@ class FusedStep(Optimizer):
     """A torch.optim class, named after this one in a subclass's bases, whose `step` is one pass over memory.
 
     Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors
-    that no engine takes (sparse gradients, subclasses that dispatch, other devices) and whole calls that must be
-    traced or differentiated go through torch's own step.
+    on the CPU and on CUDA devices have engines. What none takes (sparse gradients, subclasses that dispatch, other
+    devices) and whole calls that must be traced or differentiated go through torch's own step.
     """
 
     _rule: ClassVar[str]
@@ -170,6 +170,11 @@ class FusedStep(Optimizer):
         Raises:
             RuntimeError: groups were added or removed, or options that are no numbers (amsgrad, momentum from or to 0)
                 were changed, since a capture.
+
+        Example:
+            >>> optimizer = fusedopt.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+            >>> optimizer.param_groups[0]["lr"] = 0.05
+            >>> optimizer.refresh_hyperparameters()  # and then graph.replay()
         """
         if self._plan is not None:
             self._plan.refresh(self)

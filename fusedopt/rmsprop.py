@@ -25,7 +25,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         weight_decay: :math:`\lambda \ge 0`, an L2 penalty.
         momentum: :math:`\mu \ge 0`.
         centered: divide by the gradient's estimated deviation instead of its root mean square.
-        capturable: accepted; on the CPU there is no graph to capture.
+        capturable: let CUDA graphs capture the step; `step` is kept on the param's device then.
         foreach: accepted for torch's sake; changes nothing.
         maximize: ascend.
         differentiable: let autograd record the step, through torch's own code.
