@@ -286,6 +286,23 @@ def test_refresh_after_a_new_capture(backend: Backend, case: Case) -> None:
     twins.check()
 
 
+@one_per_optimizer
+def test_a_refused_param(backend: Backend, case: Case) -> None:
+    """What was found of those before it is found again: here gradients at new addresses."""
+    twins = trained_twins(backend, case)
+    state = twins.ours.state[twins.params[-1]]
+    name = next(key for key in state if key != "step")
+    for _ in range(2):
+        twins.give()
+        kept, state[name] = state[name], torch.ones(2, device=backend.device)
+        with refused(twins.ours, f"param {len(SIZES) - 1} of group 0: its state '{name}' has shape"):
+            twins.ours.step()
+        state[name] = kept
+        twins.step_cpu()
+        twins.ours.step()
+        twins.check()
+
+
 def test_state_on_another_device(cuda: Cuda) -> None:
     for case in ONE_PER_OPTIMIZER:
         twins = trained_twins(cuda, case)

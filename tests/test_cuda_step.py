@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,9 +21,7 @@ from backends import (
     trained_twins,
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
-from layouts import OF_ONE_SHAPE
-from support import outcome, params_of, save_and_load
-from test_plan import EDITS
+from support import params_of, save_and_load
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -38,12 +33,6 @@ INF, NAN = float("inf"), float("nan")
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 numbers_anywhere = pytest.mark.parametrize("there", [False, True], ids=["numbers-on-host", "numbers-on-device"])
-
-
-def resident() -> int:
-    """The bytes that this process has in memory, less those that it has freed."""
-    ctypes.CDLL(None).malloc_trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_what_a_step_must_not_do_would_be_seen(backend: Backend) -> None:
@@ -289,74 +278,6 @@ def test_a_param_listed_twice_steps_twice(backend: Backend, case: Case, there: b
         twins.train(2)
         twins.step([spread(67), None, spread(3)])
         twins.check()
-
-
-def states_become_double(optimizer: Any, params: list[Any]) -> None:
-    """The tensors stay the same objects."""
-    for state in optimizer.state.values():
-        for value in state.values():
-            value.data = value.data.double()
-
-
-def states_lie_transposed(optimizer: Any, params: list[Any]) -> None:
-    for value in optimizer.state[params[0]].values():
-        value.data = value.data.t().contiguous().t() if value.dim() == 2 else value.data
-
-
-def params_become_wide_or_narrow(optimizer: Any, params: list[Any]) -> None:
-    for p in params[::2]:
-        p.data = p.data.to(torch.float64 if p.dtype == torch.bfloat16 else torch.bfloat16)
-
-
-MORE_EDITS = [*EDITS, states_become_double, states_lie_transposed, params_become_wide_or_narrow]
-
-
-def edited_twins(backend: Backend, case: Case, there: bool) -> Twins:
-    backend.numbers_on_device(there)
-    twins = Twins(backend, simple(case), [torch.randn(size) for size in ((5, 3), (7,), (64,), (130,))])
-    twins.train()
-    return twins
-
-
-@pytest.mark.parametrize("edit", MORE_EDITS, ids=lambda edit: edit.__name__)
-@numbers_anywhere
-@one_per_optimizer
-def test_edits_are_seen(backend: Backend, case: Case, there: bool, edit: Callable[[Any, list[Any]], None]) -> None:
-    """The same as of the plan on the CPU, which a table in device memory could come to differ from."""
-    if backend.name == "cuda" and edit.__name__ == "swap_data_for_strided":
-        pytest.skip("it makes a tensor on the CPU")
-    twins = edited_twins(backend, case, there)
-    twins.edit(edit)
-    twins.train()
-
-
-@pytest.mark.parametrize("seed", range(5))
-@numbers_anywhere
-@one_per_optimizer
-def test_any_sequence_of_edits_is_seen(backend: Backend, case: Case, there: bool, seed: int) -> None:
-    """What cannot be edited or stepped any more, fails on both."""
-    torch.manual_seed(seed)
-    twins = edited_twins(backend, case, there)
-    edits = [edit for edit in MORE_EDITS if edit.__name__ not in ("swap_data_for_strided", "empty_group")]
-    for which in torch.randint(0, len(edits), (12,)).tolist():
-        results = [outcome(lambda: edits[which](*side)) for side in twins.both()]  # noqa: B023
-        assert results[0] == results[1]
-        for missing in (None, which % 4):
-            twins.give([None if i == missing else spread(*p.shape) for i, p in enumerate(twins.params)])
-            assert outcome(twins.ours.step) == outcome(twins.step_cpu)
-            twins.check()
-
-
-def test_a_step_keeps_nothing(backend: Backend) -> None:
-    """Not even of tensors that lie with gaps, whose places are written out at every step."""
-    backend.numbers_on_device(False)
-    layout = OF_ONE_SHAPE[5]
-    twins = Twins(backend, simple(CASES[0]), [layout.place(torch.zeros(layout.shape)).tensor for _ in range(30)])
-    twins.train(20)
-    before = resident()
-    for _ in range(1000):
-        twins.ours.step()
-    assert resident() - before < 4 << 20
 
 
 def test_params_on_the_cpu_and_on_a_gpu(cuda: Cuda) -> None:

@@ -12,7 +12,7 @@ namespace {
 }  // namespace
 
 bool built() { return false; }
-std::string built_for() { return "nvcc was not found when fusedopt was built"; }
+std::string built_for() { return "fusedopt was built where nvcc was not found, or with FUSEDOPT_CUDA=0"; }
 
 bool ready(const Place&, const Rule&) { absent(); }
 void synchronize(const Place&) { absent(); }
