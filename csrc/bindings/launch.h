@@ -87,7 +87,7 @@ inline std::vector<cuda::Group> Plan::device_groups() const {
   return groups;
 }
 
-inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, int wave) {
+inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, int wave, std::list<DeviceTable>& captured) {
   // A table belongs to one stream: its memory is used in the order in which torch's allocator knows it.
   constexpr size_t kKept = 16;
   if (!capturing_) {
@@ -101,7 +101,8 @@ inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, int wave) {
     }
     if (eager == kKept) tables_.erase(oldest);
   }
-  DeviceTable& table = tables_.emplace_back();
+  // A captured step's is kept once the capture has it.
+  DeviceTable& table = (capturing_ ? captured : tables_).emplace_back();
   table.place = place;
   table.wave = wave;
   table.captured = capturing_;
@@ -109,12 +110,11 @@ inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, int wave) {
   return table;
 }
 
-inline uint32_t* Plan::skip_flag(int device) {
+inline const at::Tensor& Plan::skip_flag(int device) {
   for (const at::Tensor& flag : skip_flags_)
-    if (flag.device() == torch_device(device)) return static_cast<uint32_t*>(data_of(*flag.unsafeGetTensorImpl()));
+    if (flag.device() == torch_device(device)) return flag;
   const OffCapture off(device);
-  skip_flags_.push_back(at::zeros({}, at::TensorOptions(torch_device(device)).dtype(at::kInt)));
-  return static_cast<uint32_t*>(data_of(*skip_flags_.back().unsafeGetTensorImpl()));
+  return skip_flags_.emplace_back(at::zeros({}, at::TensorOptions(torch_device(device)).dtype(at::kInt)));
 }
 
 // Steps rows on a CUDA device.
@@ -143,10 +143,13 @@ inline void Plan::launch(const Pass& pass) {
     return copy;
   };
   const at::Tensor scale = here(grad_scale_, step.grad_scale), found = here(found_inf_, step.found_inf);
-  device_knows_skipped_ = found.defined();
-  if (found.defined()) step.skipped = skip_flag(device);
+  if (found.defined()) {
+    skipped_there_ = skip_flag(device);
+    step.skipped = static_cast<uint32_t*>(data_of(*skipped_there_.unsafeGetTensorImpl()));
+  }
 
-  DeviceTable& table = table_for(place, pass.wave);
+  std::list<DeviceTable> captured;
+  DeviceTable& table = table_for(place, pass.wave, captured);
   const size_t bytes = table.table.lacks(step);
   const auto allocate = [&] {
     table.memory = at::zeros({static_cast<int64_t>(bytes)}, at::TensorOptions(torch_device(device)).dtype(at::kByte));
@@ -163,6 +166,7 @@ inline void Plan::launch(const Pass& pass) {
     allocate();
   }
   table.table.launch(step, place);
+  tables_.splice(tables_.end(), captured);
 }
 
 inline void Plan::refresh(py::object optimizer) {
@@ -170,7 +174,6 @@ inline void Plan::refresh(py::object optimizer) {
   read_groups(groups.ptr());
   cuda::Step step;
   step.rule = rule_;
-  step.groups = device_groups();
   std::vector<int> variants;
   for (const Group& group : groups_) variants.push_back(group.variant);
   const DeviceTable* latest = nullptr;
@@ -183,13 +186,17 @@ inline void Plan::refresh(py::object optimizer) {
     // What was captured with other groups keeps their numbers.
     if (!table.captured || table.variants != variants) continue;
     const OnDevice guard(table.place.device);
+    read_groups(groups.ptr());
+    for (size_t g = 0; g < groups_.size(); ++g)
+      groups_[g].fetch_for(table.place.device, names_, PySequence_Fast_GET_ITEM(group_list_, g));
+    step.groups = device_groups();
     table.table.send_groups(step, {table.place.device, current_stream(table.place.device)});
   }
 }
 
 inline py::object Plan::skipped() const {
-  if (!device_knows_skipped_) return py::bool_(skipped_);
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(skip_flags_.front()));
+  if (!skipped_there_.defined()) return py::bool_(skipped_);
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(skipped_there_));
 }
 
 }  // namespace fusedopt

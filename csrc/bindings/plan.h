@@ -121,8 +121,8 @@ class Plan {
   void sweep(const Pass& pass);
   void launch(const Pass& pass);
   std::vector<cuda::Group> device_groups() const;
-  DeviceTable& table_for(const cuda::Place& place, int wave);
-  uint32_t* skip_flag(int device);
+  DeviceTable& table_for(const cuda::Place& place, int wave, std::list<DeviceTable>& captured);
+  const at::Tensor& skip_flag(int device);
   void read_counts(Source& source) const;
   void write_counts(const Pass& pass);
   void bump_versions() const;
@@ -167,7 +167,7 @@ class Plan {
 
   std::list<DeviceTable> tables_;
   std::vector<at::Tensor> skip_flags_;  // one for each device that has needed it
-  bool device_knows_skipped_ = false;
+  at::Tensor skipped_there_;            // the flag that the last step wrote, if a device alone knows
 };
 
 inline std::string Plan::label(int group, int position) const {

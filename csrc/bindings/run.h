@@ -213,7 +213,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
     if (number.device) on_device = unpack(found);
     return number.device ? absent : number.value;
   };
-  device_knows_skipped_ = false;
+  skipped_there_ = at::Tensor();
   skipped_ = scaling("found_inf", 0, found_inf_) != 0;
   multiplier_ = 1 / scaling("grad_scale", 1, grad_scale_);
   if (skipped_) return py::none();
