@@ -47,6 +47,17 @@ class Contest:
         suffix += f"-{short(self.state_dtype)}-state" if self.state_dtype else ""
         return f"{self.suite.name}-{self.optimizer}{suffix}{'-fresh' if self.fresh else ''}".lower()
 
+    def facts(self) -> dict[str, Any]:
+        """What the JSON says of it beside the rounds."""
+        return {
+            "tensors": self.suite.tensors,
+            "elements": self.suite.elements,
+            "groups": self.suite.tensors if self.suite.group_each else 1,
+            "optimizer": self.optimizer,
+            "arguments": self.arguments,
+            "dtype": str(self.dtype),
+        }
+
 
 def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -136,12 +136,7 @@ def run_trial(run: Run, trial: Trial) -> None:
         raise NotMeasured(f"results disagree: {error}") from error
     moved = traffic(entrants[OURS].optimizer)
     facts = {
-        "tensors": contest.suite.tensors,
-        "elements": contest.suite.elements,
-        "groups": contest.suite.tensors if contest.suite.group_each else 1,
-        "optimizer": contest.optimizer,
-        "arguments": contest.arguments,
-        "dtype": str(contest.dtype),
+        **contest.facts(),
         "state_dtype": str(contest.state_dtype or contest.dtype),
         "bytes": {OURS: moved, **({COPY: run.ceiling.traffic} if run.ceiling else {})},
     }

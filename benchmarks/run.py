@@ -37,15 +37,7 @@ def run_contest(contest: Contest, effort: Effort, report: Report, tick: Tick) ->
         report.failures.append(f"{contest.name}: not timed, results disagree: {error}")
         return
     rounds = interleave(contestants, effort, tick)
-    facts = {
-        "tensors": contest.suite.tensors,
-        "elements": contest.suite.elements,
-        "groups": contest.suite.tensors if contest.suite.group_each else 1,
-        "optimizer": contest.optimizer,
-        "arguments": contest.arguments,
-        "dtype": str(contest.dtype),
-    }
-    report.measurements.append(record(contest.name, rounds, **facts))
+    report.measurements.append(record(contest.name, rounds, **contest.facts()))
     report.findings += [contest_finding(q, rounds) for q in QUESTIONS if q.contest.name == contest.name]
 
 

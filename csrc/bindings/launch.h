@@ -81,10 +81,10 @@ inline void Plan::move_counters() {
   }
 }
 
-inline std::vector<cuda::Group> Plan::device_groups() const {
-  std::vector<cuda::Group> groups;
-  for (const Group& group : groups_) groups.push_back({group.hypers.data(), group.sign});
-  return groups;
+inline void Plan::give_groups(cuda::Step& step) const {
+  step.rule = rule_;
+  step.groups.clear();
+  for (const Group& group : groups_) step.groups.push_back({group.hypers.data(), group.sign});
 }
 
 inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, int wave, std::list<DeviceTable>& captured) {
@@ -122,20 +122,15 @@ inline void Plan::launch(const Pass& pass) {
   const int device = pass.device;
   const OnDevice guard(device);
   const cuda::Place place = {device, current_stream(device)};
-  cuda::Step step;
-  step.rule = rule_;
+  cuda::Step& step = step_;
+  give_groups(step);
   step.first = rows_.data() + pass.first;
   step.last = rows_.data() + pass.last;
   step.rows_version = rows_version_;
   step.slots = slots_.size();
-  step.groups = device_groups();
-  for (const Prepared& prepared : prepared_) {
-    cuda::Entry& entry = step.entries.emplace_back();
-    entry = {prepared.group, prepared.first, prepared.wide, {}};
-    std::copy_n(prepared.before, rule_->counters, entry.counter);
-  }
   step.multiplier = multiplier_;
   const auto here = [&](const at::Tensor& tensor, Number& number) {
+    number = {};
     if (!tensor.defined()) return at::Tensor();
     const at::Tensor copy = tensor.to(torch_device(device), /*non_blocking=*/true);
     number.device = copy.unsafeGetTensorImpl()->data();
@@ -143,6 +138,7 @@ inline void Plan::launch(const Pass& pass) {
     return copy;
   };
   const at::Tensor scale = here(grad_scale_, step.grad_scale), found = here(found_inf_, step.found_inf);
+  step.skipped = nullptr;
   if (found.defined()) {
     skipped_there_ = skip_flag(device);
     step.skipped = static_cast<uint32_t*>(data_of(*skipped_there_.unsafeGetTensorImpl()));
@@ -173,7 +169,6 @@ inline void Plan::refresh(py::object optimizer) {
   const Ref groups = optimizer.attr("param_groups");
   read_groups(groups.ptr());
   cuda::Step step;
-  step.rule = rule_;
   std::vector<int> variants;
   for (const Group& group : groups_) variants.push_back(group.variant);
   const DeviceTable* latest = nullptr;
@@ -189,7 +184,7 @@ inline void Plan::refresh(py::object optimizer) {
     read_groups(groups.ptr());
     for (size_t g = 0; g < groups_.size(); ++g)
       groups_[g].fetch_for(table.place.device, names_, PySequence_Fast_GET_ITEM(group_list_, g));
-    step.groups = device_groups();
+    give_groups(step);
     table.table.send_groups(step, {table.place.device, current_stream(table.place.device)});
   }
 }

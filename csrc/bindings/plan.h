@@ -69,12 +69,9 @@ class Plan {
     c10::DispatchKeySet keys, counter_keys;
     caffe2::TypeMeta param_type, grad_type, state_type[kMaxStates], counter_type[kMaxCounters];
   };
-  // What rows of one group with equal counters share.
+  // What the host makes of an entry of step_: scalars for the CPU, and counters after the step.
   struct Prepared {
     double scalars[kMaxScalars], after[kMaxCounters];
-    Number before[kMaxCounters];
-    int group;
-    bool first, wide;
   };
   // A table and its memory, for the steps of one wave on one stream, or for one step that a graph has captured.
   struct DeviceTable {
@@ -120,7 +117,7 @@ class Plan {
   void prepare_rows(const Pass& pass);
   void sweep(const Pass& pass);
   void launch(const Pass& pass);
-  std::vector<cuda::Group> device_groups() const;
+  void give_groups(cuda::Step& step) const;
   DeviceTable& table_for(const cuda::Place& place, int wave, std::list<DeviceTable>& captured);
   const at::Tensor& skip_flag(int device);
   void read_counts(Source& source) const;
@@ -158,12 +155,13 @@ class Plan {
   size_t count_ = 0;
   std::vector<Pass> passes_;
   std::vector<size_t> new_states_;  // rows whose state has yet to be made
-  // Whether rows_, passes_ and new_states_ differ from the last step's, if that came to its end, and a number that is
-  // new whenever they do.
-  bool rows_changed_ = true, finished_ = false;
+  // Whether rows_ have changed since passes_ and new_states_ were made of them, and a number that is new whenever they
+  // do.
+  bool rows_changed_ = true;
   uint64_t rows_version_ = 0;
   std::deque<Layout> layouts_;
-  std::vector<Prepared> prepared_;
+  cuda::Step step_;                 // a pass; its entries are the CPU's as well
+  std::vector<Prepared> prepared_;  // for each entry
 
   std::list<DeviceTable> tables_;
   std::vector<at::Tensor> skip_flags_;  // one for each device that has needed it

@@ -112,6 +112,7 @@ inline void Plan::write_counts(const Pass& pass) {
 // prepare() once for each run of rows with the same hyper-parameters and counters, which is nearly always all of them.
 // Where a device has the counters it does this, too.
 inline void Plan::prepare_rows(const Pass& pass) {
+  step_.entries.clear();
   prepared_.clear();
   bool changed = false;
   for (size_t i = pass.first; i < pass.last; ++i) {
@@ -119,21 +120,23 @@ inline void Plan::prepare_rows(const Pass& pass) {
     // A captured step keeps to its own group: its numbers may come to differ from the others' before a replay.
     const int own = slots_[source.slot].group, group = capturing_ ? own : groups_[own].same_as;
     const bool wide = rows_[i].param_dtype == Dtype::f64;
-    const Prepared* known = prepared_.empty() ? nullptr : &prepared_.back();
+    const cuda::Entry* known = step_.entries.empty() ? nullptr : &step_.entries.back();
     if (!known || known->group != group || known->first != source.first || known->wide != wide ||
-        !std::equal(source.before, source.before + rule_->counters, known->before)) {
-      Prepared& next = prepared_.emplace_back();
-      next.group = group;
-      next.first = source.first;
-      next.wide = wide;
+        !std::equal(source.before, source.before + rule_->counters, known->counter)) {
+      cuda::Entry& entry = step_.entries.emplace_back();
+      Prepared& prepared = prepared_.emplace_back();
+      entry.group = group;
+      entry.first = source.first;
+      entry.wide = wide;
       bool on_device = source.device != kHost && rule_->counters == 0;
       for (int c = 0; c < rule_->counters; ++c) {
-        next.before[c] = source.before[c];
-        next.after[c] = source.before[c].value;
+        entry.counter[c] = source.before[c];
+        prepared.after[c] = source.before[c].value;
         on_device = on_device || source.before[c].device;
       }
-      next.scalars[0] = groups_[group].sign * multiplier_;
-      if (!on_device) rule_->prepare(groups_[group].numbers().data(), next.after, next.first, next.scalars + 1);
+      prepared.scalars[0] = groups_[group].sign * multiplier_;
+      if (!on_device)
+        rule_->prepare(groups_[group].numbers().data(), prepared.after, entry.first, prepared.scalars + 1);
     }
     const uint32_t entry = static_cast<uint32_t>(prepared_.size() - 1);
     changed = changed || rows_[i].entry != entry;
@@ -193,7 +196,6 @@ inline void Plan::run() {
     write_counts(pass);
   }
   bump_versions();
-  finished_ = true;
 }
 
 inline py::object Plan::step(py::object optimizer, bool engine_only) {
@@ -213,6 +215,10 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
     if (number.device) on_device = unpack(found);
     return number.device ? absent : number.value;
   };
+  struct Release {
+    at::Tensor &found_inf, &grad_scale;
+    ~Release() { found_inf = grad_scale = at::Tensor(); }
+  } const release{found_inf_, grad_scale_};
   skipped_there_ = at::Tensor();
   skipped_ = scaling("found_inf", 0, found_inf_) != 0;
   multiplier_ = 1 / scaling("grad_scale", 1, grad_scale_);
