@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -23,8 +24,6 @@ ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
 
 class Cuda:
     """The CUDA engine: torch-free, so nvcc compiles it for any torch, with or without a GPU."""
-
-    source = Path("csrc/cuda/engine.cu")
 
     def __init__(self) -> None:
         self.nvcc = self._find()
@@ -56,9 +55,9 @@ class Cuda:
         found = re.search(r"LIBRARIES=(.*)", out)
         return [flag[2:] for flag in shlex.split(found.group(1)) if flag.startswith("-L")] if found else []
 
-    def compile(self, folder: Path) -> str:
+    def compile(self, source: Path, folder: Path) -> str:
         """Returns the object file, made anew if a source or the architectures have changed."""
-        target = folder / "engine.cu.o"
+        target = folder / f"{source.name}.o"
         codes, names = [], []
         for name in self.architectures():
             number = name.removesuffix("+PTX").replace(".", "")
@@ -68,9 +67,9 @@ class Cuda:
         command = [
             *[str(self.nvcc), "-std=c++17", *CUDA_NUMERICS, "--expt-relaxed-constexpr", "--threads", "0", *codes],
             *["-Xcompiler", "-fPIC,-fvisibility=hidden", f'-DFUSEDOPT_CUDA_ARCHITECTURES="{" ".join(names)}"'],
-            *["-c", str(self.source), "-o", str(target)],
+            *["-c", str(source), "-o", str(target)],
         ]
-        record = folder / "engine.cu.command"
+        record = folder / f"{source.name}.command"
         inputs = [path for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh", ".cu")]
         if (
             not target.exists()
@@ -87,7 +86,9 @@ class Cuda:
         return str(target)
 
     def add_to(self, extension: Extension, folder: Path) -> None:
-        extension.extra_objects = [self.compile(folder)]
+        with ThreadPoolExecutor() as pool:
+            sources = sorted(Path("csrc/cuda").glob("*.cu"))
+            extension.extra_objects = list(pool.map(lambda source: self.compile(source, folder), sources))
         # A runtime of our own, hidden: torch may have none, or one of another version.
         extension.library_dirs += self.libraries()
         extension.libraries += ["cudart_static", "dl", "rt", "pthread"]

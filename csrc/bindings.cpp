@@ -2,6 +2,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/view_as_real.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <ATen/record_function.h>
@@ -43,14 +45,17 @@ PYBIND11_MODULE(_C, m) {
   });
 
   py::class_<Plan>(m, "Plan", py::module_local(), "A rule bound to one optimizer's params, checked and run by step().")
-      .def(py::init<std::string, py::dict>(), py::arg("rule"), py::arg("defaults"))
+      .def(py::init<std::string, py::dict, bool>(), py::arg("rule"), py::arg("defaults"),
+           py::arg("device_counters") = false)
       .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false)
       .def("refresh", &Plan::refresh, py::arg("optimizer"))
       .def_property_readonly("skipped", &Plan::skipped)
       // A copied optimizer starts with a plan of its own.
       .def(py::pickle(
-          [](const Plan& plan) { return py::make_tuple(plan.rule_name(), plan.defaults()); },
-          [](const py::tuple& made) { return Plan(made[0].cast<std::string>(), made[1].cast<py::dict>()); }));
+          [](const Plan& plan) { return py::make_tuple(plan.rule_name(), plan.defaults(), plan.device_counters()); },
+          [](const py::tuple& made) {
+            return Plan(made[0].cast<std::string>(), made[1].cast<py::dict>(), made[2].cast<bool>());
+          }));
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
   m.def("built_isas", [] {

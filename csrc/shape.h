@@ -17,6 +17,7 @@ struct Shape {
   static constexpr int kScalars = sizeof(Scalars) / sizeof(double);
   static_assert(sizeof(Hypers) == kHypers * sizeof(double), "Hypers holds one double for each of hyper_names");
   static_assert(kHypers <= fusedopt::kMaxHypers && kStates <= fusedopt::kMaxStates && kScalars < fusedopt::kMaxScalars);
+  static_assert(R::sums <= fusedopt::kMaxSums);
   static_assert(R::counters <= fusedopt::kMaxCounters && R::variants <= fusedopt::kMaxVariants);
 
   FUSEDOPT_HD static Hypers hypers(const double* numbers) {

@@ -11,6 +11,14 @@ constexpr int kMaxHypers = 16;
 constexpr int kMaxScalars = 16;
 constexpr int kMaxVariants = 8;
 constexpr int kMaxDims = 16;
+constexpr int kMaxSums = 2;
+
+// Sums over a tensor have the same bits on every engine because each adds in the same order: element i of a chunk goes
+// to accumulator i mod kAccumulators, these are added in a tree, upper half to lower half, and the chunks' sums are
+// added in double in the same way. A chunk is what one warp of the CUDA engine takes; longer ones leave the last warps
+// working alone, torch's 65,536 have a floor of some 43 us on any tensor that long.
+constexpr int kChunk = 1024;
+constexpr int kAccumulators = 256;
 
 enum class Dtype : uint8_t { f32, f64, bf16, f16 };
 
@@ -34,10 +42,10 @@ struct Row {
   void* state[kMaxStates];
   const Layout* layout;
   int64_t numel;
-  int64_t work_end;       // running total of `work` up to and with this row: where threads find their share
-  const double* scalars;  // for the CPU: [0] the gradient multiplier, then what the rule's prepare() returned
-  uint32_t entry;         // for CUDA: which of the step's entries it shares
-  uint32_t slot;          // the param's place among all of the optimizer
+  int64_t work_end;  // running total of `work` up to and with this row: where threads find their share
+  double* scalars;   // for the CPU: [0] the gradient multiplier, then what the rule's prepare() returned
+  uint32_t entry;    // for CUDA: which of the step's entries it shares
+  uint32_t slot;     // the param's place among all of the optimizer
   Dtype param_dtype, grad_dtype, state_dtype[kMaxStates];
   uint8_t variant;
 };
@@ -55,18 +63,28 @@ struct Number {
 
 // A rule with its update compiled for one instruction set. Sweep: elements [begin, end) of a row.
 using Sweep = void (*)(const Row& row, int64_t begin, int64_t end);
+// The sums of a row's chunks, from the one that begins with element `begin` on.
+using Measure = void (*)(const Row& row, int64_t begin, int64_t end, double* sums);
+// Adds the sums of all chunks and lets the rule change the scalars after the multiplier.
+using Conclude = void (*)(const double* sums, int64_t chunks, double* scalars);
 
 struct Rule {
   const char* name;
   const char* const* hyper_names;
   const char* const* state_names;
   const char* const* counter_names;
-  int hypers, states, counters, scalars, variants;
-  bool state_like_grad;
+  const double* hyper_defaults;  // null: there are none
+  int hypers, states, counters, scalars, variants, sums;
   int (*variant)(const double* hypers);
   bool (*keeps)(int variant, int state);
+  bool (*like_grad)(int state);
+  double (*initial_state)(const double* hypers, int state);
+  double (*initial_counter)(const double* hypers, int counter);
   void (*prepare)(const double* hypers, double* counters, bool first, double* scalars);
-  Sweep sweep[kMaxVariants][2];  // [variant][0: float, 1: double params]
+  // [variant][0: float, 1: double params]
+  Sweep sweep[kMaxVariants][2];
+  Measure measure[kMaxVariants][2];  // null unless there are sums
+  Conclude conclude[2];
 };
 
 }  // namespace fusedopt

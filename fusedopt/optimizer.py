@@ -21,6 +21,10 @@ _NON_NEGATIVE = {
     "momentum": "momentum value",
     "weight_decay": "weight_decay value",
     "alpha": "alpha value",
+    "rho": "rho value",
+    "lr_decay": "lr_decay value",
+    "momentum_decay": "momentum_decay value",
+    "initial_accumulator_value": "initial_accumulator_value value",
 }
 
 
@@ -35,6 +39,8 @@ class FusedStep(Optimizer):
     _rule: ClassVar[str]
     # Values of hyper-parameters that some torch versions do not keep in their groups.
     _rule_defaults: ClassVar[dict[str, float]] = {}
+    # Whether torch keeps the counters of its class on the param's device, capturable or not.
+    _device_counters: ClassVar[bool] = False
 
     # GradScaler hands us grad_scale and found_inf instead of unscaling in a pass of its own.
     _step_supports_amp_scaling = True
@@ -90,7 +96,7 @@ class FusedStep(Optimizer):
                 loss = closure()
         plan = self._plan
         if plan is None:
-            plan = self._plan = _C.Plan(self._rule, self._rule_defaults)
+            plan = self._plan = _C.Plan(self._rule, self._rule_defaults, self._device_counters)
         leftover = plan.step(self)
         if leftover:
             self._step_leftover(leftover)

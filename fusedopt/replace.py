@@ -13,7 +13,8 @@ def _classes() -> dict[type[torch.optim.Optimizer], type[FusedStep]]:
     for cls in found:
         found.extend(cls.__subclasses__())
     package = __name__.partition(".")[0]
-    return {getattr(torch.optim, c.__name__): c for c in found if c.__module__.partition(".")[0] == package}
+    ours = [c for c in found if c.__module__.partition(".")[0] == package and hasattr(torch.optim, c.__name__)]
+    return {getattr(torch.optim, c.__name__): c for c in ours}
 
 
 def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

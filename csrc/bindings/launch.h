@@ -49,15 +49,18 @@ inline bool Plan::settle_scaling(bool leftover) {
   return found;
 }
 
-// Whether a param's counters belong on its device: where torch has them there, and where the host cannot know whether a
-// step takes place.
+// Whether a param's counters belong on its device: where torch has them there, where the host cannot know whether a
+// step takes place, and where one of them is there already, since loading a checkpoint moves all but `step`.
 inline bool Plan::counts_on_device(const Source& source) const {
-  return source.device != kHost && (found_inf_.defined() || groups_[slots_[source.slot].group].device_counters);
+  if (source.device == kHost) return false;
+  bool one = found_inf_.defined() || device_counters_ || groups_[slots_[source.slot].group].device_counters;
+  for (int c = 0; c < rule_->counters; ++c) one = one || source.before[c].device;
+  return one;
 }
 
 // Counters from a checkpoint, or from steps without a GradScaler, come to the param's device.
 inline void Plan::move_counters() {
-  bool wanted = found_inf_.defined();
+  bool wanted = found_inf_.defined() || device_counters_ || rule_->counters > 1;
   for (const Group& group : groups_) wanted = wanted || group.device_counters;
   if (!wanted || rule_->counters == 0) return;
   std::vector<std::tuple<size_t, int, at::Tensor>> moved;

@@ -21,8 +21,14 @@ class NewEntries;
 
 class Plan {
  public:
-  Plan(std::string rule, py::dict defaults)
-      : rule_name_(std::move(rule)), defaults_(std::move(defaults)), rule_(find()), names_(*rule_, defaults_) {
+  // `defaults` are values of hyper-parameters that groups may lack; `device_counters`: torch keeps the counters of this
+  // optimizer on the param's device, whatever the groups say.
+  Plan(std::string rule, py::dict defaults, bool device_counters)
+      : rule_name_(std::move(rule)),
+        defaults_(std::move(defaults)),
+        device_counters_(device_counters),
+        rule_(find()),
+        names_(*rule_, defaults_) {
     for (int k = 0; k < rule_->states; ++k) keys_.push_back(GroupNames::intern(rule_->state_names[k]));
     for (int c = 0; c < rule_->counters; ++c) keys_.push_back(GroupNames::intern(rule_->counter_names[c]));
   }
@@ -39,6 +45,7 @@ class Plan {
   py::object skipped() const;
   const std::string& rule_name() const { return rule_name_; }
   const py::dict& defaults() const { return defaults_; }
+  bool device_counters() const { return device_counters_; }
 
  private:
   // The keys of a param's state dict in their order there, and what each is to the rule.
@@ -134,6 +141,7 @@ class Plan {
 
   std::string rule_name_;
   py::dict defaults_;
+  bool device_counters_;
   const Rule* rule_;
   GroupNames names_;
   std::vector<Ref> keys_;

@@ -61,10 +61,13 @@ inline void Plan::make_states(NewEntries& new_entries) {
     py::dict entry;
     // As torch does: a counter that its fused step advances is a float32 on the param's device.
     const bool fused = groups_[slot.group].fused;
+    Group group = groups_[slot.group];
+    group.fetch_for(kHost, names_, PySequence_Fast_GET_ITEM(group_list_, slot.group));
+    const std::array<double, kMaxHypers> hypers = group.numbers();
     const bool on_device = counts_on_device(source);
     for (int c = 0; c < rule_->counters; ++c) {
-      const at::Tensor counter = at::zeros(
-          {},
+      const at::Tensor counter = at::full(
+          {}, rule_->initial_counter(hypers.data(), c),
           at::TensorOptions(torch_device(on_device ? source.device : kHost)).dtype(fused ? at::kFloat : default_dtype));
       entry[keys_[rule_->states + c]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
       source.counter[c] = counter.unsafeGetTensorImpl();
@@ -72,7 +75,9 @@ inline void Plan::make_states(NewEntries& new_entries) {
     for (int k = 0; k < rule_->states; ++k) {
       if (!(groups_[slot.group].keeps >> k & 1)) continue;
       const at::Tensor& param = unpack(slot.param);
-      const at::Tensor value = at::zeros_like(rule_->state_like_grad ? param.grad() : param, param.options());
+      at::Tensor value = at::zeros_like(rule_->like_grad(k) ? param.grad() : param, param.options());
+      const double initial = rule_->initial_state(hypers.data(), k);
+      if (initial != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(initial) : value.fill_(initial);
       entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
       source.state[k] = value.unsafeGetTensorImpl();
       storage_of(*source.state[k], rows_[i].state_dtype[k]);
@@ -122,7 +127,7 @@ inline void Plan::prepare_rows(const Pass& pass) {
     const bool wide = rows_[i].param_dtype == Dtype::f64;
     const cuda::Entry* known = step_.entries.empty() ? nullptr : &step_.entries.back();
     if (!known || known->group != group || known->first != source.first || known->wide != wide ||
-        !std::equal(source.before, source.before + rule_->counters, known->counter)) {
+        !std::equal(source.before, source.before + rule_->counters, known->counter) || rule_->sums > 0) {
       cuda::Entry& entry = step_.entries.emplace_back();
       Prepared& prepared = prepared_.emplace_back();
       entry.group = group;

@@ -102,23 +102,30 @@ void prefetch_row(const Rule& rule, const Row& row) {
     if (row.state[k]) operand(row.state[k], row.state_dtype[k]);
 }
 
-void sweep_share(const Rule& rule, const Row* first, const Row* last, int64_t from, int64_t to) {
+// Calls visit(row, begin, end) for the elements of a share, which meets its neighbours on multiples of `grain`.
+template <class F>
+void visit_share(const Rule& rule, const Row* first, const Row* last, int64_t from, int64_t to, int64_t grain,
+                 F&& visit) {
   const Row* row =
       std::lower_bound(first, last, from + 1, [](const Row& r, int64_t work) { return r.work_end < work; });
   for (; row < last; ++row) {
     if (row + 1 < last) prefetch_row(rule, row[1]);
     const int64_t row_begin = row->work_end - row->numel - kRowOverhead;
     if (row_begin >= to) break;
-    // Shares meet on multiples of 64 elements, so that no two threads write to one cache line of a dense aligned
-    // tensor.
     const auto cut = [&](int64_t work) {
       const int64_t element = work - row_begin;
-      return element <= 0 ? 0 : element >= row->numel ? row->numel : element / 64 * 64;
+      return element <= 0 ? 0 : element >= row->numel ? row->numel : element / grain * grain;
     };
     const int64_t begin = cut(from), end = cut(to);
-    if (begin < end) rule.sweep[row->variant][row->param_dtype == Dtype::f64](*row, begin, end);
+    if (begin < end) visit(*row, begin, end);
   }
 }
+
+// Shares of an update meet on multiples of 64 elements, so that no two threads write to one cache line of a dense
+// aligned tensor.
+constexpr int64_t kUpdateGrain = 64;
+
+bool is_wide(const Row& row) { return row.param_dtype == Dtype::f64; }
 
 }  // namespace
 
@@ -160,9 +167,25 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads) {
   if (first == last) return;
   const int64_t start = first->work_end - first->numel - kRowOverhead;
   const int64_t work = last[-1].work_end - start;
-  parallel(work - work / std::max(threads, 1) >= kTeamSaves, threads, [&](int thread, int of) {
-    sweep_share(rule, first, last, start + work * thread / of, start + work * (thread + 1) / of);
-  });
+  const auto all = [&](int64_t grain, auto&& visit) {
+    parallel(work - work / std::max(threads, 1) >= kTeamSaves, threads, [&](int thread, int of) {
+      visit_share(rule, first, last, start + work * thread / of, start + work * (thread + 1) / of, grain, visit);
+    });
+  };
+  if (rule.sums > 0) {
+    std::vector<int64_t> chunks = {0};  // before each row
+    for (const Row* row = first; row < last; ++row)
+      chunks.push_back(chunks.back() + (row->numel + kChunk - 1) / kChunk);
+    std::vector<double> sums(chunks.back() * rule.sums);
+    const auto of_row = [&](const Row& row) { return sums.data() + chunks[&row - first] * rule.sums; };
+    all(kChunk, [&](const Row& row, int64_t begin, int64_t end) {
+      rule.measure[row.variant][is_wide(row)](row, begin, end, of_row(row) + begin / kChunk * rule.sums);
+    });
+    for (const Row* row = first; row < last; ++row)
+      rule.conclude[is_wide(*row)](of_row(*row), chunks[row - first + 1] - chunks[row - first], row->scalars);
+  }
+  all(kUpdateGrain,
+      [&](const Row& row, int64_t begin, int64_t end) { rule.sweep[row.variant][is_wide(row)](row, begin, end); });
 }
 
 void adam_traffic(float* p, const float* g, float* m, float* v, int64_t n, int threads) {

@@ -6,6 +6,7 @@
 #include "../shape.h"
 #include "../step.h"
 #include "isa.h"
+#include "sum.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
@@ -16,6 +17,7 @@ using fusedopt::Row;
 // Elements decoded at a time where storage and arithmetic differ: six float operands of a tile are 12 KiB, well inside
 // L1.
 constexpr int64_t kTile = 512;
+static_assert(kTile % fusedopt::kAccumulators == 0 && fusedopt::kChunk % kTile == 0);
 // Elements of a block, for which the vector loop has a constant length.
 constexpr int64_t kBlock = 64;
 
@@ -128,16 +130,39 @@ struct Kernel {
     elements(p + i, g + i, state, n - i, multiplier, c);
   }
 
-  // The whole range straight from memory if the row is dense and has one of these mixes.
-  template <class... Mixes>
-  static bool any(MixList<Mixes...>, const Row& row, int64_t begin, int64_t end, T multiplier, const Scalars& c) {
-    return (
-        direct<typename Mixes::Param, typename Mixes::Grad, typename Mixes::State>(row, begin, end, multiplier, c) ||
-        ...);
+  // Adds the terms of n elements to accumulators.
+  template <class P, class G, class S>
+  static void add(const P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars& c,
+                  T (&sum)[R::sums][fusedopt::kAccumulators]) {
+    for (int64_t at = 0; at < n; at += fusedopt::kAccumulators) {
+      const int64_t end = fusedopt::kAccumulators < n - at ? fusedopt::kAccumulators : n - at;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < end; ++i) {
+        T value[kStates] = {}, terms[R::sums];
+        for (int k = 0; k < kStates; ++k)
+          if (R::keeps(variant, k)) value[k] = static_cast<T>(decode(s[k][at + i]));
+        R::template measure<variant>(static_cast<T>(decode(p[at + i])), static_cast<T>(decode(g[at + i])) * multiplier,
+                                     value, c, terms);
+        for (int k = 0; k < R::sums; ++k) sum[k][i] += terms[k];
+      }
+    }
   }
 
-  template <class P, class G, class S>
-  static bool direct(const Row& row, int64_t begin, int64_t end, T multiplier, const Scalars& c) {
+  // Calls visit(p, g, s, n) for elements [begin, end): all at once if the row is dense and has one of the mixes that
+  // have loops of their own, else tile by tile.
+  template <bool writes, class Visit>
+  static void over(const Row& row, int64_t begin, int64_t end, Visit&& visit) {
+    // A detour through L1 would cost 16-bit storages a third of their speed.
+    if (!any(typename MixesOf<T>::type(), row, begin, end, visit)) tiles<writes>(row, begin, end, visit);
+  }
+
+  template <class... Mixes, class Visit>
+  static bool any(MixList<Mixes...>, const Row& row, int64_t begin, int64_t end, Visit& visit) {
+    return (direct<typename Mixes::Param, typename Mixes::Grad, typename Mixes::State>(row, begin, end, visit) || ...);
+  }
+
+  template <class P, class G, class S, class Visit>
+  static bool direct(const Row& row, int64_t begin, int64_t end, Visit& visit) {
     bool fits = !row.layout && row.param_dtype == dtype_of(P()) && row.grad_dtype == dtype_of(G());
     S* s[kStates] = {};
     for (int k = 0; k < kStates; ++k) {
@@ -145,20 +170,33 @@ struct Kernel {
       fits = fits && row.state_dtype[k] == dtype_of(S());
       s[k] = static_cast<S*>(row.state[k]) + begin;
     }
-    if (fits)
-      run(static_cast<P*>(row.param) + begin, static_cast<const G*>(row.grad) + begin, s, end - begin, multiplier, c);
+    if (fits) visit(static_cast<P*>(row.param) + begin, static_cast<const G*>(row.grad) + begin, s, end - begin);
     return fits;
   }
 
   static void sweep(const Row& row, int64_t begin, int64_t end) {
     const Scalars c = Shape<R>::template scalars<T>(row.scalars);
     const T multiplier = static_cast<T>(row.scalars[0]);
-    // A detour through L1 would cost 16-bit storages a third of their speed.
-    if (!any(typename MixesOf<T>::type(), row, begin, end, multiplier, c)) tiles(row, begin, end, multiplier, c);
+    over<true>(row, begin, end,
+               [&](auto* p, const auto* g, auto* const* s, int64_t n) { run(p, g, s, n, multiplier, c); });
+  }
+
+  static void measure(const Row& row, int64_t begin, int64_t end, double* sums) {
+    const Scalars c = Shape<R>::template scalars<T>(row.scalars);
+    const T multiplier = static_cast<T>(row.scalars[0]);
+    for (int64_t at = begin; at < end; at += fusedopt::kChunk) {
+      alignas(64) T sum[R::sums][fusedopt::kAccumulators] = {};
+      // Tiles are a multiple of the accumulators long, so each begins with the first.
+      over<false>(
+          row, at, fusedopt::kChunk < end - at ? at + fusedopt::kChunk : end,
+          [&](const auto* p, const auto* g, auto* const* s, int64_t n) { add(p, g, s, n, multiplier, c, sum); });
+      for (int k = 0; k < R::sums; ++k) *sums++ = static_cast<double>(total(sum[k]));
+    }
   }
 
   // Any other mix and any strides.
-  static void tiles(const Row& row, int64_t begin, int64_t end, T multiplier, const Scalars& c) {
+  template <bool writes, class Visit>
+  static void tiles(const Row& row, int64_t begin, int64_t end, Visit& visit) {
     alignas(64) T buffer[2 + kStates][kTile];
     const TileOperand<T> param(row, fusedopt::kParam, row.param, row.param_dtype, buffer[0]);
     const TileOperand<T> grad(row, fusedopt::kGrad, row.grad, row.grad_dtype, buffer[1]);
@@ -174,7 +212,8 @@ struct Kernel {
       grad.load(at, n);
       for (int k = 0; k < kStates; ++k)
         if (R::keeps(variant, k)) state(k).load(at, n);
-      run(buffer[0], buffer[1], s, n, multiplier, c);
+      visit(buffer[0], static_cast<const T*>(buffer[1]), s, n);
+      if constexpr (!writes) continue;
       param.store(at, n);
       for (int k = 0; k < kStates; ++k)
         if (R::keeps(variant, k)) state(k).store(at, n);
@@ -186,14 +225,40 @@ template <class R>
 struct Entry {
   static int variant(const double* hypers) { return R::variant(Shape<R>::hypers(hypers)); }
   static bool keeps(int variant, int state) { return R::keeps(variant, state); }
+  static bool like_grad(int state) { return R::like_grad(state); }
+  static double initial_state(const double* hypers, int state) {
+    return R::initial_state(Shape<R>::hypers(hypers), state);
+  }
+  static double initial_counter(const double* hypers, int counter) {
+    return R::initial_counter(Shape<R>::hypers(hypers), counter);
+  }
   static void prepare(const double* hypers, double* counters, bool first, double* scalars) {
     const auto c = R::prepare(Shape<R>::hypers(hypers), counters, first);
     std::memcpy(scalars, &c, sizeof(c));
   }
 
+  template <class T>
+  static void conclude(const double* sums, int64_t chunks, double* scalars) {
+    double total_of[R::sums];
+    for (int k = 0; k < R::sums; ++k) {
+      double sum[fusedopt::kAccumulators] = {};
+      for (int64_t i = 0; i < chunks; ++i) sum[i % fusedopt::kAccumulators] += sums[i * R::sums + k];
+      total_of[k] = total(sum);
+    }
+    auto c = Shape<R>::template scalars<T>(scalars);
+    R::conclude(total_of, c);
+    T fields[Shape<R>::kScalars];
+    std::memcpy(fields, &c, sizeof(c));
+    for (int i = 0; i < Shape<R>::kScalars; ++i) scalars[1 + i] = static_cast<double>(fields[i]);
+  }
+
   template <int variant>
   static void add_sweeps(fusedopt::Rule& rule) {
     if constexpr (variant < R::variants) {
+      if constexpr (R::sums > 0) {
+        rule.measure[variant][0] = Kernel<R, variant, float>::measure;
+        rule.measure[variant][1] = Kernel<R, variant, double>::measure;
+      }
       rule.sweep[variant][0] = Kernel<R, variant, float>::sweep;
       rule.sweep[variant][1] = Kernel<R, variant, double>::sweep;
       add_sweeps<variant + 1>(rule);
@@ -201,13 +266,28 @@ struct Entry {
   }
 
   static fusedopt::Rule rule() {
-    fusedopt::Rule rule = {R::name,           R::hyper_names,
-                           R::state_names,    R::counter_names,
-                           Shape<R>::kHypers, Shape<R>::kStates,
-                           R::counters,       Shape<R>::kScalars,
-                           R::variants,       R::state_like_grad,
-                           variant,           keeps,
-                           prepare,           {}};
+    fusedopt::Rule rule = {};
+    rule.name = R::name;
+    rule.hyper_names = R::hyper_names;
+    rule.state_names = R::state_names;
+    rule.counter_names = R::counter_names;
+    rule.hyper_defaults = R::hyper_defaults;
+    rule.hypers = Shape<R>::kHypers;
+    rule.states = Shape<R>::kStates;
+    rule.counters = R::counters;
+    rule.scalars = Shape<R>::kScalars;
+    rule.variants = R::variants;
+    rule.sums = R::sums;
+    rule.variant = variant;
+    rule.keeps = keeps;
+    rule.like_grad = like_grad;
+    rule.initial_state = initial_state;
+    rule.initial_counter = initial_counter;
+    rule.prepare = prepare;
+    if constexpr (R::sums > 0) {
+      rule.conclude[0] = conclude<float>;
+      rule.conclude[1] = conclude<double>;
+    }
     add_sweeps<0>(rule);
     return rule;
   }

@@ -1,7 +1,9 @@
 // The CUDA engine: the kernels of every rule, and how a step is put on a stream.
 #define FUSEDOPT_NAMESPACE fusedopt_cuda
 #include "kernels.cuh"
+#include "measure.cuh"
 #include "mirror.h"
+#include "runtime.h"
 
 #include <mutex>
 #include <stdexcept>
@@ -21,10 +23,17 @@ struct Kernels {
   void (*advance_small)(AdvanceArguments, Patch<fusedopt::cuda::kSmallPatch>);
   void (*advance_large)(AdvanceArguments, Patch<fusedopt::cuda::kLargePatch>);
   void (*update[fusedopt::kMaxVariants * kMixes])(UpdateArguments);
+  // Null unless the rule has sums.
+  void (*measure[fusedopt::kMaxVariants * kMixes])(UpdateArguments);
+  void (*conclude[2])(UpdateArguments);  // of rows that compute in float, in double
 };
 
 template <class R, int variant, class T, class... Mixes>
 void add_mixes(MixList<Mixes...>, Kernels& kernels, int at) {
+  if constexpr (R::sums > 0) {
+    int also = at;
+    ((kernels.measure[variant * kMixes + also++] = measure<R, variant, Mixes, T>), ...);
+  }
   ((kernels.update[variant * kMixes + at++] = update<R, variant, Mixes, T>), ...);
 }
 
@@ -35,13 +44,22 @@ void add_variants(Kernels& kernels) {
     add_mixes<R, variant, double>(DoubleMixes(), kernels, kDoubleMixes);
     kernels.update[variant * kMixes + kAnyMix] = update_any<R, variant, float>;
     kernels.update[variant * kMixes + kAnyMix + 1] = update_any<R, variant, double>;
+    if constexpr (R::sums > 0) {
+      kernels.measure[variant * kMixes + kAnyMix] = measure_any<R, variant, float>;
+      kernels.measure[variant * kMixes + kAnyMix + 1] = measure_any<R, variant, double>;
+    }
     add_variants<R, variant + 1>(kernels);
   }
 }
 
 template <class R>
 Kernels kernels_of() {
-  Kernels kernels = {R::name, advance<R, fusedopt::cuda::kSmallPatch>, advance<R, fusedopt::cuda::kLargePatch>, {}};
+  Kernels kernels = {R::name, advance<R, fusedopt::cuda::kSmallPatch>, advance<R, fusedopt::cuda::kLargePatch>, {}, {},
+                     {}};
+  if constexpr (R::sums > 0) {
+    kernels.conclude[0] = conclude<R, float>;
+    kernels.conclude[1] = conclude<R, double>;
+  }
   add_variants<R>(kernels);
   return kernels;
 }
@@ -78,6 +96,12 @@ inline int kernel_of(const fusedopt::Row& row, const fusedopt::Rule& rule) {
   return row.variant * kMixes + mix;
 }
 
+// Whether the rows of an update kernel compute in double.
+inline bool is_wide(int kernel) {
+  const int mix = kernel % kMixes;
+  return mix == kDoubleMixes || mix == kAnyMix + 1;
+}
+
 }  // namespace FUSEDOPT_NAMESPACE
 
 namespace fusedopt::cuda {
@@ -87,38 +111,6 @@ using fusedopt_cuda::Kernels;
 
 const Kernels& find_kernels(const Rule& rule) {
   return fusedopt_cuda::find_kernels(fusedopt_cuda::AllRules(), rule.name);
-}
-
-[[noreturn]] void fail(cudaError_t error, const std::string& what) {
-  throw std::runtime_error(what + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
-}
-
-// Errors of kernels arrive late, at whatever call comes next.
-void check_earlier(cudaError_t error) {
-  if (error != cudaSuccess)
-    fail(error,
-         "an earlier CUDA kernel or call failed, and this step wrote nothing; CUDA_LAUNCH_BLOCKING=1 shows which one");
-}
-
-// The caller has made the device current for the driver; this runtime, which is a copy of its own, is told as well.
-void use(int device) {
-  int now = 0;
-  check_earlier(cudaGetDevice(&now));
-  if (now != device) check_earlier(cudaSetDevice(device));
-}
-
-template <class... Parameters, class... Arguments>
-void put(const Place& place, uint32_t blocks, unsigned threads, void (*kernel)(Parameters...),
-         const Arguments&... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
-  config.stream = static_cast<cudaStream_t>(place.stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  if (error != cudaSuccess) {
-    cudaGetLastError();
-    fail(error, "a kernel of this step could not be launched");
-  }
 }
 
 unsigned advance_threads(size_t work) {
@@ -139,6 +131,8 @@ void load(int device, const Kernels& kernels) {
   also(fusedopt_cuda::patch_table<kSmallPatch>);
   also(fusedopt_cuda::patch_table<kLargePatch>);
   for (auto* kernel : kernels.update) also(kernel);
+  for (auto* kernel : kernels.measure) also(kernel);
+  for (auto* kernel : kernels.conclude) also(kernel);
   cudaThreadExchangeStreamCaptureMode(&mode);
   if (error == cudaSuccess) return;
 
@@ -278,10 +272,18 @@ void Table::launch(const Step& step, const Place& place) {
       state.advance(step, place, kernels.advance_small);
     for (const Mirror::Launch& launch : state.mirror.launches()) {
       if (launch.chunks == 0) continue;
-      const UpdateArguments arguments = {state.mirror.view(state.memory), launch.starts,
-                                         static_cast<uint32_t>(step.slots), launch.chunks,
+      const uint32_t slots = static_cast<uint32_t>(step.slots), blocks = (launch.chunks + kWarps - 1) / kWarps;
+      const UpdateArguments arguments = {state.mirror.view(state.memory),
+                                         launch.starts,
+                                         launch.sums,
+                                         slots,
+                                         launch.chunks,
                                          step.found_inf.device ? step.skipped : nullptr};
-      put(place, (launch.chunks + kWarps - 1) / kWarps, kWarps * kLanes, kernels.update[launch.kernel], arguments);
+      if (step.rule->sums > 0) {
+        put(place, blocks, kWarps * kLanes, kernels.measure[launch.kernel], arguments);
+        put(place, slots, kAccumulators, kernels.conclude[fusedopt_cuda::is_wide(launch.kernel)], arguments);
+      }
+      put(place, blocks, kWarps * kLanes, kernels.update[launch.kernel], arguments);
     }
   } catch (...) {
     state.mirror.lose();

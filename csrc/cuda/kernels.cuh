@@ -14,7 +14,7 @@ namespace FUSEDOPT_NAMESPACE {
 using fusedopt::Dtype;
 using fusedopt::cuda::AdvanceArguments;
 using fusedopt::cuda::DeviceNumber;
-using fusedopt::cuda::kChunk;
+using fusedopt::kChunk;
 using fusedopt::cuda::kLanes;
 using fusedopt::cuda::Patch;
 using fusedopt::cuda::TableRow;
@@ -300,6 +300,39 @@ __device__ void locate(const uint64_t* layout, int64_t e, int64_t (&offset)[oper
   }
 }
 
+// Element e of a row of any mix and any strides.
+template <class R, class T>
+class AnyElement {
+ public:
+  static constexpr int kStates = Shape<R>::kStates;
+
+  __device__ AnyElement(const uint64_t* words, const TableRow<kStates>& row, int64_t e) : row_(row) {
+    for (int o = 0; o < 2 + kStates; ++o) offset_[o] = e;
+    if (row.layout) locate(words + row.layout, e, offset_);
+  }
+  __device__ T param() const { return load(row_.param, 0); }
+  __device__ T grad() const { return load(row_.grad, 1); }
+  __device__ T state(int k) const { return load(row_.state[k], 2 + k); }
+  __device__ void set_param(T value) const { store(row_.param, 0, value); }
+  __device__ void set_state(int k, T value) const { store(row_.state[k], 2 + k, value); }
+
+ private:
+  __device__ T load(const void* base, int operand) const {
+    T value = 0;
+    with_storage(row_.dtypes[operand], [&](auto type) {
+      value = static_cast<T>(decode(static_cast<const decltype(type)*>(base)[offset_[operand]]));
+    });
+    return value;
+  }
+  __device__ void store(void* base, int operand, T value) const {
+    with_storage(row_.dtypes[operand],
+                 [&](auto type) { encode(value, static_cast<decltype(type)*>(base)[offset_[operand]]); });
+  }
+
+  const TableRow<kStates>& row_;
+  int64_t offset_[2 + kStates];
+};
+
 // Rows of any mix and any strides, an element at a time.
 template <class R, int variant, class T>
 __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, 2)
@@ -307,33 +340,18 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, 2)
   constexpr int kStates = Shape<R>::kStates;
   Chunk<R> chunk;
   if (!chunk.find(a)) return;
-  const TableRow<kStates>& row = *chunk.row;
   const T* numbers = static_cast<const T*>(chunk.numbers);
   const auto scalars = Shape<R>::template scalars<T>(numbers);
 
   for (int i = threadIdx.x % kLanes; i < chunk.n; i += kLanes) {
-    const int64_t e = chunk.begin + i;
-    int64_t offset[2 + kStates];
-    for (int o = 0; o < 2 + kStates; ++o) offset[o] = e;
-    if (row.layout) locate(a.table.words + row.layout, e, offset);
-    const auto load = [&](const void* base, int operand) {
-      T value = 0;
-      with_storage(row.dtypes[operand], [&](auto type) {
-        value = static_cast<T>(decode(static_cast<const decltype(type)*>(base)[offset[operand]]));
-      });
-      return value;
-    };
-    const auto store = [&](void* base, int operand, T value) {
-      with_storage(row.dtypes[operand],
-                   [&](auto type) { encode(value, static_cast<decltype(type)*>(base)[offset[operand]]); });
-    };
-    T p = load(row.param, 0), s[kStates] = {};
+    const AnyElement<R, T> element(a.table.words, *chunk.row, chunk.begin + i);
+    T p = element.param(), s[kStates] = {};
     for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) s[k] = load(row.state[k], 2 + k);
-    R::template update<variant>(p, load(row.grad, 1) * numbers[0], s, scalars);
-    store(row.param, 0, p);
+      if (R::keeps(variant, k)) s[k] = element.state(k);
+    R::template update<variant>(p, element.grad() * numbers[0], s, scalars);
+    element.set_param(p);
     for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) store(row.state[k], 2 + k, s[k]);
+      if (R::keeps(variant, k)) element.set_state(k, s[k]);
   }
 }
 

@@ -15,7 +15,7 @@ class Mirror {
   // The rows that one update launch serves.
   struct Launch {
     int kernel;
-    uint32_t starts, chunks;
+    uint32_t starts, chunks, sums;
   };
 
   // Finds room for everything in a step; `kernel_of` names the update kernel of a row. Returns 0, or the words that the
@@ -31,12 +31,13 @@ class Mirror {
     groups_ = step.groups.size();
     launches_.clear();
     launch_of_.clear();
-    size_t layouts = 0;
+    size_t layouts = 0, sums = 0;
     for (const Row* row = step.first; row < step.last; ++row) {
       const int kernel = kernel_of(*row);
       size_t launch = 0;
       while (launch < launches_.size() && launches_[launch].kernel != kernel) ++launch;
-      if (launch == launches_.size()) launches_.push_back({kernel, 0, 0});
+      if (launch == launches_.size()) launches_.push_back({kernel, 0, 0, 0});
+      sums += (row->numel + kChunk - 1) / kChunk * rule.sums;
       launch_of_.push_back(static_cast<uint8_t>(launch));
       if (row->layout) layouts += layout_words(row->layout->dims, rule.states);
     }
@@ -45,7 +46,8 @@ class Mirror {
                                     step.slots * row_words(rule.states),
                                     launches_.size() * starts_words(step),
                                     layouts,
-                                    step.entries.size() * scalar_words(rule.scalars)};
+                                    step.entries.size() * scalar_words(rule.scalars),
+                                    sums};
     const bool fits = std::equal(need, need + kSections, capacity_, [](size_t n, size_t c) { return n <= c; });
     if (fits && !lost_) return 0;
     size_t end = 2;  // a layout that starts at word 0 means that there is none
@@ -108,7 +110,7 @@ class Mirror {
   }
 
  private:
-  enum Section { kGroups, kEntries, kRows, kStarts, kLayouts, kScalars, kSections };
+  enum Section { kGroups, kEntries, kRows, kStarts, kLayouts, kScalars, kSums, kSections };
 
   static uint64_t bits_of(double number) {
     uint64_t word;
@@ -174,11 +176,13 @@ class Mirror {
       for (int k = 0; k < states; ++k) put(at++, reinterpret_cast<uint64_t>(row->state[k]));
       if (row->layout) layout = put_layout(*row->layout, states, layout);
     }
-    uint32_t at = begin_[kStarts];
+    uint32_t at = begin_[kStarts], sums = begin_[kSums];
     for (size_t l = 0; l < launches_.size(); ++l) {
       uint32_t* starts = starts_.data() + l * words * 2;
       for (uint32_t next = next_[l]; next <= step.slots;) starts[next++] = launches_[l].chunks;
       launches_[l].starts = at;
+      launches_[l].sums = sums;
+      sums += launches_[l].chunks * step.rule->sums;
       for (uint32_t w = 0; w < words; ++w) put(at++, halves(starts[2 * w], starts[2 * w + 1]));
     }
   }

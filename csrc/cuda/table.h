@@ -9,6 +9,7 @@
 //   starts    for each update launch, the running total of chunks before each row
 //   layouts   the dimensions of rows whose operands are not all dense in one order
 //   scalars   written by the advance kernel, read by the updates
+//   sums      of each chunk, where the rule has any
 #pragma once
 
 #include <cstdint>
@@ -17,9 +18,6 @@
 
 namespace fusedopt::cuda {
 
-// The elements that one warp updates. Longer chunks leave the last warps working alone; torch's 65,536 have a floor of
-// some 43 us on any tensor that long.
-constexpr int kChunk = 1024;
 constexpr int kLanes = 32;
 constexpr int kWarps = 8;  // in a block; they share nothing, so eight tiny tensors pack into one block
 
@@ -94,6 +92,7 @@ struct AdvanceArguments {
 struct UpdateArguments {
   TableView table;
   uint32_t starts;  // the word where this launch's starts begin
+  uint32_t sums;    // and its chunks' sums
   uint32_t rows, chunks;
   const uint32_t* skipped;  // null: known to be 0
 };

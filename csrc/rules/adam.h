@@ -6,7 +6,7 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
-struct Adam {
+struct Adam : RuleDefaults {
   static constexpr const char* name = "adam";
   struct Hypers {
     double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled;
@@ -14,9 +14,6 @@ struct Adam {
   static constexpr const char* hyper_names[] = {
       "lr", "betas.0", "betas.1", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-  static constexpr bool state_like_grad = false;
-  static constexpr int counters = 1;
-  static constexpr const char* counter_names[] = {"step"};
 
   enum { plain, with_amsgrad, variants };
   FUSEDOPT_HD static int variant(const Hypers& h) { return h.amsgrad != 0 ? with_amsgrad : plain; }

@@ -5,16 +5,13 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
-struct RMSprop {
+struct RMSprop : RuleDefaults {
   static constexpr const char* name = "rmsprop";
   struct Hypers {
     double lr, alpha, eps, weight_decay, momentum, centered;
   };
   static constexpr const char* hyper_names[] = {"lr", "alpha", "eps", "weight_decay", "momentum", "centered"};
   static constexpr const char* state_names[] = {"square_avg", "momentum_buffer", "grad_avg"};
-  static constexpr bool state_like_grad = false;
-  static constexpr int counters = 1;
-  static constexpr const char* counter_names[] = {"step"};
 
   enum { plain, with_momentum, with_centering, with_both, variants };
   FUSEDOPT_HD static int variant(const Hypers& h) {

@@ -7,17 +7,29 @@
 //   struct Hypers           doubles only, in the order of hyper_names
 //   hyper_names[]           torch's param-group keys; "betas.0" is the first entry of the tuple "betas"
 //   state_names[]           torch's keys of the tensors shaped like the param
-//   state_like_grad         new state has the gradient's strides, not the param's (where torch clones the gradient)
-//   counters, counter_names[]   torch's keys of the per-param scalars ("step"), which may be none
-//   variants                how many compile-time variants there are: one for each set of state tensors
-//   variant(hypers)         which of them a group's hyper-parameters select
-//   keeps(variant, state)   whether that variant has that state tensor
 //   Scalars<T>              everything that is constant over a tensor; fields of type T only
 //   prepare(hypers, counters, first) -> Scalars<double>
 //                           once per step, in double; advances the counters; `first` says that the state was just made
-//                           (zeros)
 //   update<variant>(p, g, s, c)
 //                           one element: param, gradient, state, scalars; T is float, or double for double params
+//
+// and what a rule inherits from RuleDefaults unless it declares its own:
+//
+//   counters, counter_names[]   torch's keys of the per-param scalars, which may be none
+//   variants                how many compile-time variants there are: one for each set of state tensors
+//   variant(hypers)         which of them a group's hyper-parameters select
+//   keeps(variant, state)   whether that variant has that state tensor
+//   initial_state(hypers, state), initial_counter(hypers, counter)
+//                           what new states are filled with, and where counters start
+//   like_grad(state)        the new state has the gradient's strides, not the param's (where torch clones the gradient)
+//   hyper_defaults[]        for a class made of the rule: NaN where the caller has to give the value
+//
+// A rule that needs norms of whole tensors before it can update them has also
+//
+//   sums                    how many sums over the tensor there are
+//   measure<variant>(p, g, s, c, terms)
+//                           one element's terms of these sums; the changes it makes to its arguments are dropped
+//   conclude(sums, c)       changes the scalars of the tensor, once
 //
 // Every rounding is written out: fma where one is meant, contraction off in all compilers. With IEEE sqrt and division
 // the bits of a result then depend neither on the position in the tensor, nor on the instruction set, nor on the
@@ -40,6 +52,28 @@
 #endif
 
 namespace FUSEDOPT_NAMESPACE {
+
+struct RuleDefaults {
+  static constexpr int counters = 1;
+  static constexpr const char* counter_names[] = {"step"};
+  enum { variants = 1 };
+  template <class Hypers>
+  FUSEDOPT_HD static int variant(const Hypers&) {
+    return 0;
+  }
+  FUSEDOPT_HD static constexpr bool keeps(int, int) { return true; }
+  template <class Hypers>
+  FUSEDOPT_HD static double initial_state(const Hypers&, int) {
+    return 0;
+  }
+  template <class Hypers>
+  FUSEDOPT_HD static double initial_counter(const Hypers&, int) {
+    return 0;
+  }
+  static constexpr bool like_grad(int) { return false; }
+  static constexpr const double* hyper_defaults = nullptr;
+  static constexpr int sums = 0;
+};
 
 FUSEDOPT_HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 FUSEDOPT_HD double fma(double a, double b, double c) { return ::fma(a, b, c); }
@@ -65,10 +99,82 @@ FUSEDOPT_HD T clamp_negative(T x) {
   return x < T(0) ? T(0) : x;
 }
 
+template <class T>
+FUSEDOPT_HD T absolute(T x) {
+  return x < T(0) ? -x : x + T(0);
+}
+
+// 0 for 0 and, as torch.sign, for NaN.
+template <class T>
+FUSEDOPT_HD T sign(T x) {
+  return x > T(0) ? T(1) : x < T(0) ? T(-1) : T(0);
+}
+
+// torch.clamp: NaN stays NaN, and `high` wins over `low`.
+template <class T>
+FUSEDOPT_HD T clamp(T x, T low, T high) {
+  const T raised = x < low ? low : x;
+  return raised > high ? high : raised;
+}
+
+// An unevaluated sum of two doubles, the second less than half an ulp of the first.
+struct DoubleDouble {
+  double high, low;
+};
+FUSEDOPT_HD DoubleDouble sum_of(double large, double small) {
+  const double high = large + small;
+  return {high, small - (high - large)};
+}
+FUSEDOPT_HD DoubleDouble product_of(DoubleDouble a, DoubleDouble b) {
+  const double high = a.high * b.high;
+  return sum_of(high, fma(a.high, b.high, -high) + (a.high * b.low + a.low * b.high));
+}
+
+// The natural logarithm of a positive normal number: 2 atanh((m - 1) / (m + 1)) + e log 2 for x = m 2^e.
+FUSEDOPT_HD DoubleDouble logarithm(double x) {
+  int exponent;
+  double m = ::frexp(x, &exponent);
+  if (m < 0.70710678118654752) m *= 2, --exponent;
+  const DoubleDouble above = sum_of(1, m);
+  const double below = m - 1;  // exact
+  const double quotient = below / above.high;
+  const DoubleDouble s = sum_of(quotient, (fma(-quotient, above.high, below) - quotient * above.low) / above.high);
+  const DoubleDouble square = product_of(s, s);
+  // The terms from s^7 on reach the result below a double's last place, so a double carries them.
+  double tail = 0;
+  for (int n = 35; n >= 7; n -= 2) tail = fma(tail, square.high, 1.0 / n);
+  const DoubleDouble fifth = {0.2, -1.1102230246251566e-17}, third = {1.0 / 3, 1.8503717077085941e-17};
+  DoubleDouble series = product_of(square, {tail, 0});
+  series = sum_of(fifth.high, series.high + (series.low + fifth.low));
+  series = product_of(square, series);
+  series = sum_of(third.high, series.high + (series.low + third.low));
+  series = product_of(square, series);
+  series = product_of(s, sum_of(1, series.high + series.low));
+  const DoubleDouble log2 =
+      product_of({static_cast<double>(exponent), 0}, {0.69314718055994529, 2.3190468138462996e-17});
+  if (exponent == 0) return {2 * series.high, 2 * series.low};
+  const DoubleDouble sum = sum_of(log2.high, 2 * series.high);
+  return sum_of(sum.high, sum.low + (log2.low + 2 * series.low));
+}
+
+// x^y for x >= 0, with an error below two ulps and the same bits on every backend, which libm's pow does not have. Only
+// where x, y or the result is 0, infinite or nearly so does libm answer.
+FUSEDOPT_HD double power(double x, double y) {
+  if (x == 1 || y == 0) return 1;
+  if (!(x > 2.2250738585072014e-308 && x < 1.7976931348623157e308) || !(y > -1e6 && y < 1e6)) return ::pow(x, y);
+  const DoubleDouble z = product_of(logarithm(x), {y, 0});
+  if (z.high > 709 || z.high < -708) return ::pow(x, y);
+  const double n = ::floor(z.high * 1.4426950408889634 + 0.5);
+  const double r = fma(-n, 0.69314718055994529, z.high), r_low = fma(-n, 2.3190468138462996e-17, z.low);
+  double e = 1;
+  for (int k = 18; k >= 1; --k) e = fma(e, r / k, 1);
+  return ::ldexp(fma(e, r_low, e), static_cast<int>(n));
+}
+
 // base^n by repeated squaring in double-double: plain squaring would lose log2(n) doublings of an ulp, and libm's pow
-// differs between host and device. Only a fractional or negative n, from a step counter edited by hand, comes to libm.
+// differs between host and device. A fractional or negative n can only come from a step counter edited by hand.
 FUSEDOPT_HD double pown(double base, double n) {
-  if (!(n >= 0 && n < 9007199254740992.0) || n != static_cast<double>(static_cast<int64_t>(n))) return ::pow(base, n);
+  if (!(n >= 0 && n < 9007199254740992.0) || n != static_cast<double>(static_cast<int64_t>(n))) return power(base, n);
   double result = 1, result_low = 0, square = base, square_low = 0;
   for (int64_t bits = static_cast<int64_t>(n); bits > 0; bits >>= 1) {
     if (bits & 1) {

@@ -6,16 +6,15 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
-struct SGD {
+struct SGD : RuleDefaults {
   static constexpr const char* name = "sgd";
   struct Hypers {
     double lr, momentum, dampening, weight_decay, nesterov;
   };
   static constexpr const char* hyper_names[] = {"lr", "momentum", "dampening", "weight_decay", "nesterov"};
   static constexpr const char* state_names[] = {"momentum_buffer"};
-  static constexpr bool state_like_grad = true;
+  static constexpr bool like_grad(int) { return true; }
   static constexpr int counters = 0;
-  static constexpr const char* const* counter_names = nullptr;
 
   enum { plain, with_momentum, variants };
   FUSEDOPT_HD static int variant(const Hypers& h) { return h.momentum != 0 ? with_momentum : plain; }

@@ -1,0 +1,45 @@
+// How the launchers speak with the CUDA runtime: errors as sentences, the current device, launches.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "engine.h"
+
+namespace fusedopt::cuda {
+
+[[noreturn]] inline void fail(cudaError_t error, const std::string& what) {
+  throw std::runtime_error(what + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
+}
+
+// Errors of kernels arrive late, at whatever call comes next.
+inline void check_earlier(cudaError_t error) {
+  if (error != cudaSuccess)
+    fail(error,
+         "an earlier CUDA kernel or call failed, and this step wrote nothing; CUDA_LAUNCH_BLOCKING=1 shows which one");
+}
+
+// The caller has made the device current for the driver; this runtime, which is a copy of its own, is told as well.
+inline void use(int device) {
+  int now = 0;
+  check_earlier(cudaGetDevice(&now));
+  if (now != device) check_earlier(cudaSetDevice(device));
+}
+
+template <class... Parameters, class... Arguments>
+void put(const Place& place, uint32_t blocks, unsigned threads, void (*kernel)(Parameters...),
+         const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.stream = static_cast<cudaStream_t>(place.stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    fail(error, "a kernel of this step could not be launched");
+  }
+}
+
+}  // namespace fusedopt::cuda

@@ -1,0 +1,57 @@
+// Adan, adaptive Nesterov momentum (Xie et al. 2022), as sail-sg/Adan's adan.py.
+#pragma once
+
+#include "rule.h"
+
+namespace FUSEDOPT_NAMESPACE {
+
+struct Adan : RuleDefaults {
+  static constexpr const char* name = "adan";
+  struct Hypers {
+    double lr, beta1, beta2, beta3, eps, weight_decay, no_prox;
+  };
+  static constexpr const char* hyper_names[] = {"lr",  "betas.0",      "betas.1", "betas.2",
+                                                "eps", "weight_decay", "no_prox"};
+  static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "exp_avg_diff", "neg_pre_grad"};
+
+  template <class T>
+  struct Scalars {
+    T step_size, step_size_diff, decay, shrinkage, weight1, weight2, beta2, beta3, weight3, inverse_sqrt_correction3,
+        eps, has_previous;
+  };
+
+  FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double* counters, bool first) {
+    const double step = counters[0] += 1;
+    const double decay = h.lr * h.weight_decay;
+    Scalars<double> c;
+    c.step_size = h.lr / (1 - pown(h.beta1, step));
+    c.step_size_diff = h.lr * h.beta2 / (1 - pown(h.beta2, step));
+    c.decay = h.no_prox != 0 ? 1 - decay : 1;
+    c.shrinkage = h.no_prox != 0 ? 1 : 1 / (1 + decay);
+    c.weight1 = 1 - h.beta1;
+    c.weight2 = 1 - h.beta2;
+    c.beta2 = h.beta2;
+    c.beta3 = h.beta3;
+    c.weight3 = 1 - h.beta3;
+    c.inverse_sqrt_correction3 = 1 / sqrt(1 - pown(h.beta3, step));
+    c.eps = h.eps;
+    c.has_previous = first ? 0 : 1;
+    return c;
+  }
+
+  template <int variant, class T>
+  FUSEDOPT_HD static void update(T& p, T g, T (&s)[4], const Scalars<T>& c) {
+    T &m = s[0], &n = s[1], &v = s[2], &neg_pre_grad = s[3];
+    const T difference = c.has_previous != T(0) ? g + neg_pre_grad : T(0);
+    m = lerp(m, g, c.weight1);
+    v = lerp(v, difference, c.weight2);
+    const T ahead = fma(c.beta2, difference, g);
+    n = fma(c.beta3, n, c.weight3 * ahead * ahead);
+    const T denominator = fma(sqrt(n), c.inverse_sqrt_correction3, c.eps);
+    p = p * c.decay - c.step_size * m / denominator;
+    p = (p - c.step_size_diff * v / denominator) * c.shrinkage;
+    neg_pre_grad = -g;
+  }
+};
+
+}  // namespace FUSEDOPT_NAMESPACE
