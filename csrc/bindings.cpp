@@ -18,6 +18,7 @@
 
 namespace py = pybind11;
 
+#include "bindings/plugin.h"
 #include "bindings/run.h"
 
 namespace fusedopt {
@@ -77,17 +78,10 @@ PYBIND11_MODULE(_C, m) {
     int count = 0;
     const Rule* rules = cpu::chosen_isa().rules(count);
     py::dict result;
-    for (int i = 0; i < count; ++i) {
-      const Rule& rule = rules[i];
-      const auto strings = [](const char* const* names, int n) { return std::vector<std::string>(names, names + n); };
-      py::dict entry;
-      entry["hypers"] = strings(rule.hyper_names, rule.hypers);
-      entry["states"] = strings(rule.state_names, rule.states);
-      entry["counters"] = strings(rule.counter_names, rule.counters);
-      result[rule.name] = entry;
-    }
+    for (int i = 0; i < count; ++i) result[rules[i].name] = describe(rules[i]);
     return result;
   });
+  m.def("load_rule", &load_rule, py::arg("path"));
   m.def("adam_traffic", [](py::object p, py::object g, py::object m, py::object v) {
     const int64_t n = unpack(p.ptr()).numel();
     cpu::adam_traffic(float_data(p, n), float_data(g, n), float_data(m, n), float_data(v, n), n, at::get_num_threads());

@@ -14,21 +14,11 @@
 #include <xmmintrin.h>
 #endif
 
-namespace fusedopt {
-
-#ifdef FUSEDOPT_X86
-// Worth 20 % on a Cascade Lake; an EPYC 9004's own prefetcher is better left alone (8 %).
-const int64_t g_prefetch_distance = (__builtin_cpu_init(), __builtin_cpu_is("intel")) ? 512 : INT64_MAX / 2;
-#else
-const int64_t g_prefetch_distance = INT64_MAX / 2;
-#endif
-
-}  // namespace fusedopt
-
 namespace fusedopt::cpu {
 namespace {
 
 std::string g_reason;
+std::vector<const Plugin*> g_plugins;
 std::atomic<const Isa*> g_chosen{nullptr};
 
 const Isa* named(const std::string& name) {
@@ -156,12 +146,20 @@ void use_isa(const std::string& name) {
 }
 
 const Rule* find_rule(const std::string& name) {
-  int count = 0;
-  const Rule* rules = chosen_isa().rules(count);
-  for (int i = 0; i < count; ++i)
-    if (name == rules[i].name) return &rules[i];
+  const auto find = [&](RulesOf rules_of) -> const Rule* {
+    int count = 0;
+    const Rule* rules = rules_of(count);
+    for (int i = 0; i < count; ++i)
+      if (name == rules[i].name) return &rules[i];
+    return nullptr;
+  };
+  if (const Rule* rule = find(chosen_isa().rules)) return rule;
+  for (const Plugin* plugin : g_plugins)
+    if (const Rule* rule = find(plugin->rules[&chosen_isa() - built_isas().data()])) return rule;
   return nullptr;
 }
+
+void add_rules(const Plugin& plugin) { g_plugins.push_back(&plugin); }
 
 void sweep(const Rule& rule, const Row* first, const Row* last, int threads) {
   if (first == last) return;

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../plugin.h"
 #include "../step.h"
 
 namespace fusedopt::cpu {
@@ -11,7 +12,7 @@ namespace fusedopt::cpu {
 struct Isa {
   const char* name;
   bool supported;  // by this processor
-  const Rule* (*rules)(int& count);
+  RulesOf rules;
 };
 
 // Every instruction set that was built, narrowest first.
@@ -23,6 +24,9 @@ std::string choice_reason();
 
 // Throws std::invalid_argument for a name that was not built or that the processor lacks.
 void use_isa(const std::string& name);
+
+// Rules from a shared object, which has to stay loaded.
+void add_rules(const Plugin& plugin);
 
 // A rule of the chosen instruction set, or nullptr.
 const Rule* find_rule(const std::string& name);

@@ -267,7 +267,7 @@ struct Entry {
 
   static fusedopt::Rule rule() {
     fusedopt::Rule rule = {};
-    rule.name = R::name;
+    rule.name = key_of<R>();
     rule.hyper_names = R::hyper_names;
     rule.state_names = R::state_names;
     rule.counter_names = R::counter_names;

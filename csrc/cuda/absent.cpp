@@ -14,6 +14,8 @@ namespace {
 bool built() { return false; }
 std::string built_for() { return "fusedopt was built where nvcc was not found, or with FUSEDOPT_CUDA=0"; }
 
+void add_kernels(const RuleKernels&) {}
+
 bool ready(const Place&, const Rule&) { absent(); }
 void synchronize(const Place&) { absent(); }
 

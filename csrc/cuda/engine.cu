@@ -1,8 +1,8 @@
-// The CUDA engine: the kernels of every rule, and how a step is put on a stream.
+// The CUDA engine: how a step is put on a stream.
 #define FUSEDOPT_NAMESPACE fusedopt_cuda
-#include "kernels.cuh"
-#include "measure.cuh"
+#include "kernel_table.h"
 #include "mirror.h"
+#include "patch.cuh"
 #include "runtime.h"
 
 #include <mutex>
@@ -12,105 +12,19 @@
 #define FUSEDOPT_CUDA_ARCHITECTURES "emulated"
 #endif
 
-namespace FUSEDOPT_NAMESPACE {
-
-// The kernels of one rule. Update kernels are numbered: those for the mixes of either list, then for any mix.
-constexpr int kMixes = 7;
-constexpr int kDoubleMixes = 4, kAnyMix = 5;
-
-struct Kernels {
-  const char* name;
-  void (*advance_small)(AdvanceArguments, Patch<fusedopt::cuda::kSmallPatch>);
-  void (*advance_large)(AdvanceArguments, Patch<fusedopt::cuda::kLargePatch>);
-  void (*update[fusedopt::kMaxVariants * kMixes])(UpdateArguments);
-  // Null unless the rule has sums.
-  void (*measure[fusedopt::kMaxVariants * kMixes])(UpdateArguments);
-  void (*conclude[2])(UpdateArguments);  // of rows that compute in float, in double
-};
-
-template <class R, int variant, class T, class... Mixes>
-void add_mixes(MixList<Mixes...>, Kernels& kernels, int at) {
-  if constexpr (R::sums > 0) {
-    int also = at;
-    ((kernels.measure[variant * kMixes + also++] = measure<R, variant, Mixes, T>), ...);
-  }
-  ((kernels.update[variant * kMixes + at++] = update<R, variant, Mixes, T>), ...);
-}
-
-template <class R, int variant = 0>
-void add_variants(Kernels& kernels) {
-  if constexpr (variant < R::variants) {
-    add_mixes<R, variant, float>(FloatMixes(), kernels, 0);
-    add_mixes<R, variant, double>(DoubleMixes(), kernels, kDoubleMixes);
-    kernels.update[variant * kMixes + kAnyMix] = update_any<R, variant, float>;
-    kernels.update[variant * kMixes + kAnyMix + 1] = update_any<R, variant, double>;
-    if constexpr (R::sums > 0) {
-      kernels.measure[variant * kMixes + kAnyMix] = measure_any<R, variant, float>;
-      kernels.measure[variant * kMixes + kAnyMix + 1] = measure_any<R, variant, double>;
-    }
-    add_variants<R, variant + 1>(kernels);
-  }
-}
-
-template <class R>
-Kernels kernels_of() {
-  Kernels kernels = {R::name, advance<R, fusedopt::cuda::kSmallPatch>, advance<R, fusedopt::cuda::kLargePatch>, {}, {},
-                     {}};
-  if constexpr (R::sums > 0) {
-    kernels.conclude[0] = conclude<R, float>;
-    kernels.conclude[1] = conclude<R, double>;
-  }
-  add_variants<R>(kernels);
-  return kernels;
-}
-
-template <class... Rules>
-const Kernels& find_kernels(RuleList<Rules...>, const std::string& name) {
-  static const Kernels table[] = {kernels_of<Rules>()...};
-  for (const Kernels& kernels : table)
-    if (name == kernels.name) return kernels;
-  throw std::invalid_argument("no rule is named '" + name + "'");
-}
-
-template <class M>
-bool has_mix(const fusedopt::Row& row, const fusedopt::Rule& rule) {
-  bool has = row.param_dtype == dtype_of(typename M::Param()) && row.grad_dtype == dtype_of(typename M::Grad());
-  for (int k = 0; k < rule.states; ++k)
-    has = has && (!row.state[k] || row.state_dtype[k] == dtype_of(typename M::State()));
-  return has;
-}
-
-template <class... Mixes>
-int find_mix(MixList<Mixes...>, const fusedopt::Row& row, const fusedopt::Rule& rule) {
-  int at = 0;
-  return ((has_mix<Mixes>(row, rule) ? true : (++at, false)) || ...) ? at : -1;
-}
-
-inline int kernel_of(const fusedopt::Row& row, const fusedopt::Rule& rule) {
-  const bool wide = row.param_dtype == Dtype::f64;
-  int mix = row.layout ? -1 : wide ? find_mix(DoubleMixes(), row, rule) : find_mix(FloatMixes(), row, rule);
-  if (mix < 0)
-    mix = kAnyMix + wide;
-  else if (wide)
-    mix += kDoubleMixes;
-  return row.variant * kMixes + mix;
-}
-
-// Whether the rows of an update kernel compute in double.
-inline bool is_wide(int kernel) {
-  const int mix = kernel % kMixes;
-  return mix == kDoubleMixes || mix == kAnyMix + 1;
-}
-
-}  // namespace FUSEDOPT_NAMESPACE
-
 namespace fusedopt::cuda {
 namespace {
 
-using fusedopt_cuda::Kernels;
+std::vector<const RuleKernels*> g_added;
 
-const Kernels& find_kernels(const Rule& rule) {
-  return fusedopt_cuda::find_kernels(fusedopt_cuda::AllRules(), rule.name);
+const RuleKernels& find_kernels(const Rule& rule) {
+  const KernelTable table = kernel_table();
+  for (int i = 0; i < table.count; ++i)
+    if (std::strcmp(table.first[i]->name(), rule.name) == 0) return *table.first[i];
+  for (const RuleKernels* kernels : g_added)
+    if (std::strcmp(kernels->name(), rule.name) == 0) return *kernels;
+  throw std::runtime_error("rule '" + std::string(rule.name) +
+                           "' was compiled where nvcc was not found, and has no CUDA kernels; compile it where it is");
 }
 
 unsigned advance_threads(size_t work) {
@@ -119,20 +33,13 @@ unsigned advance_threads(size_t work) {
 
 // Has a rule's kernels brought to the device, which otherwise happens at a first launch, where a capture may forbid it.
 // Throws if there are none for the device.
-void load(int device, const Kernels& kernels) {
+void load(int device, const RuleKernels& kernels) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaThreadExchangeStreamCaptureMode(&mode);
   cudaFuncAttributes attributes;
-  cudaError_t error = cudaFuncGetAttributes(&attributes, kernels.advance_small);
-  const auto also = [&](auto* kernel) {
-    if (error == cudaSuccess && kernel) error = cudaFuncGetAttributes(&attributes, kernel);
-  };
-  also(kernels.advance_large);
-  also(fusedopt_cuda::patch_table<kSmallPatch>);
-  also(fusedopt_cuda::patch_table<kLargePatch>);
-  for (auto* kernel : kernels.update) also(kernel);
-  for (auto* kernel : kernels.measure) also(kernel);
-  for (auto* kernel : kernels.conclude) also(kernel);
+  cudaError_t error = kernels.load();
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, fusedopt_cuda::patch_table<kSmallPatch>);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, fusedopt_cuda::patch_table<kLargePatch>);
   cudaThreadExchangeStreamCaptureMode(&mode);
   if (error == cudaSuccess) return;
 
@@ -160,6 +67,7 @@ int largest_patch() {
 }  // namespace
 
 bool built() { return true; }
+void add_kernels(const RuleKernels& kernels) { g_added.push_back(&kernels); }
 std::string built_for() { return FUSEDOPT_CUDA_ARCHITECTURES; }
 
 bool ready(const Place& place, const Rule& rule) {
@@ -169,9 +77,10 @@ bool ready(const Place& place, const Rule& rule) {
   check_earlier(cudaStreamIsCapturing(static_cast<cudaStream_t>(place.stream), &status));
 
   static std::mutex mutex;
-  static std::vector<std::pair<int, const Kernels*>> loaded;
+  static std::vector<std::pair<int, const RuleKernels*>> loaded;
   const std::lock_guard<std::mutex> lock(mutex);
-  const std::pair<int, const Kernels*> here(place.device, &find_kernels(rule));
+  const std::pair<int, const RuleKernels*> here(place.device, &find_kernels(rule));
+  check_earlier(here.second->use(place.device));
   if (std::find(loaded.begin(), loaded.end(), here) == loaded.end()) {
     load(place.device, *here.second);
     loaded.push_back(here);
@@ -213,7 +122,7 @@ struct Table::State {
   }
 
   template <int capacity>
-  void advance(const Step& step, const Place& place, void (*kernel)(AdvanceArguments, Patch<capacity>)) {
+  void advance(const Step& step, const Place& place, const RuleKernels& kernels) {
     Patch<capacity> patch;
     mirror.fill(patch);
     const AdvanceArguments arguments = {mirror.view(memory),
@@ -222,7 +131,8 @@ struct Table::State {
                                         {step.grad_scale.device, step.grad_scale.dtype},
                                         {step.found_inf.device, step.found_inf.dtype},
                                         step.skipped};
-    put(place, 1, advance_threads(std::max<size_t>(patch.count, step.entries.size())), kernel, arguments, patch);
+    put(place, 1, advance_threads(std::max<size_t>(patch.count, step.entries.size())),
+        [&](const cudaLaunchConfig_t& config) { return kernels.advance(config, arguments, patch); });
     mirror.sent(patch.count);
   }
 };
@@ -263,13 +173,14 @@ void Table::launch(const Step& step, const Place& place) {
   use(place.device);
   State& state = *state_;
   try {
-    const Kernels& kernels = find_kernels(*step.rule);
+    const RuleKernels& kernels = find_kernels(*step.rule);
+    check_earlier(kernels.use(place.device));
     state.mirror.compose(step);
     state.send(place, largest_patch());
     if (state.mirror.noted() > kSmallPatch)
-      state.advance(step, place, kernels.advance_large);
+      state.advance<kLargePatch>(step, place, kernels);
     else
-      state.advance(step, place, kernels.advance_small);
+      state.advance<kSmallPatch>(step, place, kernels);
     for (const Mirror::Launch& launch : state.mirror.launches()) {
       if (launch.chunks == 0) continue;
       const uint32_t slots = static_cast<uint32_t>(step.slots), blocks = (launch.chunks + kWarps - 1) / kWarps;
@@ -279,11 +190,13 @@ void Table::launch(const Step& step, const Place& place) {
                                          slots,
                                          launch.chunks,
                                          step.found_inf.device ? step.skipped : nullptr};
+      using Config = const cudaLaunchConfig_t;
+      const int kernel = launch.kernel;
       if (step.rule->sums > 0) {
-        put(place, blocks, kWarps * kLanes, kernels.measure[launch.kernel], arguments);
-        put(place, slots, kAccumulators, kernels.conclude[fusedopt_cuda::is_wide(launch.kernel)], arguments);
+        put(place, blocks, kWarps * kLanes, [&](Config& c) { return kernels.measure(c, kernel, arguments); });
+        put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, kernel, arguments); });
       }
-      put(place, blocks, kWarps * kLanes, kernels.update[launch.kernel], arguments);
+      put(place, blocks, kWarps * kLanes, [&](Config& c) { return kernels.update(c, kernel, arguments); });
     }
   } catch (...) {
     state.mirror.lose();

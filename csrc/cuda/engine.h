@@ -14,6 +14,10 @@ namespace fusedopt::cuda {
 bool built();
 std::string built_for();
 
+// What a shared object brings for a rule of its own.
+class RuleKernels;
+void add_kernels(const RuleKernels& kernels);
+
 // What a param group contributes to a step.
 struct Group {
   const Number* hypers;

@@ -7,16 +7,16 @@
 #include "../codec.h"
 #include "../rules/all.h"
 #include "../shape.h"
+#include "patch.cuh"
 #include "table.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
 using fusedopt::Dtype;
+using fusedopt::kChunk;
 using fusedopt::cuda::AdvanceArguments;
 using fusedopt::cuda::DeviceNumber;
-using fusedopt::kChunk;
 using fusedopt::cuda::kLanes;
-using fusedopt::cuda::Patch;
 using fusedopt::cuda::TableRow;
 using fusedopt::cuda::UpdateArguments;
 
@@ -30,18 +30,6 @@ __device__ inline double read_number(const void* at, Dtype dtype) {
 __device__ inline double read_number(uint64_t word, unsigned kind) {
   if (kind == fusedopt::cuda::kImmediate) return bit_cast<double>(word);
   return read_number(reinterpret_cast<const void*>(word), static_cast<Dtype>(kind - 1));
-}
-
-template <int capacity>
-__device__ void apply(uint64_t* words, const Patch<capacity>& patch) {
-  for (uint32_t i = threadIdx.x; i < patch.count; i += blockDim.x) words[patch.at[i]] = patch.word[i];
-}
-
-// Words that do not fit beside the arguments of the advance kernel.
-template <int capacity>
-__global__ void __launch_bounds__(fusedopt::cuda::kAdvanceThreads)
-    patch_table(uint64_t* words, const __grid_constant__ Patch<capacity> patch) {
-  apply(words, patch);
 }
 
 // Counts the step of one entry and makes its scalars.

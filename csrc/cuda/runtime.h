@@ -28,18 +28,24 @@ inline void use(int device) {
   if (now != device) check_earlier(cudaSetDevice(device));
 }
 
-template <class... Parameters, class... Arguments>
-void put(const Place& place, uint32_t blocks, unsigned threads, void (*kernel)(Parameters...),
-         const Arguments&... arguments) {
+// Puts on the stream what start(config) launches.
+template <class F>
+void put(const Place& place, uint32_t blocks, unsigned threads, F&& start) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(threads);
   config.stream = static_cast<cudaStream_t>(place.stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  const cudaError_t error = start(config);
   if (error != cudaSuccess) {
     cudaGetLastError();
     fail(error, "a kernel of this step could not be launched");
   }
+}
+template <class... Parameters, class... Arguments>
+void put(const Place& place, uint32_t blocks, unsigned threads, void (*kernel)(Parameters...),
+         const Arguments&... arguments) {
+  put(place, blocks, threads,
+      [&](const cudaLaunchConfig_t& config) { return cudaLaunchKernelEx(&config, kernel, arguments...); });
 }
 
 }  // namespace fusedopt::cuda

@@ -1,0 +1,42 @@
+// Rules from shared objects. Included by bindings.cpp, after torch.
+#pragma once
+
+#include <dlfcn.h>
+
+#include "../cpu/engine.h"
+#include "../cuda/engine.h"
+
+namespace fusedopt {
+
+inline py::dict describe(const Rule& rule) {
+  const auto strings = [](const char* const* names, int n) { return std::vector<std::string>(names, names + n); };
+  py::dict entry;
+  entry["hypers"] = strings(rule.hyper_names, rule.hypers);
+  entry["states"] = strings(rule.state_names, rule.states);
+  entry["counters"] = strings(rule.counter_names, rule.counters);
+  if (rule.hyper_defaults)
+    entry["defaults"] = std::vector<double>(rule.hyper_defaults, rule.hyper_defaults + rule.hypers);
+  return entry;
+}
+
+// Adds the rule of a shared object, which stays loaded, and says what it needs.
+inline py::dict load_rule(const std::string& path) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) throw std::runtime_error(dlerror());
+  const auto entry = reinterpret_cast<decltype(&fusedopt_plugin)>(dlsym(library, "fusedopt_plugin"));
+  const Plugin* plugin = entry ? entry() : nullptr;
+  if (!plugin || plugin->plugin_size != sizeof(Plugin) || plugin->rule_size != sizeof(Rule) ||
+      plugin->row_size != sizeof(Row)) {
+    dlclose(library);
+    throw std::runtime_error(path + " was compiled for another version of fusedopt; compile it again");
+  }
+  int count = 0;
+  const Rule& rule = *plugin->rules[0](count);
+  if (!cpu::find_rule(rule.name)) {
+    cpu::add_rules(*plugin);
+    if (plugin->kernels) cuda::add_kernels(*plugin->kernels);
+  }
+  return describe(rule);
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,78 @@
+// The kernels of rules as the launcher sees them. A shared object may bring some: a kernel is known only to the runtime
+// that it was linked with, so whatever the runtime has to do with one goes through here.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../codec.h"
+#include "table.h"
+
+namespace fusedopt::cuda {
+
+class RuleKernels {
+ public:
+  virtual const char* name() const = 0;
+  // Has them brought to the current device; fails if there are none for it.
+  virtual cudaError_t load() const = 0;
+  // Makes a device current for this runtime, too.
+  virtual cudaError_t use(int device) const = 0;
+
+  using Config = const cudaLaunchConfig_t;
+  virtual cudaError_t advance(Config& config, const AdvanceArguments& a, const Patch<kSmallPatch>& patch) const = 0;
+  virtual cudaError_t advance(Config& config, const AdvanceArguments& a, const Patch<kLargePatch>& patch) const = 0;
+  // `kernel` is what kernel_of() says of the rows.
+  virtual cudaError_t update(Config& config, int kernel, const UpdateArguments& a) const = 0;
+  // Of rules that have sums.
+  virtual cudaError_t measure(Config& config, int kernel, const UpdateArguments& a) const = 0;
+  virtual cudaError_t conclude(Config& config, int kernel, const UpdateArguments& a) const = 0;
+
+ protected:
+  ~RuleKernels() = default;
+};
+
+// Those of AllRules.
+struct KernelTable {
+  const RuleKernels* const* first;
+  int count;
+};
+KernelTable kernel_table();
+
+}  // namespace fusedopt::cuda
+
+namespace FUSEDOPT_NAMESPACE {
+
+// Update kernels are numbered: for each variant those for the mixes of either list, then for any mix.
+constexpr int kMixes = 7;
+constexpr int kDoubleMixes = 4, kAnyMix = 5;
+
+template <class M>
+inline bool has_mix(const fusedopt::Row& row, const fusedopt::Rule& rule) {
+  bool has = row.param_dtype == dtype_of(typename M::Param()) && row.grad_dtype == dtype_of(typename M::Grad());
+  for (int k = 0; k < rule.states; ++k)
+    has = has && (!row.state[k] || row.state_dtype[k] == dtype_of(typename M::State()));
+  return has;
+}
+
+template <class... Mixes>
+inline int find_mix(MixList<Mixes...>, const fusedopt::Row& row, const fusedopt::Rule& rule) {
+  int at = 0;
+  return ((has_mix<Mixes>(row, rule) ? true : (++at, false)) || ...) ? at : -1;
+}
+
+inline int kernel_of(const fusedopt::Row& row, const fusedopt::Rule& rule) {
+  const bool wide = row.param_dtype == fusedopt::Dtype::f64;
+  int mix = row.layout ? -1 : wide ? find_mix(DoubleMixes(), row, rule) : find_mix(FloatMixes(), row, rule);
+  if (mix < 0)
+    mix = kAnyMix + wide;
+  else if (wide)
+    mix += kDoubleMixes;
+  return row.variant * kMixes + mix;
+}
+
+// Whether the rows of an update kernel compute in double.
+inline bool is_wide(int kernel) {
+  const int mix = kernel % kMixes;
+  return mix == kDoubleMixes || mix == kAnyMix + 1;
+}
+
+}  // namespace FUSEDOPT_NAMESPACE
