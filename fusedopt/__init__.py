@@ -5,9 +5,10 @@ import torch as _torch  # noqa: F401  (isort: skip)
 
 from .adam import Adam, AdamW
 from .capabilities import capabilities
+from .generic import GenericOptimizer, WeightDecay
 from .replace import replace
 from .rmsprop import RMSprop
 from .sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "RMSprop", "capabilities", "replace"]
+__all__ = ["SGD", "Adam", "AdamW", "GenericOptimizer", "RMSprop", "WeightDecay", "capabilities", "replace"]
 __version__ = "0.1.0"
