@@ -15,6 +15,7 @@ struct Shape {
   static constexpr int kHypers = sizeof(R::hyper_names) / sizeof(R::hyper_names[0]);
   static constexpr int kStates = sizeof(R::state_names) / sizeof(R::state_names[0]);
   static constexpr int kScalars = sizeof(Scalars) / sizeof(double);
+  static_assert(kStates > 0, "state_names has an entry; where a variant has no state, keeps() says so");
   static_assert(sizeof(Hypers) == kHypers * sizeof(double), "Hypers holds one double for each of hyper_names");
   static_assert(kHypers <= fusedopt::kMaxHypers && kStates <= fusedopt::kMaxStates && kScalars < fusedopt::kMaxScalars);
   static_assert(R::sums <= fusedopt::kMaxSums);

@@ -10,6 +10,8 @@ from .adamax import Adamax
 from .adan import Adan
 from .asgd import ASGD
 from .capabilities import capabilities
+from .compiled import compile_rule
+from .generic import GenericOptimizer, WeightDecay
 from .lamb import LAMB
 from .lars import LARS
 from .lion import Lion
@@ -31,12 +33,15 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Adan",
+    "GenericOptimizer",
     "Lion",
     "NAdam",
     "RAdam",
     "RMSprop",
     "Rprop",
+    "WeightDecay",
     "capabilities",
+    "compile_rule",
     "replace",
 ]
 __version__ = "0.1.0"

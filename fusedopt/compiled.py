@@ -27,8 +27,8 @@ _HERE = Path(__file__).parent
 def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[Standalone]:
     """Return an optimizer class whose update is the rule in `source`, compiled for this machine.
 
-    The rule is C++: a struct derived from `RuleDefaults`, plain scalar maths that names its hyper-parameters, states and
-    scalars (docs/your_own_rule.md goes from a paper's formula to a class that trains; csrc/rules/rule.h is the
+    The rule is C++: a struct derived from `RuleDefaults`, plain scalar maths that names its hyper-parameters, states
+    and scalars (docs/your_own_rule.md goes from a paper's formula to a class that trains; csrc/rules/rule.h is the
     contract). It is compiled for every CPU instruction set the package has and, where nvcc is and the package has its
     CUDA engine, for CUDA. The result is cached under `FUSEDOPT_CACHE`, or else in the user's cache folder, by the
     contents of the rule, the package's sources and the compilers, so compiling happens once.
@@ -47,22 +47,26 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[Standalon
         RuntimeError: the rule does not compile, with the compiler's words about the rule's own lines.
 
     Example:
-        >>> SignSGD = fusedopt.compile_rule('''
-        ... struct SignSGD : RuleDefaults {
-        ...   struct Hypers { double lr; };
-        ...   static constexpr const char* hyper_names[] = {"lr"};
-        ...   static constexpr double hyper_defaults[] = {0.5};
+        >>> Signum = fusedopt.compile_rule('''
+        ... struct Signum : RuleDefaults {
+        ...   struct Hypers { double lr, momentum; };
+        ...   static constexpr const char* hyper_names[] = {"lr", "momentum"};
+        ...   static constexpr double hyper_defaults[] = {0.5, 0.9};
+        ...   static constexpr const char* state_names[] = {"momentum_buffer"};
         ...   static constexpr int counters = 0;
-        ...   template <class T> struct Scalars { T lr; };
-        ...   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double*, bool) { return {h.lr}; }
-        ...   template <int, class T> FUSEDOPT_HD static void update(T& p, T g, T*, const Scalars<T>& c) {
-        ...     p = fma(-c.lr, sign(g), p);
+        ...   template <class T> struct Scalars { T lr, weight; };
+        ...   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double*, bool) {
+        ...     return {h.lr, 1 - h.momentum};
+        ...   }
+        ...   template <int, class T> FUSEDOPT_HD static void update(T& p, T g, T (&s)[1], const Scalars<T>& c) {
+        ...     s[0] = lerp(s[0], g, c.weight);
+        ...     p = fma(-c.lr, sign(s[0]), p);
         ...   }
         ... };
-        ... ''', name="SignSGD")
+        ... ''', name="Signum")
         >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
         >>> param.grad = torch.tensor([4.0, -0.25])
-        >>> SignSGD([param]).step()
+        >>> Signum([param]).step()
         >>> param.tolist()
         [0.5, 2.5]
     """

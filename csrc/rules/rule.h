@@ -6,7 +6,7 @@
 //   name                    the rule's name in the registry
 //   struct Hypers           doubles only, in the order of hyper_names
 //   hyper_names[]           torch's param-group keys; "betas.0" is the first entry of the tuple "betas"
-//   state_names[]           torch's keys of the tensors shaped like the param
+//   state_names[]           torch's keys of the tensors shaped like the param, at least one
 //   Scalars<T>              everything that is constant over a tensor; fields of type T only
 //   prepare(hypers, counters, first) -> Scalars<double>
 //                           once per step, in double; advances the counters; `first` says that the state was just made
