@@ -20,6 +20,7 @@ namespace py = pybind11;
 
 #include "bindings/plugin.h"
 #include "bindings/run.h"
+#include "bindings/sweep.h"
 
 namespace fusedopt {
 namespace {
@@ -30,6 +31,23 @@ float* float_data(const py::object& tensor, int64_t numel) {
   if (t.scalar_type() != at::kFloat || !t.is_contiguous() || t.numel() != numel || !t.is_cpu())
     throw py::value_error("adam_traffic takes four contiguous float32 CPU tensors of one size");
   return t.mutable_data_ptr<float>();
+}
+
+std::vector<at::Tensor> tensors(const py::sequence& list) {
+  std::vector<at::Tensor> result;
+  for (const py::handle tensor : list) {
+    if (!THPVariable_Check(tensor.ptr())) throw py::type_error("a sweep takes tensors");
+    result.push_back(unpack(tensor.ptr()));
+  }
+  return result;
+}
+
+void run_sweep(RuleSweep& sweep, const std::vector<double>& hypers, const std::vector<double>& counters,
+               const py::sequence& params, const py::sequence& grads, const py::sequence& states, double multiplier,
+               const py::sequence& slices) {
+  std::vector<std::vector<at::Tensor>> states_of;
+  for (const py::handle list : states) states_of.push_back(tensors(py::cast<py::sequence>(list)));
+  sweep.run(hypers, counters, tensors(params), tensors(grads), states_of, multiplier, tensors(slices));
 }
 
 }  // namespace
@@ -57,6 +75,11 @@ PYBIND11_MODULE(_C, m) {
           [](const py::tuple& made) {
             return Plan(made[0].cast<std::string>(), made[1].cast<py::dict>(), made[2].cast<bool>());
           }));
+
+  py::class_<RuleSweep>(m, "Sweep", py::module_local(), "A rule run once over tensors that are given.")
+      .def(py::init<std::string>(), py::arg("rule"))
+      .def("__call__", &run_sweep, py::arg("hypers"), py::arg("counters"), py::arg("params"), py::arg("grads"),
+           py::arg("states"), py::arg("multiplier") = 1.0, py::arg("slices") = py::list());
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
   m.def("built_isas", [] {

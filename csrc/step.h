@@ -28,9 +28,12 @@ constexpr int element_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f
 enum Operand { kParam, kGrad, kState, kOperands = kState + kMaxStates };
 
 // The walk through a row whose operands differ in strides, or leave memory between their elements untouched: sizes from
-// the outermost dimension to the innermost, in the order of the param's memory; strides in elements.
+// the outermost dimension to the innermost, in the order of the param's memory; strides in elements. With an `index`,
+// the gradient holds only some of the outermost dimension's slices: its slice i belongs to slice index[i] of the
+// others.
 struct Layout {
   int dims;
+  const int64_t* index = nullptr;
   int64_t size[kMaxDims];
   int64_t stride[kOperands][kMaxDims];
 };

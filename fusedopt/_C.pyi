@@ -1,5 +1,6 @@
 """Types of the compiled module, csrc/bindings.cpp."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,19 @@ class Plan:
         self, optimizer: torch.optim.Optimizer, engine_only: bool = False
     ) -> list[tuple[int, list[torch.Tensor]]] | None: ...
     def refresh(self, optimizer: torch.optim.Optimizer) -> None: ...
+
+class Sweep:
+    def __init__(self, rule: str) -> None: ...
+    def __call__(
+        self,
+        hypers: Sequence[float],
+        counters: Sequence[float],
+        params: Sequence[torch.Tensor],
+        grads: Sequence[torch.Tensor],
+        states: Sequence[Sequence[torch.Tensor]],
+        multiplier: float = 1.0,
+        slices: Sequence[torch.Tensor] = (),
+    ) -> None: ...
 
 def profiling() -> bool: ...
 def built_isas() -> list[str]: ...

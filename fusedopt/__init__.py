@@ -1,7 +1,7 @@
 """torch.optim's optimizers, each step one pass over memory; `from fusedopt import AdamW` is the whole migration."""
 
 # torch goes first: the extension links against its libraries and shares its OpenMP runtime.
-import torch as _torch  # noqa: F401  (isort: skip)
+import torch as _torch
 
 from .adadelta import Adadelta
 from .adagrad import Adagrad
@@ -21,6 +21,7 @@ from .replace import replace
 from .rmsprop import RMSprop
 from .rprop import Rprop
 from .sgd import SGD
+from .sparse_adam import SparseAdam
 
 __all__ = [
     "ASGD",
@@ -39,9 +40,15 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SparseAdam",
     "WeightDecay",
     "capabilities",
     "compile_rule",
     "replace",
 ]
+if hasattr(_torch.optim, "Muon"):  # from torch 2.9 on
+    from .muon import Muon
+
+    __all__ += ["Muon"]
+
 __version__ = "0.1.0"

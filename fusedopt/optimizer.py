@@ -46,6 +46,8 @@ class FusedStep(Optimizer):
     _step_supports_amp_scaling = True
     # Made by the first step. Not part of __getstate__, so a copied optimizer makes its own.
     _plan: _C.Plan | None = None
+    # What optimizers without a plan know of their last step.
+    _skipped = False
     # The state dict being loaded, while it is.
     _loading: Mapping[str, Any] | None = None
 
@@ -55,7 +57,7 @@ class FusedStep(Optimizer):
 
         On a GPU it stays there, and reading it is up to the caller: nothing here waits for the device.
         """
-        skipped = self._plan.skipped if self._plan is not None else False
+        skipped = self._plan.skipped if self._plan is not None else self._skipped
         return skipped != 0 if isinstance(skipped, torch.Tensor) else torch.tensor(skipped)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -102,6 +104,12 @@ class FusedStep(Optimizer):
             self._step_leftover(leftover)
             plan.step(self, engine_only=True)
         return loss
+
+    def _read_scaling(self) -> float:
+        """What to multiply gradients by, and in `_skipped` whether to skip the step, both read by the host."""
+        found_inf, grad_scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")
+        self._skipped = found_inf is not None and float(found_inf) != 0
+        return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
 
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's own step, without the hooks torch may have wrapped around it."""
@@ -199,7 +207,8 @@ class FusedStep(Optimizer):
             for key, name in _NON_NEGATIVE.items():
                 if key in group and group[key] is not _torch_optimizer.required and not group[key] >= 0:
                     raise ValueError(f"Invalid {name}: {group[key]}")
-            if group.get("nesterov") and (group["momentum"] <= 0 or group["dampening"] != 0):
+            damps = group.get("dampening")  # which Muon, for one, does not have
+            if group.get("nesterov") and damps is not None and (group["momentum"] <= 0 or damps != 0):
                 raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         super().add_param_group(param_group)
 

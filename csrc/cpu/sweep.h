@@ -21,10 +21,25 @@ static_assert(kTile % fusedopt::kAccumulators == 0 && fusedopt::kChunk % kTile =
 // Elements of a block, for which the vector loop has a constant length.
 constexpr int64_t kBlock = 64;
 
+// Visits elements [begin, begin + n) of an operand whose outermost dimension's slices, each dense, are looked up.
+template <class Stored, class F>
+inline void walk_slices(Stored* base, const Layout& layout, int operand, int64_t begin, int64_t n, F&& f) {
+  const int64_t width = layout.size[1];
+  for (int64_t done = 0; done < n;) {
+    const int64_t slice = (begin + done) / width, at = (begin + done) % width;
+    const int64_t run = width - at < n - done ? width - at : n - done;
+    Stored* from = base + layout.index[slice] * layout.stride[operand][0] + at;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < run; ++i) f(from[i], done + i);
+    done += run;
+  }
+}
+
 // Visits elements [begin, begin + n) of a strided operand as f(address, position), row by row of its innermost
 // dimension.
 template <class Stored, class F>
 inline void walk(Stored* base, const Layout& layout, int operand, int64_t begin, int64_t n, F&& f) {
+  if (layout.index && operand != fusedopt::kGrad) return walk_slices(base, layout, operand, begin, n, f);
   const int last = layout.dims - 1;
   const int64_t* stride = layout.stride[operand];
   int64_t index[fusedopt::kMaxDims], offset = 0;

@@ -281,10 +281,13 @@ template <int operands>
 __device__ void locate(const uint64_t* layout, int64_t e, int64_t (&offset)[operands]) {
   for (int o = 0; o < operands; ++o) offset[o] = 0;
   for (int d = static_cast<int>(layout[0]) - 1; d >= 0; --d) {
-    const uint64_t* dim = layout + 1 + d * (1 + operands);
+    const uint64_t* dim = layout + 2 + d * (1 + operands);
     const int64_t size = static_cast<int64_t>(dim[0]), index = d == 0 ? e : e % size;
     e /= size;
-    for (int o = 0; o < operands; ++o) offset[o] += index * static_cast<int64_t>(dim[1 + o]);
+    const bool looked_up = d == 0 && layout[1] != 0;
+    const int64_t slice = looked_up ? reinterpret_cast<const int64_t*>(layout[1])[index] : index;
+    for (int o = 0; o < operands; ++o)
+      offset[o] += (o == fusedopt::kGrad ? index : slice) * static_cast<int64_t>(dim[1 + o]);
   }
 }
 

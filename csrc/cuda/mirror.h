@@ -189,6 +189,7 @@ class Mirror {
 
   uint32_t put_layout(const Layout& layout, int states, uint32_t at) {
     put(at++, layout.dims);
+    put(at++, reinterpret_cast<uint64_t>(layout.index));
     for (int d = 0; d < layout.dims; ++d) {
       put(at++, layout.size[d]);
       for (int o = 0; o < kState + states; ++o) put(at++, layout.stride[o][d]);

@@ -54,8 +54,9 @@ struct alignas(16) TableRow {
 constexpr int row_words(int states) { return (5 + states + 1) / 2 * 2; }
 static_assert(sizeof(TableRow<1>) == 8 * row_words(1) && sizeof(TableRow<kMaxStates>) == 8 * row_words(kMaxStates));
 
-// A layout: the number of dimensions, then for each, outermost first, its size and the operands' strides.
-constexpr int layout_words(int dims, int states) { return 1 + dims * (3 + states); }
+// A layout: the number of dimensions, the address of the index or 0, then for each dimension, outermost first, its size
+// and the operands' strides.
+constexpr int layout_words(int dims, int states) { return 2 + dims * (3 + states); }
 
 struct TableView {
   uint64_t* words;

@@ -16,11 +16,13 @@
 #include "lamb.h"
 #include "lars.h"
 #include "lion.h"
+#include "muon.h"
 #include "nadam.h"
 #include "radam.h"
 #include "rmsprop.h"
 #include "rprop.h"
 #include "sgd.h"
+#include "sparse_adam.h"
 #endif
 
 namespace FUSEDOPT_NAMESPACE {
@@ -41,8 +43,8 @@ constexpr const char* key_of() {
 #ifdef FUSEDOPT_RULE
 using AllRules = RuleList<FUSEDOPT_RULE>;
 #else
-using AllRules =
-    RuleList<SGD, Adam, RMSprop, Adagrad, Adadelta, Adamax, NAdam, RAdam, ASGD, Rprop, Lion, Adan, LAMB, LARS>;
+using AllRules = RuleList<SGD, Adam, RMSprop, Adagrad, Adadelta, Adamax, NAdam, RAdam, ASGD, Rprop, Lion, Adan, LAMB,
+                          LARS, SparseAdam, MuonMomentum, MuonUpdate>;
 #endif
 
 }  // namespace FUSEDOPT_NAMESPACE
