@@ -20,7 +20,7 @@ from protocol import Effort, interleave, machine, stamp_of, warm_up
 from report import Report, contest_finding, in_loop_finding, make_table, memory_finding, record
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from table import CONTESTS, EFFORTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, QUICK, TRAINING
+from table import CONTESTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, TRAINING, effort_of
 
 import fusedopt
 
@@ -29,7 +29,11 @@ Tick = Callable[[], object]
 
 
 def run_contest(contest: Contest, effort: Effort, report: Report, tick: Tick) -> None:
-    entrants, contestants = enter(contest)
+    try:
+        entrants, contestants = enter(contest)
+    except RuntimeError as error:  # such as a missing compiler
+        report.failures.append(f"{contest.name}: not measured: {error}")
+        return
     warm_up(contestants, effort.warmup)
     try:
         check_agreement(entrants)
@@ -66,9 +70,9 @@ def run_one(name: str, quick: bool, report: Report, tick: Tick) -> None:
     if name == MEMORY:
         run_memory(report)
     elif name == TRAINING:
-        run_training(QUICK if quick else EFFORTS[TRAINING], report, tick)
+        run_training(effort_of(name, quick), report, tick)
     else:
-        run_contest(CONTESTS[name], QUICK if quick else EFFORTS[CONTESTS[name].suite.name], report, tick)
+        run_contest(CONTESTS[name], effort_of(name, quick), report, tick)
 
 
 @contextmanager
@@ -98,8 +102,7 @@ def run(names: Sequence[str], report: Report, *, quick: bool, out: Path) -> None
 def rounds_of(name: str, quick: bool) -> int | None:
     if name == MEMORY:
         return None
-    effort = QUICK if quick else EFFORTS[TRAINING if name == TRAINING else CONTESTS[name].suite.name]
-    return effort.rounds * (2 if name == TRAINING else 1)
+    return effort_of(name, quick).rounds * (2 if name == TRAINING else 1)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -18,6 +18,8 @@ class Suite:
     elements: int
     group_each: bool = False  # a param group for every tensor, as layer-wise learning rates make them
     offset: int = 0  # elements before each tensor in its storage: 1 leaves it aligned to no more than its dtype
+    rows: int = 0  # of each table that a gradient holds, which is sparse then; 0: gradients are dense
+    coalesced: bool = True  # sparse gradients list their rows in order
 
     def __post_init__(self) -> None:
         found = (len(self.shapes), sum(self.sizes))
@@ -31,7 +33,8 @@ class Suite:
     def cut(self, tensors: int = 6, side: int = 16) -> Suite:
         """The first few tensors with no side longer than ``side``: everything runs as it would, and proves nothing."""
         shapes = tuple(tuple(min(n, side) for n in shape) for shape in self.shapes[:tensors])
-        return replace(self, shapes=shapes, tensors=len(shapes), elements=sum(math.prod(shape) for shape in shapes))
+        elements = sum(math.prod(shape) for shape in shapes)
+        return replace(self, shapes=shapes, tensors=len(shapes), elements=elements, rows=min(self.rows, side // 2))
 
 
 def resnet50() -> tuple[Shape, ...]:
@@ -117,6 +120,9 @@ SUITES = {
         Suite("resnet50", resnet50(), 161, 25_557_032),
         Suite("gpt2", gpt2(), 148, 124_439_808),
         Suite("1x32Mi", ((33_554_432,),), 1, 33_554_432),
+        Suite("48matrices", ((768, 768),) * 24 + ((3072, 768),) * 24, 48, 70_778_880),
+        Suite("embedding", ((1_000_000, 64),), 1, 64_000_000, rows=4096),
+        Suite("embedding-uncoalesced", ((1_000_000, 64),), 1, 64_000_000, rows=4096, coalesced=False),
         Suite("1000x1024", ((1024,),) * 1000, 1000, 1_024_000),
         Suite("465groups", ((256,),) * 465, 465, 119_040, group_each=True),
         Suite("bert-large", bert_large(), 391, 335_141_888),

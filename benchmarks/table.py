@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from contest import BARE, Contest
+from contest import ADAMW, BARE, BUILT_IN, Contest
 from protocol import Effort
 from suites import SUITES
 
 FUSED = ("torch fused",)
 ALL_THREE = ("torch for-loop", "torch foreach", "torch fused")
-ALL_TWO = ("torch for-loop", "torch foreach")  # RMSprop has no fused implementation in torch
-DEFAULT = ("torch default",)
+ALL_TWO = ("torch for-loop", "torch foreach")  # where torch has no fused implementation
+DEFAULT = ("torch default",)  # also where torch has but one
 
 MOMENTUM = {"momentum": 0.9}
 
@@ -24,6 +24,11 @@ EFFORTS = {
     "resnet50": Effort(rounds=40),
     "gpt2": Effort(rounds=20),
     "1x32Mi": Effort(rounds=30),
+    # Seconds a step, nearly all of it in products of matrices, which repeat well.
+    "48matrices": Effort(rounds=10, seconds=60, minimum=3, warmup=1),
+    # The repeats are for ours, which takes about a millisecond; torch's is long.
+    "embedding": Effort(rounds=30, repeat=5, seconds=8),
+    "embedding-uncoalesced": Effort(rounds=30, repeat=5, seconds=8),
     "training-loop": Effort(rounds=40),
 }
 QUICK = Effort(rounds=5, seconds=4.0, minimum=2, warmup=2)
@@ -51,6 +56,15 @@ def contest(
     return Contest(SUITES[suite], optimizer, rivals, MOMENTUM if momentum else {}, dtype, fresh)
 
 
+def compiled(suite: str) -> Contest:
+    return Contest(SUITES[suite], "AdamW", (BUILT_IN,), ADAMW, compiled=True)
+
+
+# What is asked on the large tensor, where torch's implementations of these take up to a second.
+SLOW = {"Rprop": 20, "Adadelta": 6, "NAdam": 4.5, "RAdam": 4.5, "Adamax": 3, "ASGD": 1.5}
+# They and Adagrad make 14 rows, so each gets less time than a row has otherwise.
+SLOW_SECONDS = 8.0
+
 BIG_ADAMW = contest("1x32Mi", "AdamW", (*FUSED, *DEFAULT, BARE))
 
 QUESTIONS = (
@@ -72,11 +86,30 @@ QUESTIONS = (
     Question(BIG_ADAMW, (BARE,), 1.1, at_most=True),
     Question(contest("1x32Mi", "SGD", FUSED, momentum=True), FUSED, 1.0),
     Question(contest("1x32Mi", "RMSprop", ALL_TWO), ALL_TWO, 4.5),
+    *(Question(contest("1x32Mi", name, ALL_TWO), ALL_TWO, asked) for name, asked in SLOW.items()),
+    Question(contest("1x32Mi", "Adagrad", FUSED), FUSED, 1.0),
+    *(Question(contest("1000x256", name, ALL_TWO), ALL_TWO, 40) for name in SLOW),
+    Question(contest("1000x256", "Adagrad", ALL_THREE), ALL_THREE, 40),
+    # torch has Muon from 2.9 on.
+    *(Question(contest("48matrices", name, DEFAULT), DEFAULT, 1.2) for name in ("Muon",) if hasattr(torch.optim, name)),
+    Question(contest("embedding", "SparseAdam", DEFAULT, fresh=True), DEFAULT, 3),
+    Question(contest("embedding-uncoalesced", "SparseAdam", DEFAULT, fresh=True), DEFAULT, 3),
+    Question(compiled("1x32Mi"), (BUILT_IN,), 0.97),
+    Question(compiled("1000x256"), (BUILT_IN,), 0.97),
 )
 
 CONTESTS = {question.contest.name: question.contest for question in QUESTIONS}
 TRAINING, MEMORY = "training-loop", "memory"
 NAMES = (*CONTESTS, TRAINING, MEMORY)
+
+
+def effort_of(name: str, quick: bool = False) -> Effort:
+    """What the rounds of a measurement may take."""
+    if quick or name == TRAINING:
+        return QUICK if quick else EFFORTS[TRAINING]
+    effort = EFFORTS[CONTESTS[name].suite.name]
+    return replace(effort, seconds=SLOW_SECONDS) if CONTESTS[name].optimizer in (*SLOW, "Adagrad") else effort
+
 
 # A first step may hold this much above the state it makes.
 MEMORY_ALLOWANCE = 2**20

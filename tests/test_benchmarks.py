@@ -2,6 +2,7 @@
 
 import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ TINY = "8x256-adamw"
         ("8x256", 8, 2_048),
         ("480groups", 480, 122_880),
         ("1x32Mi", 1, 33_554_432),
+        ("48matrices", 48, 70_778_880),
+        ("embedding", 1, 64_000_000),
     ],
 )
 def test_suite_totals(name: str, tensors: int, elements: int) -> None:
@@ -146,6 +149,68 @@ def test_gradients_are_new_each_turn_and_equal_for_all() -> None:
         assert a.equal(b)
         assert a.data_ptr() != b.data_ptr()
         assert not a.equal(c)
+
+
+@pytest.mark.parametrize("coalesced", [True, False])
+def test_sparse_gradients_are_new_rows_each_turn_and_equal_for_all(coalesced: bool) -> None:
+    suite = suites.Suite("tables", ((50, 3), (20, 2)), 2, 190, rows=8, coalesced=coalesced)
+    pool = contest.RowPool(suite, torch.float32, torch.Generator().manual_seed(0))
+    for first, again, next_ in zip(pool.draw(1), pool.draw(1), pool.draw(2), strict=True):
+        assert first.is_coalesced() == coalesced
+        rows = first._indices()[0].tolist()
+        assert len(set(rows)) == 8
+        assert (rows == sorted(rows)) == coalesced
+        assert first.to_dense().equal(again.to_dense())
+        assert first._values().data_ptr() != again._values().data_ptr()
+        assert set(next_._indices()[0].tolist()) != set(rows)
+    for turn in range(100):  # past the end of the order, too
+        checked = [
+            torch.sparse_coo_tensor(g._indices(), g._values(), g.shape, check_invariants=True) for g in pool.draw(turn)
+        ]
+        assert [g.coalesce().values().shape for g in checked] == [(8, 3), (8, 2)]
+
+
+def test_gradients_of_an_embedding_are_uncoalesced() -> None:
+    """Which is why one row of the table is about such."""
+    embedding = torch.nn.Embedding(5, 2, sparse=True)
+    embedding(torch.tensor([3, 1])).sum().backward()
+    assert embedding.weight.grad is not None
+    assert not embedding.weight.grad.is_coalesced()
+
+
+def test_compiled_contest_has_a_compiled_and_a_built_in_class() -> None:
+    asked = table.CONTESTS["1000x256-adamw-compiled"]
+    entrants, _ = contest.enter(replace(asked, suite=asked.suite.cut()))
+    types = {name: type(entrant.optimizer).__name__ for name, entrant in entrants.items()}
+    assert types == {contest.OURS: "CompiledAdamW", contest.BUILT_IN: "AdamW", contest.CONTROL: "CompiledAdamW"}
+
+
+@pytest.mark.parametrize("name", table.CONTESTS)
+def test_every_row_runs_and_stays_finite(name: str) -> None:
+    """As many steps as the full measurement takes, over a few small tensors."""
+    effort = table.effort_of(name)
+    tiny = replace(table.CONTESTS[name], suite=table.CONTESTS[name].suite.cut())
+    found = report.Report({})
+    with run.threads(1):  # which torch would wake for every one of thousands of steps
+        run.run_contest(tiny, replace(effort, rounds=2, repeat=1), found, protocol.nothing)
+        entrants, contestants = contest.enter(tiny)
+        protocol.warm_up(contestants, effort.warmup + effort.rounds * effort.repeat)
+    assert not found.failures
+    assert [f.measurement for f in found.findings] == [
+        q.contest.name for q in table.QUESTIONS if q.contest.name == name
+    ]
+    for entrant in entrants.values():
+        assert all(param.isfinite().all() for param in entrant.params)
+
+
+def test_what_cannot_be_compiled_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("a rule needs a C++17 compiler")
+
+    monkeypatch.setattr(contest, "compiled_adamw", fail)
+    found = report.Report({})
+    run.run_contest(table.CONTESTS["1000x256-adamw-compiled"], table.QUICK, found, protocol.nothing)
+    assert found.failures == ["1000x256-adamw-compiled: not measured: a rule needs a C++17 compiler"]
 
 
 @pytest.mark.parametrize("name", ["8x256-adamw", "1000x256-sgd", "1000x256-rmsprop", "480groups-adamw"])
