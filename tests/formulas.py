@@ -13,8 +13,13 @@ Hypers = Mapping[str, Any]
 Rule = Callable[[Tensor, Tensor, State, Hypers], Tensor]
 
 
+def _penalised(p: Tensor, g: Tensor, decay: float) -> Tensor:
+    """Without a penalty, an infinite param must not spoil the gradient: 0 * inf is NaN."""
+    return g + decay * p if decay != 0 else g
+
+
 def sgd(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    g = g + h["weight_decay"] * p
+    g = _penalised(p, g, h["weight_decay"])
     momentum = h["momentum"]
     if momentum != 0:
         previous = s.get("momentum_buffer")
@@ -30,7 +35,7 @@ def adam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     if h["decoupled_weight_decay"]:
         p = p * (1 - lr * h["weight_decay"])
     else:
-        g = g + h["weight_decay"] * p
+        g = _penalised(p, g, h["weight_decay"])
     zero = torch.zeros_like(p)
     step = s["step"] = float(s.get("step", 0)) + 1
     m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
@@ -44,7 +49,7 @@ def adam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 
 def rmsprop(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     alpha, lr = h["alpha"], float(h["lr"])
-    g = g + h["weight_decay"] * p
+    g = _penalised(p, g, h["weight_decay"])
     zero = torch.zeros_like(p)
     s["step"] = float(s.get("step", 0)) + 1
     v = s["square_avg"] = alpha * s.get("square_avg", zero) + (1 - alpha) * g * g
@@ -59,14 +64,14 @@ def rmsprop(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 
 
 def adagrad(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    g = g + h["weight_decay"] * p
+    g = _penalised(p, g, h["weight_decay"])
     step = s["step"] = float(s.get("step", 0)) + 1
     s["sum"] = s.get("sum", torch.full_like(p, h["initial_accumulator_value"])) + g * g
     return p - float(h["lr"]) / (1 + (step - 1) * h["lr_decay"]) * g / (s["sum"].sqrt() + h["eps"])
 
 
 def adadelta(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    g = g + h["weight_decay"] * p
+    g = _penalised(p, g, h["weight_decay"])
     rho, eps, zero = h["rho"], h["eps"], torch.zeros_like(p)
     s["step"] = float(s.get("step", 0)) + 1
     v = s["square_avg"] = rho * s.get("square_avg", zero) + (1 - rho) * g * g
@@ -77,7 +82,7 @@ def adadelta(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 
 def adamax(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     beta1, beta2 = h["betas"]
-    g = g + h["weight_decay"] * p
+    g = _penalised(p, g, h["weight_decay"])
     zero = torch.zeros_like(p)
     step = s["step"] = float(s.get("step", 0)) + 1
     m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
@@ -88,7 +93,7 @@ def adamax(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 def _decayed(p: Tensor, g: Tensor, h: Hypers) -> tuple[Tensor, Tensor]:
     if h["decoupled_weight_decay"]:
         return p * (1 - float(h["lr"]) * h["weight_decay"]), g
-    return p, g + h["weight_decay"] * p
+    return p, _penalised(p, g, h["weight_decay"])
 
 
 def nadam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
@@ -122,7 +127,7 @@ def radam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 
 def asgd(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     lr, lambd = float(h["lr"]), h["lambd"]
-    g = g + h["weight_decay"] * p
+    g = _penalised(p, g, h["weight_decay"])
     step = s["step"] = float(s.get("step", 0)) + 1
     # A step uses what the last one has left.
     eta, mu = float(s.get("eta", lr)), float(s.get("mu", 1))
@@ -181,7 +186,7 @@ def lamb(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
     if h["bias_correction"]:
         m, v = m / (1 - beta1**step), v / (1 - beta2**step)
-    update = m / (v.sqrt() + h["eps"]) + decay * p
+    update = _penalised(p, m / (v.sqrt() + h["eps"]), decay)
     if decay != 0 or h["always_adapt"]:
         norms = torch.linalg.vector_norm(p), torch.linalg.vector_norm(update)
         trust = _trust(*norms, norms)
@@ -194,7 +199,7 @@ def lars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     if decay != 0 or h["always_adapt"]:
         norms = torch.linalg.vector_norm(p), torch.linalg.vector_norm(g)
         trust = _trust(h["trust_coeff"] * norms[0], norms[1] + decay * norms[0] + h["eps"], norms)
-        g = ((trust / lr).clamp(max=1) if h["trust_clip"] else trust) * (g + decay * p)
+        g = ((trust / lr).clamp(max=1) if h["trust_clip"] else trust) * _penalised(p, g, decay)
     return sgd(p, g, s, {**h, "weight_decay": 0})
 
 

@@ -51,7 +51,7 @@ def test_the_oracle_agrees_with_the_for_loop_in_float64(case: Case) -> None:
     torch.testing.assert_close(oracle.params, [p.detach() for p in params_of(torchs)], rtol=1e-11, atol=1e-11)
     for p, state in zip(params_of(torchs), oracle.state, strict=True):
         kept = torchs.state[p]
-        expected = {k: torch.as_tensor(state[k]).double() for k, v in kept.items() if isinstance(v, Tensor)}
+        expected = {k: torch.as_tensor(state[k], dtype=torch.float64) for k, v in kept.items() if isinstance(v, Tensor)}
         torch.testing.assert_close({k: kept[k].double() for k in expected}, expected, rtol=1e-11, atol=1e-11)
 
 
