@@ -18,6 +18,7 @@
 
 namespace py = pybind11;
 
+#include "bindings/history.h"
 #include "bindings/plugin.h"
 #include "bindings/run.h"
 #include "bindings/sweep.h"
@@ -80,6 +81,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<std::string>(), py::arg("rule"))
       .def("__call__", &run_sweep, py::arg("hypers"), py::arg("counters"), py::arg("params"), py::arg("grads"),
            py::arg("states"), py::arg("multiplier") = 1.0, py::arg("slices") = py::list());
+
+  history::bind(m);
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
   m.def("built_isas", [] {

@@ -14,6 +14,7 @@ from .compiled import compile_rule
 from .generic import GenericOptimizer, WeightDecay
 from .lamb import LAMB
 from .lars import LARS
+from .lbfgs import LBFGS
 from .lion import Lion
 from .nadam import NAdam
 from .radam import RAdam
@@ -27,6 +28,7 @@ __all__ = [
     "ASGD",
     "LAMB",
     "LARS",
+    "LBFGS",
     "SGD",
     "Adadelta",
     "Adagrad",

@@ -113,10 +113,7 @@ class FusedStep(Optimizer):
 
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's own step, without the hooks torch may have wrapped around it."""
-        function: Any = super().step
-        while getattr(function, "hooked", False):
-            function = function.__wrapped__.__get__(self)
-        return function(closure)
+        return unhooked(super().step, self)(closure)
 
     def _step_leftover(self, leftover: Leftover) -> None:
         # Sparse gradients first: most of torch's optimizers refuse them, and then nothing has been written yet.
@@ -240,6 +237,13 @@ class FusedStep(Optimizer):
             for key, value in self._loading["state"].get(index, {}).items():
                 if key != "step" and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
                     self.state[param][key] = value.to(param.device)
+
+
+def unhooked(step: Any, optimizer: Optimizer) -> Any:
+    """A step of torch's without the hooks that torch may have wrapped around it."""
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__.__get__(optimizer)
+    return step
 
 
 def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../history.h"
 #include "../plugin.h"
 #include "../step.h"
 
@@ -13,6 +14,7 @@ struct Isa {
   const char* name;
   bool supported;  // by this processor
   RulesOf rules;
+  const history::Kernels& (*history)();
 };
 
 // Every instruction set that was built, narrowest first.

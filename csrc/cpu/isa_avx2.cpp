@@ -10,8 +10,13 @@
 #pragma GCC target("avx2,fma")
 #define FUSEDOPT_NAMESPACE fusedopt_avx2
 #include "sweep.h"
+#include "history.h"
 
 namespace fusedopt {
 const Rule* rules_avx2(int& count) { return fusedopt_avx2::rule_table(fusedopt_avx2::AllRules(), count); }
+const history::Kernels& history_avx2() {
+  static const history::Kernels kernels = fusedopt_avx2::history_kernels();
+  return kernels;
+}
 }  // namespace fusedopt
 #endif

@@ -10,8 +10,13 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #define FUSEDOPT_NAMESPACE fusedopt_avx512
 #include "sweep.h"
+#include "history.h"
 
 namespace fusedopt {
 const Rule* rules_avx512(int& count) { return fusedopt_avx512::rule_table(fusedopt_avx512::AllRules(), count); }
+const history::Kernels& history_avx512() {
+  static const history::Kernels kernels = fusedopt_avx512::history_kernels();
+  return kernels;
+}
 }  // namespace fusedopt
 #endif

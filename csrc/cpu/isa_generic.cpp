@@ -2,7 +2,12 @@
 #define FUSEDOPT_NAMESPACE fusedopt_generic
 #include "isa.h"
 #include "sweep.h"
+#include "history.h"
 
 namespace fusedopt {
 const Rule* rules_generic(int& count) { return fusedopt_generic::rule_table(fusedopt_generic::AllRules(), count); }
+const history::Kernels& history_generic() {
+  static const history::Kernels kernels = fusedopt_generic::history_kernels();
+  return kernels;
+}
 }  // namespace fusedopt
