@@ -18,6 +18,7 @@
 
 namespace py = pybind11;
 
+#include "bindings/factored.h"
 #include "bindings/run.h"
 
 namespace fusedopt {
@@ -56,6 +57,13 @@ PYBIND11_MODULE(_C, m) {
           [](const py::tuple& made) {
             return Plan(made[0].cast<std::string>(), made[1].cast<py::dict>(), made[2].cast<bool>());
           }));
+
+  py::class_<FactoredPlan>(m, "FactoredPlan", py::module_local(), "Adafactor's steps over one optimizer's params.")
+      .def(py::init<>())
+      .def("step", &FactoredPlan::step, py::arg("optimizer"), py::arg("engine_only") = false)
+      .def("refresh", [](const FactoredPlan&, const py::object&) {}, py::arg("optimizer"))
+      .def_property_readonly("skipped", &FactoredPlan::skipped)
+      .def(py::pickle([](const FactoredPlan&) { return py::tuple(); }, [](const py::tuple&) { return FactoredPlan(); }));
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
   m.def("built_isas", [] {

@@ -1,6 +1,7 @@
 // The instruction sets that have kernels, and the table of rules each provides.
 #pragma once
 
+#include "../factored.h"
 #include "../step.h"
 
 // Clang has no `#pragma GCC target`: it builds the generic kernels only. So does who asks for no others.
@@ -16,5 +17,9 @@ extern const int64_t g_prefetch_distance;
 const Rule* rules_generic(int& count);
 const Rule* rules_avx2(int& count);
 const Rule* rules_avx512(int& count);
+
+const FactoredKernels* factored_generic();
+const FactoredKernels* factored_avx2();
+const FactoredKernels* factored_avx512();
 
 }  // namespace fusedopt

@@ -9,9 +9,11 @@
 #ifdef FUSEDOPT_X86
 #pragma GCC target("avx2,fma")
 #define FUSEDOPT_NAMESPACE fusedopt_avx2
+#include "factored.h"
 #include "sweep.h"
 
 namespace fusedopt {
 const Rule* rules_avx2(int& count) { return fusedopt_avx2::rule_table(fusedopt_avx2::AllRules(), count); }
+const FactoredKernels* factored_avx2() { return fusedopt_avx2::factored_kernels(); }
 }  // namespace fusedopt
 #endif

@@ -9,9 +9,11 @@
 #ifdef FUSEDOPT_X86
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #define FUSEDOPT_NAMESPACE fusedopt_avx512
+#include "factored.h"
 #include "sweep.h"
 
 namespace fusedopt {
 const Rule* rules_avx512(int& count) { return fusedopt_avx512::rule_table(fusedopt_avx512::AllRules(), count); }
+const FactoredKernels* factored_avx512() { return fusedopt_avx512::factored_kernels(); }
 }  // namespace fusedopt
 #endif

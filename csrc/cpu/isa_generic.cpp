@@ -1,8 +1,10 @@
 // The kernels for the compiler's baseline: SSE2 on x86-64, NEON on ARM.
 #define FUSEDOPT_NAMESPACE fusedopt_generic
 #include "isa.h"
+#include "factored.h"
 #include "sweep.h"
 
 namespace fusedopt {
 const Rule* rules_generic(int& count) { return fusedopt_generic::rule_table(fusedopt_generic::AllRules(), count); }
+const FactoredKernels* factored_generic() { return fusedopt_generic::factored_kernels(); }
 }  // namespace fusedopt
