@@ -88,7 +88,7 @@ def trial(
 
 
 def without_fused() -> list[str]:
-    """Our optimizers that torch has with a foreach but no fused kernel: those whose constructor knows only that word."""
+    """Our optimizers that torch has with a foreach but no fused kernel: whose constructors know one word only."""
     theirs = [(name, getattr(torch.optim, name, None)) for name in fusedopt.__all__]
     words = [(name, inspect.signature(cls).parameters) for name, cls in theirs if inspect.isclass(cls)]
     return [name for name, known in words if "foreach" in known and "fused" not in known]

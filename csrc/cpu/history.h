@@ -267,12 +267,13 @@ inline void conclude_long(const double* sums, int64_t chunks, int results, doubl
   }
 }
 
-inline fusedopt::history::Kernels history_kernels() {
-  return {{Long<float>::products, Long<double>::products},
-          {Long<float>::direction, Long<double>::direction},
-          {Long<float>::move, Long<double>::move},
-          {Long<float>::gather, Long<double>::gather},
-          conclude_long};
+inline const fusedopt::history::Kernels& history_kernels() {
+  static const fusedopt::history::Kernels kernels = {{Long<float>::products, Long<double>::products},
+                                                     {Long<float>::direction, Long<double>::direction},
+                                                     {Long<float>::move, Long<double>::move},
+                                                     {Long<float>::gather, Long<double>::gather},
+                                                     conclude_long};
+  return kernels;
 }
 
 }  // namespace FUSEDOPT_NAMESPACE

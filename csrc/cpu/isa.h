@@ -1,6 +1,7 @@
 // The instruction sets that have kernels, and the table of rules each provides.
 #pragma once
 
+#include "../factored.h"
 #include "../history.h"
 #include "../step.h"
 
@@ -18,6 +19,9 @@ const Rule* rules_generic(int& count);
 const Rule* rules_avx2(int& count);
 const Rule* rules_avx512(int& count);
 
+const FactoredKernels* factored_generic();
+const FactoredKernels* factored_avx2();
+const FactoredKernels* factored_avx512();
 const history::Kernels& history_generic();
 const history::Kernels& history_avx2();
 const history::Kernels& history_avx512();
