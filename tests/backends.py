@@ -35,8 +35,9 @@ def gpu() -> bool:
 
 
 def table_constant(name: str) -> int:
-    """A constant of csrc/cuda/table.h."""
-    found = re.search(rf"\b{name} = (\d+);", (ROOT / "csrc" / "cuda" / "table.h").read_text())
+    """A constant of csrc/step.h or csrc/cuda/table.h."""
+    headers = "".join((ROOT / "csrc" / header).read_text() for header in ("step.h", "cuda/table.h"))
+    found = re.search(rf"\b{name} = (\d+);", headers)
     assert found, name
     return int(found.group(1))
 
