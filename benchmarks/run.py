@@ -20,7 +20,7 @@ from protocol import Effort, interleave, machine, stamp_of, warm_up
 from report import Report, contest_finding, in_loop_finding, make_table, memory_finding, record
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from table import CONTESTS, EFFORTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, QUICK, TRAINING
+from table import CONTESTS, EFFORTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, QUICK, TRAINING, effort
 
 import fusedopt
 
@@ -68,7 +68,7 @@ def run_one(name: str, quick: bool, report: Report, tick: Tick) -> None:
     elif name == TRAINING:
         run_training(QUICK if quick else EFFORTS[TRAINING], report, tick)
     else:
-        run_contest(CONTESTS[name], QUICK if quick else EFFORTS[CONTESTS[name].suite.name], report, tick)
+        run_contest(CONTESTS[name], QUICK if quick else effort(CONTESTS[name]), report, tick)
 
 
 @contextmanager
@@ -98,8 +98,8 @@ def run(names: Sequence[str], report: Report, *, quick: bool, out: Path) -> None
 def rounds_of(name: str, quick: bool) -> int | None:
     if name == MEMORY:
         return None
-    effort = QUICK if quick else EFFORTS[TRAINING if name == TRAINING else CONTESTS[name].suite.name]
-    return effort.rounds * (2 if name == TRAINING else 1)
+    chosen = QUICK if quick else EFFORTS[TRAINING] if name == TRAINING else effort(CONTESTS[name])
+    return chosen.rounds * (2 if name == TRAINING else 1)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

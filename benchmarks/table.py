@@ -16,7 +16,10 @@ DEFAULT = ("torch default",)
 
 MOMENTUM = {"momentum": 0.9}
 
-# Enough rounds for a steady median where a step is short; the long ones repeat well.
+# One iteration a step, so that steps are alike; the closure costs nothing.
+ONE_ITERATION = {"lr": 1e-3, "max_iter": 1, "history_size": 10, "tolerance_grad": 0.0}
+
+# By suites, or for one contest. Enough rounds for a steady median where a step is short; the long ones repeat well.
 EFFORTS = {
     "8x256": Effort(rounds=100, repeat=30, warmup=20),
     "1000x256": Effort(rounds=30, repeat=15),
@@ -25,6 +28,8 @@ EFFORTS = {
     "gpt2": Effort(rounds=20),
     "1x32Mi": Effort(rounds=30),
     "training-loop": Effort(rounds=40),
+    # Until the history is full.
+    "resnet50-lbfgs": Effort(rounds=15, warmup=12),
 }
 QUICK = Effort(rounds=5, seconds=4.0, minimum=2, warmup=2)
 
@@ -66,6 +71,7 @@ QUESTIONS = (
     Question(contest("resnet50", "AdamW", ALL_THREE, fresh=True), ALL_THREE, 1.1),
     Question(contest("resnet50", "RMSprop", ALL_TWO), ALL_TWO, 2.6),
     Question(contest("resnet50", "AdamW", FUSED, dtype=torch.bfloat16), FUSED, 2),
+    Question(Contest(SUITES["resnet50"], "LBFGS", DEFAULT, ONE_ITERATION), DEFAULT, 1.5),
     Question(contest("gpt2", "AdamW", FUSED), FUSED, 1.0),
     Question(BIG_ADAMW, FUSED, 1.0),
     Question(BIG_ADAMW, DEFAULT, 5),
@@ -73,6 +79,11 @@ QUESTIONS = (
     Question(contest("1x32Mi", "SGD", FUSED, momentum=True), FUSED, 1.0),
     Question(contest("1x32Mi", "RMSprop", ALL_TWO), ALL_TWO, 4.5),
 )
+
+
+def effort(contest: Contest) -> Effort:
+    return EFFORTS.get(contest.name, EFFORTS[contest.suite.name])
+
 
 CONTESTS = {question.contest.name: question.contest for question in QUESTIONS}
 TRAINING, MEMORY = "training-loop", "memory"

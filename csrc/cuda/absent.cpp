@@ -29,8 +29,8 @@ void Table::send(const Step&, const Place&) { absent(); }
 void Table::send_groups(const Step&, const Place&) { absent(); }
 void Table::launch(const Step&, const Place&) { absent(); }
 
-void products(const history::Products&, bool, double*, double*, const Place&) { absent(); }
-void direction(const history::Direction&, bool, double*, double*, const Place&) { absent(); }
+void products(const history::Products&, bool, void*, double*, const Place&) { absent(); }
+void direction(const history::Direction&, bool, void*, double*, const Place&) { absent(); }
 void move(const history::Move&, bool, const Place&) { absent(); }
 void gather(const history::Gather&, bool, const Place&) { absent(); }
 

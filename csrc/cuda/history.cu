@@ -4,7 +4,6 @@
 #include "history.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "../codec.h"
 #include "runtime.h"
@@ -84,18 +83,20 @@ class Finder {
 
 // x.g and, with `pair`, x.y of a chunk; x(q) is a lane's element q.
 template <bool pair, class T, class X>
-__device__ void dots(X&& x, const T (&g)[kPerLane], const T (&y)[kPerLane], double* out) {
+__device__ void dots(X&& x, const T (&g)[kPerLane], const T (&y)[kPerLane], T* out) {
   T with_g[kSumsPerLane] = {}, with_y[kSumsPerLane] = {};
 #pragma unroll
   for (int q = 0; q < kPerLane; ++q) {
+    // All loads of doubles at once would leave too few registers.
+    if (sizeof(T) == 8 && q % (pair ? 8 : 16) == 0) asm volatile("" ::: "memory");
     const T e = x(q);
     with_g[q % kSumsPerLane] = fma(e, g[q], with_g[q % kSumsPerLane]);
     if constexpr (pair) with_y[q % kSumsPerLane] = fma(e, y[q], with_y[q % kSumsPerLane]);
   }
   const T a = total(with_g), b = pair ? total(with_y) : T(0);
   if (Span::lane() > 0) return;
-  out[0] = static_cast<double>(a);
-  out[1] = static_cast<double>(b);
+  out[0] = a;
+  out[1] = b;
 }
 
 template <class T>
@@ -105,19 +106,20 @@ __device__ T largest_of_lanes(T mine) {
   return mine;
 }
 
+template <class T>
 struct ProductsArguments {
   int64_t numel;
   Scattered grad;
   const void *previous, *direction;
-  double t;
-  double* sums;
+  T t;
+  T* sums;
   int results;
   int first, count;  // which of the vectors these are
   const void* vectors[kSlice];
 };
 
 template <class T, bool pair>
-__global__ void __launch_bounds__(kWarps* kLanes) history_products(const __grid_constant__ ProductsArguments a) {
+__global__ void __launch_bounds__(kWarps* kLanes, 1) history_products(const __grid_constant__ ProductsArguments<T> a) {
   const Span span(a.numel);
   if (span.n == 0) return;
   T g[kPerLane], y[kPerLane];
@@ -128,7 +130,7 @@ __global__ void __launch_bounds__(kWarps* kLanes) history_products(const __grid_
     g[q] = at ? *at : T(0);
     y[q] = pair ? g[q] - span.at<T>(a.previous, q) : T(0);
   }
-  double* out = a.sums + span.chunk * a.results;
+  T* out = a.sums + span.chunk * a.results;
   if (a.first == 0) {
     T largest = 0, sum[kSumsPerLane] = {};
 #pragma unroll
@@ -139,32 +141,34 @@ __global__ void __launch_bounds__(kWarps* kLanes) history_products(const __grid_
     largest = largest_of_lanes(largest);
     const T all = total(sum);
     if (Span::lane() == 0) {
-      out[0] = static_cast<double>(largest);
-      out[1] = static_cast<double>(all);
+      out[0] = largest;
+      out[1] = all;
     }
     if constexpr (pair) {
-      const T t = static_cast<T>(a.t);
       dots<true>([&](int q) { return y[q]; }, g, y, out + 2);
-      dots<true>([&](int q) { return t * span.at<T>(a.direction, q); }, g, y, out + 4);
+      dots<true>([&](int q) { return a.t * span.at<T>(a.direction, q); }, g, y, out + 4);
     }
   }
   out += 2 + 2 * (a.first + (pair ? 2 : 0));
   for (int k = 0; k < a.count; ++k, out += 2) dots<pair>([&](int q) { return span.at<T>(a.vectors[k], q); }, g, y, out);
 }
 
+template <class T>
 struct DirectionArguments {
   int64_t numel;
   Scattered grad;
   void *previous, *direction, *y, *s;
-  double t, scale;
-  double* sums;
+  T t, scale;
+  T* sums;
   bool begins, ends;
   int count, scale_before;  // the term before which the sum is scaled; -1: none
-  fusedopt::history::Term terms[kSlice];
+  const void* vectors[kSlice];
+  T factors[kSlice];
 };
 
 template <class T>
-__global__ void __launch_bounds__(kWarps* kLanes) history_direction(const __grid_constant__ DirectionArguments a) {
+__global__ void __launch_bounds__(kWarps* kLanes, 1)
+    history_direction(const __grid_constant__ DirectionArguments<T> a) {
   const Span span(a.numel);
   if (span.n == 0) return;
   T* previous = static_cast<T*>(a.previous) + span.begin;
@@ -172,7 +176,6 @@ __global__ void __launch_bounds__(kWarps* kLanes) history_direction(const __grid
   T sum[kPerLane];
   if (a.begins) {
     Finder<const T> grad(a.grad, span);
-    const T t = static_cast<T>(a.t);
 #pragma unroll
     for (int q = 0; q < kPerLane; ++q) {
       sum[q] = 0;
@@ -182,7 +185,7 @@ __global__ void __launch_bounds__(kWarps* kLanes) history_direction(const __grid
       const T g = at ? *at : T(0);
       if (a.y) {
         static_cast<T*>(a.y)[span.begin + e] = g - previous[e];
-        static_cast<T*>(a.s)[span.begin + e] = t * direction[e];
+        static_cast<T*>(a.s)[span.begin + e] = a.t * direction[e];
       }
       previous[e] = g;
       sum[q] = -g;
@@ -193,13 +196,12 @@ __global__ void __launch_bounds__(kWarps* kLanes) history_direction(const __grid
   }
   const auto scale = [&] {
 #pragma unroll
-    for (int q = 0; q < kPerLane; ++q) sum[q] *= static_cast<T>(a.scale);
+    for (int q = 0; q < kPerLane; ++q) sum[q] *= a.scale;
   };
   for (int k = 0; k < a.count; ++k) {
     if (k == a.scale_before) scale();
-    const T factor = static_cast<T>(a.terms[k].factor);
 #pragma unroll
-    for (int q = 0; q < kPerLane; ++q) sum[q] = fma(factor, span.at<T>(a.terms[k].vector, q), sum[q]);
+    for (int q = 0; q < kPerLane; ++q) sum[q] = fma(a.factors[k], span.at<T>(a.vectors[k], q), sum[q]);
   }
   if (a.count == a.scale_before) scale();
 #pragma unroll
@@ -217,18 +219,19 @@ __global__ void __launch_bounds__(kWarps* kLanes) history_direction(const __grid
   largest = largest_of_lanes(largest);
   const T all = total(slope);
   if (Span::lane() > 0) return;
-  double* out = a.sums + span.chunk * fusedopt::history::Direction::kResults;
-  out[0] = static_cast<double>(largest);
-  out[1] = static_cast<double>(all);
+  T* out = a.sums + span.chunk * fusedopt::history::Direction::kResults;
+  out[0] = largest;
+  out[1] = all;
 }
 
 // A block for each result, a thread for each accumulator.
+template <class T>
 __global__ void __launch_bounds__(kAccumulators)
-    history_conclude(const double* sums, int64_t chunks, int results, double* out) {
+    history_conclude(const T* sums, int64_t chunks, int results, double* out) {
   __shared__ double partial[kAccumulators];
   double mine = 0;
   for (int64_t i = threadIdx.x; i < chunks; i += kAccumulators) {
-    const double one = sums[i * results + blockIdx.x];
+    const double one = static_cast<double>(sums[i * results + blockIdx.x]);
     mine = blockIdx.x == 0 ? maximum(mine, one) : mine + one;
   }
   partial[threadIdx.x] = mine;
@@ -245,10 +248,9 @@ __global__ void __launch_bounds__(kAccumulators)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kWarps* kLanes) history_move(const __grid_constant__ fusedopt::history::Move a) {
+__global__ void __launch_bounds__(kWarps* kLanes) history_move(const __grid_constant__ fusedopt::history::Move a, T t) {
   const Span span(a.numel);
   if (span.n == 0) return;
-  const T t = static_cast<T>(a.t);
   Finder<T> param(a.param, span);
 #pragma unroll 8
   for (int q = 0; q < kPerLane; ++q) {
@@ -285,72 +287,89 @@ void put_chunks(int64_t numel, const Place& place, void (*kernel)(Parameters...)
   put(place, blocks_of(numel), kWarps * kLanes, kernel, arguments...);
 }
 
-void conclude(int64_t numel, int results, const double* sums, double* out, const Place& place) {
-  put(place, static_cast<uint32_t>(results), kAccumulators, fusedopt_cuda::history_conclude, sums,
+template <class T>
+void conclude(int64_t numel, int results, const T* sums, double* out, const Place& place) {
+  put(place, static_cast<uint32_t>(results), kAccumulators, fusedopt_cuda::history_conclude<T>, sums,
       history::chunks_of(numel), results, out);
 }
 
-}  // namespace
-
-void products(const history::Products& job, bool wide, double* sums, double* out, const Place& place) {
-  use(place.device);
-  auto* kernel =
-      job.previous
-          ? (wide ? fusedopt_cuda::history_products<double, true> : fusedopt_cuda::history_products<float, true>)
-          : (wide ? fusedopt_cuda::history_products<double, false> : fusedopt_cuda::history_products<float, false>);
+template <class T>
+void put_products(const history::Products& job, T* sums, double* out, const Place& place) {
   int first = 0;
   do {
-    fusedopt_cuda::ProductsArguments arguments = {job.numel,
-                                                  job.grad,
-                                                  job.previous,
-                                                  job.direction,
-                                                  job.t,
-                                                  sums,
-                                                  job.results(),
-                                                  first,
-                                                  std::min(job.count - first, fusedopt_cuda::kSlice),
-                                                  {}};
+    fusedopt_cuda::ProductsArguments<T> arguments = {job.numel,
+                                                     job.grad,
+                                                     job.previous,
+                                                     job.direction,
+                                                     static_cast<T>(job.t),
+                                                     sums,
+                                                     job.results(),
+                                                     first,
+                                                     std::min(job.count - first, fusedopt_cuda::kSlice),
+                                                     {}};
     std::copy_n(job.vectors + first, arguments.count, arguments.vectors);
-    put_chunks(job.numel, place, kernel, arguments);
+    put_chunks(job.numel, place,
+               job.previous ? fusedopt_cuda::history_products<T, true> : fusedopt_cuda::history_products<T, false>,
+               arguments);
     first += arguments.count;
   } while (first < job.count);
   conclude(job.numel, job.results(), sums, out, place);
 }
 
-void direction(const history::Direction& job, bool wide, double* sums, double* out, const Place& place) {
-  use(place.device);
-  std::vector<history::Term> terms(job.dirs, job.dirs + job.dir_count);
-  terms.insert(terms.end(), job.steps, job.steps + job.step_count);
-  const int all = static_cast<int>(terms.size());
+template <class T>
+void put_direction(const history::Direction& job, T* sums, double* out, const Place& place) {
+  const int all = job.dir_count + job.step_count;
   int first = 0;
   do {
     const int count = std::min(all - first, fusedopt_cuda::kSlice), last = first + count;
     const bool ends = last == all, scales = job.dir_count >= first && (job.dir_count < last || ends);
-    fusedopt_cuda::DirectionArguments arguments = {job.numel,
-                                                   job.grad,
-                                                   job.previous,
-                                                   job.direction,
-                                                   job.y,
-                                                   job.s,
-                                                   job.t,
-                                                   job.scale,
-                                                   sums,
-                                                   first == 0,
-                                                   ends,
-                                                   count,
-                                                   scales ? job.dir_count - first : -1,
-                                                   {}};
-    std::copy_n(terms.begin() + first, count, arguments.terms);
-    put_chunks(job.numel, place,
-               wide ? fusedopt_cuda::history_direction<double> : fusedopt_cuda::history_direction<float>, arguments);
+    fusedopt_cuda::DirectionArguments<T> arguments = {job.numel,
+                                                      job.grad,
+                                                      job.previous,
+                                                      job.direction,
+                                                      job.y,
+                                                      job.s,
+                                                      static_cast<T>(job.t),
+                                                      static_cast<T>(job.scale),
+                                                      sums,
+                                                      first == 0,
+                                                      ends,
+                                                      count,
+                                                      scales ? job.dir_count - first : -1,
+                                                      {},
+                                                      {}};
+    for (int k = 0; k < count; ++k) {
+      const int at = first + k;
+      const history::Term& term = at < job.dir_count ? job.dirs[at] : job.steps[at - job.dir_count];
+      arguments.vectors[k] = term.vector;
+      arguments.factors[k] = static_cast<T>(term.factor);
+    }
+    put_chunks(job.numel, place, fusedopt_cuda::history_direction<T>, arguments);
     first = last;
   } while (first < all);
   conclude(job.numel, job.kResults, sums, out, place);
 }
 
+}  // namespace
+
+void products(const history::Products& job, bool wide, void* sums, double* out, const Place& place) {
+  use(place.device);
+  wide ? put_products(job, static_cast<double*>(sums), out, place)
+       : put_products(job, static_cast<float*>(sums), out, place);
+}
+
+void direction(const history::Direction& job, bool wide, void* sums, double* out, const Place& place) {
+  use(place.device);
+  wide ? put_direction(job, static_cast<double*>(sums), out, place)
+       : put_direction(job, static_cast<float*>(sums), out, place);
+}
+
 void move(const history::Move& job, bool wide, const Place& place) {
   use(place.device);
-  put_chunks(job.numel, place, wide ? fusedopt_cuda::history_move<double> : fusedopt_cuda::history_move<float>, job);
+  if (wide)
+    put_chunks(job.numel, place, fusedopt_cuda::history_move<double>, job, job.t);
+  else
+    put_chunks(job.numel, place, fusedopt_cuda::history_move<float>, job, static_cast<float>(job.t));
 }
 
 void gather(const history::Gather& job, bool wide, const Place& place) {
