@@ -9,6 +9,7 @@
 #ifdef FUSEDOPT_X86
 #pragma GCC target("avx2,fma")
 #define FUSEDOPT_NAMESPACE fusedopt_avx2
+#include "factored.h"
 #include "sweep.h"
 #include "history.h"
 
@@ -18,5 +19,6 @@ const history::Kernels& history_avx2() {
   static const history::Kernels kernels = fusedopt_avx2::history_kernels();
   return kernels;
 }
+const FactoredKernels* factored_avx2() { return fusedopt_avx2::factored_kernels(); }
 }  // namespace fusedopt
 #endif

@@ -9,6 +9,7 @@
 #ifdef FUSEDOPT_X86
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #define FUSEDOPT_NAMESPACE fusedopt_avx512
+#include "factored.h"
 #include "sweep.h"
 #include "history.h"
 
@@ -18,5 +19,6 @@ const history::Kernels& history_avx512() {
   static const history::Kernels kernels = fusedopt_avx512::history_kernels();
   return kernels;
 }
+const FactoredKernels* factored_avx512() { return fusedopt_avx512::factored_kernels(); }
 }  // namespace fusedopt
 #endif
