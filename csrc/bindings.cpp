@@ -87,9 +87,11 @@ PYBIND11_MODULE(_C, m) {
   py::class_<FactoredPlan>(m, "FactoredPlan", py::module_local(), "Adafactor's steps over one optimizer's params.")
       .def(py::init<>())
       .def("step", &FactoredPlan::step, py::arg("optimizer"), py::arg("engine_only") = false)
-      .def("refresh", [](const FactoredPlan&, const py::object&) {}, py::arg("optimizer"))
+      .def(
+          "refresh", [](const FactoredPlan&, const py::object&) {}, py::arg("optimizer"))
       .def_property_readonly("skipped", &FactoredPlan::skipped)
-      .def(py::pickle([](const FactoredPlan&) { return py::tuple(); }, [](const py::tuple&) { return FactoredPlan(); }));
+      .def(
+          py::pickle([](const FactoredPlan&) { return py::tuple(); }, [](const py::tuple&) { return FactoredPlan(); }));
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
   m.def("built_isas", [] {

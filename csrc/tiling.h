@@ -22,10 +22,7 @@ struct Tiling {
 
   FUSEDOPT_HD explicit Tiling(const fusedopt::Factored& t) {
     const int64_t whole = (t.rows + kStripRows - 1) / kStripRows;
-    strips = whole <= 1   ? 1
-             : whole <= 2 ? 2
-             : whole <= 4 ? 4
-                          : (whole + kTileStrips - 1) / kTileStrips * kTileStrips;
+    strips = whole <= 1 ? 1 : whole <= 2 ? 2 : whole <= 4 ? 4 : (whole + kTileStrips - 1) / kTileStrips * kTileStrips;
     blocks = strips <= kTileStrips ? 1 : strips / kTileStrips;
     chunks = (t.cols + fusedopt::kChunk - 1) / fusedopt::kChunk;
     tiles = (t.matrices * strips + blocks * kTileStrips - 1) / (blocks * kTileStrips) * blocks * chunks;
