@@ -21,6 +21,7 @@ namespace py = pybind11;
 #include "bindings/factored.h"
 #include "bindings/history.h"
 #include "bindings/plugin.h"
+#include "bindings/factored.h"
 #include "bindings/run.h"
 #include "bindings/sweep.h"
 
@@ -92,6 +93,14 @@ PYBIND11_MODULE(_C, m) {
            py::arg("states"), py::arg("multiplier") = 1.0, py::arg("slices") = py::list());
 
   history::bind(m);
+  py::class_<FactoredPlan>(m, "FactoredPlan", py::module_local(), "Adafactor's steps over one optimizer's params.")
+      .def(py::init<>())
+      .def("step", &FactoredPlan::step, py::arg("optimizer"), py::arg("engine_only") = false)
+      .def(
+          "refresh", [](const FactoredPlan&, const py::object&) {}, py::arg("optimizer"))
+      .def_property_readonly("skipped", &FactoredPlan::skipped)
+      .def(
+          py::pickle([](const FactoredPlan&) { return py::tuple(); }, [](const py::tuple&) { return FactoredPlan(); }));
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
   m.def("built_isas", [] {

@@ -149,7 +149,7 @@ class Emulated(Backend):
         self.control.numbers_on_device(there)
 
     def adopt(self, optimizer: Any) -> Any:
-        optimizer._plan = self.engine.Plan(optimizer._rule, optimizer._rule_defaults)
+        optimizer._plan = optimizer._make_plan(self.engine)
         return optimizer
 
     @contextmanager

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../cpu/engine.h"
+#include "../cuda/factored.h"
 #include "factored_tensor.h"
 
 namespace fusedopt {
@@ -35,10 +36,11 @@ class FactoredPlan {
   void make_states(NewEntries& new_entries);
   void run();
   void compose(size_t first, size_t last);
-  void launch(int device);
+  void make_ready(const py::object& optimizer) const;
   void move_counters();
+  void launch(int device);
 
-  // 1 / eps1 is the cap of what multiplies a gradient.
+  // torch.finfo(dtype).eps
   static double default_eps(const TensorImpl& impl) {
     switch (impl.dtype().toScalarType()) {
       case at::kDouble:
@@ -60,7 +62,6 @@ class FactoredPlan {
   std::vector<Factored> tensors_;
   double multiplier_ = 1;              // 1 / grad_scale, if that is not in device memory
   at::Tensor found_inf_, grad_scale_;  // where the host has not read them
-  std::vector<at::Tensor> skip_flags_;
   at::Tensor skipped_there_;
   bool skipped_ = false, busy_ = false;
 };
@@ -162,7 +163,6 @@ inline void FactoredPlan::make_states(NewEntries& new_entries) {
     else
       source.share_state(*twin->second);
   }
-  for (const auto& [object, source] : made) (void)object, (void)source;
   for (const FactoredSource& source : sources_)
     if (source.first && made[source.object] == &source)
       new_entries.enter(borrow(source.dict), source.object, source.entry(keys_));
@@ -186,6 +186,56 @@ inline void FactoredPlan::compose(size_t first, size_t last) {
     t.step = source.count();
     t.multiplier = group.sign * multiplier_;
   }
+}
+
+// Throws if the step cannot take place on the devices that it needs.
+inline void FactoredPlan::make_ready(const py::object& optimizer) const {
+  int last = kHost;
+  for (const FactoredSource& source : sources_) {
+    if (source.device == kHost || source.device == last) continue;
+    last = source.device;
+    const OnDevice guard(last);
+    // As torch's, which has no capturable Adafactor.
+    if (cuda::ready_for_factored({last, current_stream(last)}))
+      throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
+                               std::string(py::str(py::type::of(optimizer).attr("__name__"))) +
+                               ", which torch.optim does not have capturable either: step outside of the capture");
+  }
+}
+
+// Where a device alone knows whether the step takes place, it has to count it.
+inline void FactoredPlan::move_counters() {
+  if (!found_inf_.defined()) return;
+  for (FactoredSource& source : sources_) source.move_counter(keys_);
+}
+
+inline void FactoredPlan::launch(int device) {
+  const OnDevice guard(device);
+  const cuda::Place place = {device, current_stream(device)};
+  cuda::FactoredStep step;
+  step.first = tensors_.data();
+  step.last = tensors_.data() + tensors_.size();
+  const auto here = [&](const at::Tensor& tensor, Number& number) {
+    if (!tensor.defined()) return at::Tensor();
+    const at::Tensor copy = tensor.to(torch_device(device), /*non_blocking=*/true);
+    number.device = copy.unsafeGetTensorImpl()->data();
+    storage_of(*copy.unsafeGetTensorImpl(), number.dtype);
+    return copy;
+  };
+  const at::Tensor scale = here(grad_scale_, step.grad_scale), found = here(found_inf_, step.found_inf);
+  const auto there = at::TensorOptions(torch_device(device));
+  if (found.defined()) {
+    skipped_there_ = at::zeros({}, there.dtype(at::kInt));
+    step.skipped = static_cast<uint32_t*>(data_of(*skipped_there_.unsafeGetTensorImpl()));
+  }
+  const cuda::FactoredLaunch launch(step);
+  // torch's allocators know when the stream is done with both.
+  const at::Tensor memory = at::empty({static_cast<int64_t>(launch.bytes())}, there.dtype(at::kByte));
+  const at::Tensor image = at::empty({static_cast<int64_t>(launch.table_bytes())},
+                                     at::TensorOptions(at::kCPU).dtype(at::kByte).pinned_memory(kPinned));
+  launch.fill(image.mutable_data_ptr(), memory.mutable_data_ptr());
+  memory.narrow(0, 0, image.numel()).copy_(image, /*non_blocking=*/true);
+  launch.launch(place, memory.mutable_data_ptr());
 }
 
 inline void FactoredPlan::run() {
@@ -238,6 +288,7 @@ inline py::object FactoredPlan::step(py::object optimizer, bool engine_only) {
   group_list_ = groups.ptr();
   read_groups();
   const py::list leftover = collect_all(state.ptr());
+  make_ready(optimizer);
   skipped_ = settle_scaling(!leftover.empty());
   if (skipped_) return py::none();
   if (!leftover.empty() && !engine_only) return leftover;
@@ -254,8 +305,5 @@ inline py::object FactoredPlan::skipped() const {
   if (!skipped_there_.defined()) return py::bool_(skipped_);
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(skipped_there_));
 }
-
-inline void FactoredPlan::move_counters() {}
-inline void FactoredPlan::launch(int) { throw std::logic_error("no CUDA yet"); }
 
 }  // namespace fusedopt

@@ -38,6 +38,7 @@ class FactoredSource {
   }
   py::dict entry(const FactoredKeys& keys) const;
 
+  void move_counter(const FactoredKeys& keys);
   Number count() const;
   void write_count(const Number& before) const;
   void bump_versions() const;
@@ -226,6 +227,20 @@ inline void FactoredSource::address(Factored& t) const {
   const TensorImpl& g = *grad.unsafeGetTensorImpl();
   t.operand[kFactoredGrad].data = const_cast<void*>(read_of(g, g.dtype().itemsize()));
   for (int k = 0; k < states(); ++k) t.operand[kRowVar + k].data = data_of(*states_[k].unsafeGetTensorImpl());
+}
+
+// To the param's device.
+inline void FactoredSource::move_counter(const FactoredKeys& keys) {
+  if (device == kHost || first || number_on_device(counter_)) return;
+  // A param listed twice has one counter.
+  PyObject* now = PyDict_GetItemWithError(dict, keys.step.ptr());
+  if (now && number_on_device(unpack(now))) {
+    counter_ = unpack(now);
+    return;
+  }
+  counter_ = counter_.to(torch_device(device));
+  const Ref value = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter_));
+  if (PyDict_SetItem(dict, keys.step.ptr(), value.ptr()) != 0) throw py::error_already_set();
 }
 
 inline Number FactoredSource::count() const {

@@ -18,29 +18,29 @@ using fusedopt::kChunk;
 
 // n elements of an operand: where they are if that will do, else decoded into the buffer.
 template <class T>
-inline const T* read(const FactoredOperand& operand, int64_t at, int64_t stride, int n, T* buffer) {
+inline const T* read(const FactoredOperand& operand, int64_t at, int64_t stride, int64_t n, T* buffer) {
   if (operand.dtype == dtype_of(T()) && stride == 1) return static_cast<const T*>(operand.data) + at;
   with_storage(operand.dtype, [&](auto type) {
     const auto* from = static_cast<const decltype(type)*>(operand.data) + at;
     if (stride == 1) {
 #pragma GCC ivdep
-      for (int i = 0; i < n; ++i) buffer[i] = static_cast<T>(decode(from[i]));
+      for (int64_t i = 0; i < n; ++i) buffer[i] = static_cast<T>(decode(from[i]));
     } else {
-      for (int i = 0; i < n; ++i) buffer[i] = static_cast<T>(decode(from[i * stride]));
+      for (int64_t i = 0; i < n; ++i) buffer[i] = static_cast<T>(decode(from[i * stride]));
     }
   });
   return buffer;
 }
 
 template <class T>
-inline void write(const FactoredOperand& operand, int64_t at, int64_t stride, int n, const T* values) {
+inline void write(const FactoredOperand& operand, int64_t at, int64_t stride, int64_t n, const T* values) {
   with_storage(operand.dtype, [&](auto type) {
     auto* to = static_cast<decltype(type)*>(operand.data) + at;
     if (stride == 1) {
 #pragma GCC ivdep
-      for (int i = 0; i < n; ++i) encode(values[i], to[i]);
+      for (int64_t i = 0; i < n; ++i) encode(values[i], to[i]);
     } else {
-      for (int i = 0; i < n; ++i) encode(values[i], to[i * stride]);
+      for (int64_t i = 0; i < n; ++i) encode(values[i], to[i * stride]);
     }
   });
 }
@@ -95,9 +95,9 @@ class FactoredKernel {
         for (int r = 0; r < strip.rows; ++r) {
           const T* g = kernel.elements(fusedopt::kFactoredGrad, strip, r, buffer);
           const T row = kernel.row_factor(factors, strip, r), limit = kernel.limit_, multiplier = kernel.multiplier_;
-          kernel.each_part(strip.cols, [&](int at, int n) {
+          kernel.each_part(strip.cols, [&](int64_t at, int64_t n) {
 #pragma GCC ivdep
-            for (int i = 0; i < n; ++i) {
+            for (int64_t i = 0; i < n; ++i) {
               const T u = Adafactor::update(g[at + i] * multiplier, row, factors.col[at + i], limit);
               sum[i] = fma(u, u, sum[i]);
             }
@@ -121,18 +121,18 @@ class FactoredKernel {
       kernel.each_strip(tile, [&](const Strip& strip) {
         if (!t.vector) kernel.find(factors, strip);
         for (int r = 0; r < strip.rows; ++r) {
-          const int n = row_length(t, strip, strip.row + r);
+          const int64_t n = row_length(t, strip, strip.row + r);
           const T* g = kernel.elements(fusedopt::kFactoredGrad, strip, r, g_buffer);
           T* p = const_cast<T*>(kernel.elements(fusedopt::kFactoredParam, strip, r, p_buffer));
           if (t.vector) {
             const T* v = kernel.elements(fusedopt::kVariance, strip, r, v_buffer);
 #pragma GCC ivdep
-            for (int i = 0; i < n; ++i)
+            for (int64_t i = 0; i < n; ++i)
               p[i] = Adafactor::step(p[i], Adafactor::update(g[i] * multiplier, v[i], limit), keep, scale);
           } else {
             const T row = kernel.row_factor(factors, strip, r);
 #pragma GCC ivdep
-            for (int i = 0; i < n; ++i)
+            for (int64_t i = 0; i < n; ++i)
               p[i] =
                   Adafactor::step(p[i], Adafactor::update(g[i] * multiplier, row, factors.col[i], limit), keep, scale);
           }
@@ -159,7 +159,7 @@ class FactoredKernel {
 
   template <class F>
   void each_strip(int64_t tile, F&& f) const {
-    for (int i = 0; i < kTileStrips; ++i) {
+    for (int64_t i = 0; i < kTileStrips; ++i) {
       const Strip strip(t_, tiling_, tile, i);
       if (strip.rows > 0) f(strip);
     }
@@ -168,8 +168,8 @@ class FactoredKernel {
   // Calls f(at, n) for parts of at most as many elements as there are accumulators, which a constant length helps to
   // vectorise.
   template <class F>
-  static void each_part(int n, F&& f) {
-    int at = 0;
+  static void each_part(int64_t n, F&& f) {
+    int64_t at = 0;
     for (; at + kAccumulators <= n; at += kAccumulators) f(at, kAccumulators);
     if (at < n) f(at, n - at);
   }
@@ -187,7 +187,8 @@ class FactoredKernel {
     alignas(64) T row_sum[kAccumulators], param_sum[kAccumulators];
     double squares = 0;
     each_strip(tile, [&](const Strip& strip) {
-      const int cols = strip.cols, width = width_for(cols);
+      const int64_t cols = strip.cols;
+      const int width = width_for(cols);
       T* col_sum = strip.first ? tile_cols : strip_cols;
       std::memset(col_sum, 0, cols * sizeof(T));
       std::memset(param_sum, 0, width * sizeof(T));
@@ -195,9 +196,9 @@ class FactoredKernel {
         const T* g = elements(fusedopt::kFactoredGrad, strip, r, g_buffer);
         const T* p = elements(fusedopt::kFactoredParam, strip, r, p_buffer);
         std::memset(row_sum, 0, width * sizeof(T));
-        each_part(cols, [&, multiplier = multiplier_](int at, int n) {
+        each_part(cols, [&, multiplier = multiplier_](int64_t at, int64_t n) {
 #pragma GCC ivdep
-          for (int i = 0; i < n; ++i) {
+          for (int64_t i = 0; i < n; ++i) {
             const T x = g[at + i] * multiplier;
             row_sum[i] = fma(x, x, row_sum[i]);
             col_sum[at + i] = fma(x, x, col_sum[at + i]);
@@ -213,7 +214,7 @@ class FactoredKernel {
       squares += static_cast<double>(total(param_sum, width));
       if (!strip.first) {
 #pragma GCC ivdep
-        for (int i = 0; i < cols; ++i) tile_cols[i] += strip_cols[i];
+        for (int64_t i = 0; i < cols; ++i) tile_cols[i] += strip_cols[i];
       }
       if (!strip.last) return;
       if (tiling_.blocks > 1)
@@ -235,22 +236,22 @@ class FactoredKernel {
       std::memset(param_sum, 0, width * sizeof(T));
       std::memset(update_sum, 0, width * sizeof(T));
       for (int r = 0; r < strip.rows; ++r) {
-        const int length = row_length(t_, strip, strip.row + r);
+        const int64_t length = row_length(t_, strip, strip.row + r);
         const int64_t at_v = start(fusedopt::kVariance, strip, r);
         const T* g = elements(fusedopt::kFactoredGrad, strip, r, g_buffer);
         const T* p = elements(fusedopt::kFactoredParam, strip, r, p_buffer);
         const T* before = elements(fusedopt::kVariance, strip, r, v_buffer);
 #pragma GCC ivdep
-        for (int i = 0; i < length; ++i) {
+        for (int64_t i = 0; i < length; ++i) {
           const T x = g[i] * multiplier_;
           new_v[i] = lerp(before[i], x * x, weight_);
         }
         write(variance, at_v, variance.col, length, new_v);
         // As stored, which is what the update will find.
         const T* v = read(variance, at_v, variance.col, length, v_buffer);
-        each_part(length, [&](int at, int n) {
+        each_part(length, [&](int64_t at, int64_t n) {
 #pragma GCC ivdep
-          for (int i = 0; i < n; ++i) {
+          for (int64_t i = 0; i < n; ++i) {
             const T u = Adafactor::update(g[at + i] * multiplier_, v[at + i], limit_);
             param_sum[i] = fma(p[at + i], p[at + i], param_sum[i]);
             update_sum[i] = fma(u, u, update_sum[i]);
@@ -274,24 +275,25 @@ class FactoredKernel {
   }
 
   template <class Sum>
-  void set_cols(int64_t matrix, int64_t col, int n, const Sum* sum) const {
+  void set_cols(int64_t matrix, int64_t col, int64_t n, const Sum* sum) const {
     const FactoredOperand& operand = t_.operand[fusedopt::kColVar];
     const int64_t at = element_start(t_, fusedopt::kColVar, matrix, 0, col);
     const double rows = static_cast<double>(t_.rows);
     alignas(64) T buffer[kChunk], after[kChunk];
     const T* before = read(operand, at, operand.col, n, buffer);
 #pragma GCC ivdep
-    for (int i = 0; i < n; ++i) after[i] = Adafactor::average(before[i], static_cast<double>(sum[i]), rows, weight_);
+    for (int64_t i = 0; i < n; ++i)
+      after[i] = Adafactor::average(before[i], static_cast<double>(sum[i]), rows, weight_);
     write(operand, at, operand.col, n, after);
   }
 
   void finish_cols(const FactoredSums& sums, int64_t matrix, int64_t col) const {
     alignas(64) double sum[kChunk] = {};
-    const int n = static_cast<int>(t_.cols - col < kChunk ? t_.cols - col : kChunk);
+    const int64_t n = t_.cols - col < kChunk ? t_.cols - col : kChunk;
     for (int64_t block = 0; block < tiling_.blocks; ++block) {
       const T* part = static_cast<const T*>(sums.cols) + (matrix * tiling_.blocks + block) * t_.cols + col;
 #pragma GCC ivdep
-      for (int i = 0; i < n; ++i) sum[i] += static_cast<double>(part[i]);
+      for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(part[i]);
     }
     set_cols(matrix, col, n, sum);
   }
@@ -307,7 +309,7 @@ class FactoredKernel {
     const T* col_var = read(operand, element_start(t_, fusedopt::kColVar, strip.matrix, 0, strip.col), operand.col,
                             strip.cols, buffer);
 #pragma GCC ivdep
-    for (int i = 0; i < strip.cols; ++i) factors.col[i] = Adafactor::col_factor(col_var[i]);
+    for (int64_t i = 0; i < strip.cols; ++i) factors.col[i] = Adafactor::col_factor(col_var[i]);
   }
 
   double mean(int64_t matrix) const {
@@ -317,10 +319,10 @@ class FactoredKernel {
     const int width = width_for(t_.rows);
     std::memset(sum, 0, width * sizeof(double));
     for (int64_t row = 0; row < t_.rows; row += kAccumulators) {
-      const int n = static_cast<int>(t_.rows - row < kAccumulators ? t_.rows - row : kAccumulators);
+      const int64_t n = t_.rows - row < kAccumulators ? t_.rows - row : kAccumulators;
       const T* row_var = read(operand, element_start(t_, fusedopt::kRowVar, matrix, row, 0), operand.row, n, buffer);
 #pragma GCC ivdep
-      for (int i = 0; i < n; ++i) sum[i] += static_cast<double>(row_var[i]);
+      for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(row_var[i]);
     }
     return Adafactor::mean(total(sum, width), static_cast<double>(t_.rows), scalars_.eps1);
   }
@@ -340,7 +342,7 @@ class FactoredKernel {
 
 inline void prepare_factored(Factored& t) {
   double values[fusedopt::kFactoredHypers];
-  for (int i = 0; i < fusedopt::kFactoredHypers; ++i) values[i] = t.hypers[i].value;
+  for (int64_t i = 0; i < fusedopt::kFactoredHypers; ++i) values[i] = t.hypers[i].value;
   Adafactor::Hypers hypers;
   static_assert(sizeof(hypers) == sizeof(values) && sizeof(Adafactor::Scalars) == sizeof(t.scalars));
   std::memcpy(&hypers, values, sizeof(hypers));

@@ -3,6 +3,7 @@
 
 #include "engine.h"
 #include "history.h"
+#include "factored.h"
 
 namespace fusedopt::cuda {
 
@@ -33,5 +34,10 @@ void products(const history::Products&, bool, void*, double*, const Place&) { ab
 void direction(const history::Direction&, bool, void*, double*, const Place&) { absent(); }
 void move(const history::Move&, bool, const Place&) { absent(); }
 void gather(const history::Gather&, bool, const Place&) { absent(); }
+
+bool ready_for_factored(const Place&) { absent(); }
+FactoredLaunch::FactoredLaunch(const FactoredStep&) { absent(); }
+void FactoredLaunch::fill(void*, void*) const { absent(); }
+void FactoredLaunch::launch(const Place&, void*) const { absent(); }
 
 }  // namespace fusedopt::cuda
