@@ -13,8 +13,8 @@ class Lion(Standalone):
         p \leftarrow (1 - \gamma \lambda) p - \gamma \operatorname{sign}(\beta_1 m + (1 - \beta_1) g), \quad
         m \leftarrow \beta_2 m + (1 - \beta_2) g
 
-    where :math:`\operatorname{sign}(0) = 0`. Its authors start with a learning rate 3 to 10 times smaller than AdamW's and a
-    weight decay larger by as much.
+    where :math:`\operatorname{sign}(0) = 0`. Its authors start with a learning rate 3 to 10 times smaller than AdamW's
+    and a weight decay larger by as much.
 
     Args:
         params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16, float16 or complex.

@@ -34,14 +34,15 @@ def gpu() -> bool:
     return torch.cuda.is_available() and bool(fusedopt.capabilities()["cuda"]["built"])
 
 
-def table_constant(name: str) -> int:
-    """A constant of csrc/cuda/table.h."""
-    found = re.search(rf"\b{name} = (\d+);", (ROOT / "csrc" / "cuda" / "table.h").read_text())
+def constant(name: str) -> int:
+    """A constant of the engine's headers."""
+    headers = [ROOT / "csrc" / "step.h", ROOT / "csrc" / "cuda" / "table.h"]
+    found = re.search(rf"\b{name} = (\d+);", "".join(header.read_text() for header in headers))
     assert found, name
     return int(found.group(1))
 
 
-CHUNK = table_constant("kChunk")
+CHUNK = constant("kChunk")
 
 
 def memory(tensor: Tensor) -> Tensor:
