@@ -42,6 +42,20 @@ class Case:
         """Whether the constructor has this argument."""
         return argument in inspect.signature(self.cls).parameters
 
+    def takes_tensor(self, argument: str) -> bool:
+        """Whether torch says that it may be one."""
+        parameter = inspect.signature(self.cls).parameters.get(argument)
+        return parameter is not None and "Tensor" in str(parameter.annotation)
+
+    @property
+    def states(self) -> list[str]:
+        """The keys of what is shaped like the param."""
+        return [key for key in self.kept if key not in self.rule["counters"]]
+
+    @property
+    def counters(self) -> list[str]:
+        return list(self.rule["counters"])
+
     @cached_property
     def starts_with_state(self) -> bool:
         """Whether the constructor makes states."""
@@ -55,6 +69,18 @@ class Case:
         optimizer = self.ours([param])
         optimizer.step()
         return list(optimizer.state.get(param, {}))
+
+    @cached_property
+    def param_enters_state(self) -> bool:
+        """Whether states depend on the param that is stepped, as through an L2 penalty."""
+        made = []
+        for start in (1.0, 2.0):
+            param = Parameter(torch.full((1,), start))
+            param.grad = torch.ones(1)
+            optimizer = self.ours([param])
+            optimizer.step()
+            made.append([optimizer.state[param][key].item() for key in self.states])
+        return made[0] != made[1]
 
     def ours(self, params: Iterable[Any], **extra: Any) -> torch.optim.Optimizer:
         cls: Callable[..., torch.optim.Optimizer] = self.cls
@@ -102,7 +128,7 @@ CASES = [
         lr=0.05,
         lr_decay=0.1,
         weight_decay=0.1,
-        initial_accumulator_value=0.3,
+        initial_accumulator_value=0.25,
         eps=1e-6,
         maximize=True,
     ),
@@ -117,10 +143,10 @@ CASES = [
     # Its average is long enough for the rectification from the third step on, by default from the sixth.
     _case("RAdam", "decay", lr=2e-3, betas=(0.8, 0.7), eps=1e-6, weight_decay=0.1),
     _case("RAdam", "decoupled-maximize", lr=2e-3, weight_decay=0.1, decoupled_weight_decay=True, maximize=True),
-    _case("ASGD", lr=0.05),
+    _case("ASGD", lr=0.03),
     _case("ASGD", "averaging-maximize", lr=0.05, lambd=0.1, alpha=0.6, t0=1.0, weight_decay=0.02, maximize=True),
     _case("Rprop", lr=0.02),
-    _case("Rprop", "etas-maximize", lr=0.02, etas=(0.3, 1.7), step_sizes=(8e-3, 0.04), maximize=True),
+    _case("Rprop", "etas-maximize", lr=0.02, etas=(0.3, 1.7), step_sizes=(1e-3, 0.2), maximize=True),
     _case("Lion", lr=2e-3),
     _case("Lion", "decay-maximize", lr=2e-3, betas=(0.6, 0.8), weight_decay=0.1, maximize=True),
     _case("Adan", lr=2e-3),
@@ -158,6 +184,10 @@ CASES = [
 # The one without a suffix, unless another shows more.
 _SHOWN_BY = {"SGD": "sgd-momentum"}
 ONE_PER_OPTIMIZER = [case for case in CASES if case.name == _SHOWN_BY.get(case.optimizer, case.optimizer.lower())]
+
+# Where torch's own class says what is right.
+TWINS = [case for case in CASES if case.has_twin]
+ONE_PER_TWIN = [case for case in ONE_PER_OPTIMIZER if case.has_twin]
 
 
 def named(name: str) -> Case:

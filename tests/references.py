@@ -19,7 +19,7 @@ class Reference(Optimizer):
     like_grad: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: ParamsT, *, foreach: Any = None, fused: Any = None, **kwargs: Any) -> None:
-        defaults = {**self.arguments, "maximize": False, "capturable": False}
+        defaults = {**self.arguments, "maximize": False, "capturable": False, "differentiable": False}
         unknown = kwargs.keys() - defaults.keys()
         if unknown:
             raise TypeError(f"unexpected arguments: {sorted(unknown)}")
@@ -31,21 +31,25 @@ class Reference(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # torch's SGD looks for buffers before it updates any param, so that one listed twice begins twice.
+        new = {p for group in self.param_groups for p in group["params"] if not self.state.get(p)}
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._step(p, p.grad, group)
+                    self._step(p, p.grad, group, () if p not in new else self.like_grad)
         return loss
 
-    def _step(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p]
+    def _step(self, p: Tensor, g: Tensor, group: dict[str, Any], begins: tuple[str, ...]) -> None:
+        state = dict(self.state.get(p, {}))
         # The formula replaces values by others; here they go back into the tensors that there are.
-        values = {key: _real(value) for key, value in state.items() if isinstance(value, Tensor)}
+        values = {k: _real(v) for k, v in state.items() if isinstance(v, Tensor) and k not in begins}
         result = RULES[type(self).__name__](_real(p), _real(-g if group["maximize"] else g), values, group)
         for key, value in values.items():
             if key not in state:
                 state[key] = self._like_grad_or_param(key, p) if isinstance(value, Tensor) else _counter(p, group)
             _real(state[key]).copy_(torch.as_tensor(value))
+        if state:
+            self.state[p].update(state)
         _real(p).copy_(result)
 
     def _like_grad_or_param(self, key: str, p: Tensor) -> Tensor:
