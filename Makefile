@@ -11,7 +11,7 @@ TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: venv build demo test bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery test bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -32,6 +32,9 @@ $(BUILT): $(TOOLS) pyproject.toml setup.py $(NATIVE)
 
 demo: $(BUILT)
 	$(BIN)/python examples/digits.py
+
+gallery: $(BUILT)
+	$(BIN)/python examples/compare_optimizers.py
 
 # Once on the CPU engine; then what steps params again on the CUDA engine under its emulator, with its numbers in device
 # memory and on the host.
