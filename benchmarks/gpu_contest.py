@@ -123,14 +123,15 @@ def enter_alignment(aligned: Contest, misaligned: Contest, clock: Clock) -> tupl
 def traffic(optimizer: torch.optim.Optimizer) -> int:
     """The bytes that a step cannot do without: param read and written, gradient read, states read and written.
 
-    The states are those of the rule that one of our optimizers holds after its first step; torch's hold the same.
+    The states are those that one of our optimizers holds after its first step; torch's hold the same.
     """
     rule: str = optimizer._rule  # type: ignore[attr-defined]
-    states = _C.rules()[rule]["states"]
+    counters = _C.rules().get(rule, {"counters": ["step"]})["counters"]
     total = 0
     for group in optimizer.param_groups:
         for param in group["params"]:
-            kept = [optimizer.state[param][key] for key in states if optimizer.state[param].get(key) is not None]
+            state = optimizer.state[param].items()
+            kept = [value for key, value in state if key not in counters and value is not None]
             total += 2 * param.nbytes + param.grad.nbytes + 2 * sum(value.nbytes for value in kept)
     return total
 

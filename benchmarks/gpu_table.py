@@ -88,9 +88,10 @@ def trial(
 
 
 def without_fused() -> list[str]:
-    """Our optimizers that torch has without a fused kernel: those whose constructor does not know the word."""
+    """Our optimizers that torch has with a foreach but no fused kernel: whose constructors know one word only."""
     theirs = [(name, getattr(torch.optim, name, None)) for name in fusedopt.__all__]
-    return [name for name, cls in theirs if inspect.isclass(cls) and "fused" not in inspect.signature(cls).parameters]
+    words = [(name, inspect.signature(cls).parameters) for name, cls in theirs if inspect.isclass(cls)]
+    return [name for name, known in words if "foreach" in known and "fused" not in known]
 
 
 def share(asked: float | None) -> Goal:

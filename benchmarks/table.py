@@ -16,7 +16,10 @@ DEFAULT = ("torch default",)  # also where torch has but one
 
 MOMENTUM = {"momentum": 0.9}
 
-# Enough rounds for a steady median where a step is short; the long ones repeat well.
+# One iteration a step, so that steps are alike; the closure costs nothing.
+ONE_ITERATION = {"lr": 1e-3, "max_iter": 1, "history_size": 10, "tolerance_grad": 0.0}
+
+# By suites, or for one contest. Enough rounds for a steady median where a step is short; the long ones repeat well.
 EFFORTS = {
     "8x256": Effort(rounds=100, repeat=30, warmup=20),
     "1000x256": Effort(rounds=30, repeat=15),
@@ -30,6 +33,8 @@ EFFORTS = {
     "embedding": Effort(rounds=30, repeat=5, seconds=8),
     "embedding-uncoalesced": Effort(rounds=30, repeat=5, seconds=8),
     "training-loop": Effort(rounds=40),
+    # Until the history is full.
+    "resnet50-lbfgs": Effort(rounds=15, warmup=12),
 }
 QUICK = Effort(rounds=5, seconds=4.0, minimum=2, warmup=2)
 
@@ -80,6 +85,7 @@ QUESTIONS = (
     Question(contest("resnet50", "AdamW", ALL_THREE, fresh=True), ALL_THREE, 1.1),
     Question(contest("resnet50", "RMSprop", ALL_TWO), ALL_TWO, 2.6),
     Question(contest("resnet50", "AdamW", FUSED, dtype=torch.bfloat16), FUSED, 2),
+    Question(Contest(SUITES["resnet50"], "LBFGS", DEFAULT, ONE_ITERATION), DEFAULT, 1.5),
     Question(contest("gpt2", "AdamW", FUSED), FUSED, 1.0),
     Question(BIG_ADAMW, FUSED, 1.0),
     Question(BIG_ADAMW, DEFAULT, 5),
@@ -98,6 +104,7 @@ QUESTIONS = (
     Question(compiled("1000x256"), (BUILT_IN,), 0.97),
 )
 
+
 CONTESTS = {question.contest.name: question.contest for question in QUESTIONS}
 TRAINING, MEMORY = "training-loop", "memory"
 NAMES = (*CONTESTS, TRAINING, MEMORY)
@@ -107,7 +114,7 @@ def effort_of(name: str, quick: bool = False) -> Effort:
     """What the rounds of a measurement may take."""
     if quick or name == TRAINING:
         return QUICK if quick else EFFORTS[TRAINING]
-    effort = EFFORTS[CONTESTS[name].suite.name]
+    effort = EFFORTS.get(name, EFFORTS[CONTESTS[name].suite.name])
     return replace(effort, seconds=SLOW_SECONDS) if CONTESTS[name].optimizer in (*SLOW, "Adagrad") else effort
 
 

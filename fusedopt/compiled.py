@@ -180,7 +180,8 @@ class _Build:
         return built
 
     def _run(self, command: list[str]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True)
+        # In the C locale compilers quote with plain quotes.
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
         if done.returncode != 0:
             raise RuntimeError(f"rule {self.name} does not compile:\n{self._complaint(done.stderr)}")
 

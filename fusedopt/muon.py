@@ -64,9 +64,7 @@ class Muon(SweepStep, torch.optim.Muon):
                 raise RuntimeError("Muon does not support sparse gradients")
             if param.grad.ndim != 2 or param.grad.shape != param.shape:
                 shape = list(param.grad.shape)
-                raise ValueError(
-                    f"Param gradient must be a 2D matrix: that of {name} has shape {shape}; set .grad anew"
-                )
+                raise ValueError(f"Param gradient must be a 2D matrix: {name} has one of shape {shape}; set it anew")
             if group["ns_steps"] >= 100:
                 raise ValueError("Number of steps must be less than 100 for computational efficiency")
             if len(group["ns_coefficients"]) != 3:

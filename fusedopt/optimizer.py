@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -98,7 +99,7 @@ class FusedStep(Optimizer):
                 loss = closure()
         plan = self._plan
         if plan is None:
-            plan = self._plan = _C.Plan(self._rule, self._rule_defaults, self._device_counters)
+            plan = self._plan = self._make_plan()
         leftover = plan.step(self)
         if leftover:
             self._step_leftover(leftover)
@@ -111,12 +112,13 @@ class FusedStep(Optimizer):
         self._skipped = found_inf is not None and float(found_inf) != 0
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
 
+    def _make_plan(self, engine: ModuleType = _C) -> _C.Plan:
+        plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters)
+        return plan
+
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's own step, without the hooks torch may have wrapped around it."""
-        function: Any = super().step
-        while getattr(function, "hooked", False):
-            function = function.__wrapped__.__get__(self)
-        return function(closure)
+        return unhooked(super().step, self)(closure)
 
     def _step_leftover(self, leftover: Leftover) -> None:
         # Sparse gradients first: most of torch's optimizers refuse them, and then nothing has been written yet.
@@ -203,14 +205,16 @@ class FusedStep(Optimizer):
             ValueError: a hyper-parameter is negative or NaN, or a param is in another group already.
         """
         if isinstance(param_group, dict):
-            group = {**self.defaults, **param_group}
-            for key, name in _NON_NEGATIVE.items():
-                if key in group and group[key] is not _torch_optimizer.required and not group[key] >= 0:
-                    raise ValueError(f"Invalid {name}: {group[key]}")
-            damps = group.get("dampening")  # which Muon, for one, does not have
-            if group.get("nesterov") and damps is not None and (group["momentum"] <= 0 or damps != 0):
-                raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+            self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for key, name in _NON_NEGATIVE.items():
+            if key in group and group[key] is not _torch_optimizer.required and not group[key] >= 0:
+                raise ValueError(f"Invalid {name}: {group[key]}")
+        damps = group.get("dampening")  # which Muon, for one, does not have
+        if group.get("nesterov") and damps is not None and (group["momentum"] <= 0 or damps != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of torch.optim's.
@@ -240,6 +244,13 @@ class FusedStep(Optimizer):
             for key, value in self._loading["state"].get(index, {}).items():
                 if key != "step" and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
                     self.state[param][key] = value.to(param.device)
+
+
+def unhooked(step: Any, optimizer: Optimizer) -> Any:
+    """A step of torch's without the hooks that torch may have wrapped around it."""
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__.__get__(optimizer)
+    return step
 
 
 def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from .lbfgs import LBFGS
 from .optimizer import FusedStep
 
 
-def _classes() -> dict[type[torch.optim.Optimizer], type[FusedStep]]:
+def _classes() -> dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]]:
     """Ours by the torch.optim class whose name they bear."""
-    found: list[type[FusedStep]] = FusedStep.__subclasses__()
+    found: list[type[torch.optim.Optimizer]] = [*FusedStep.__subclasses__(), LBFGS]
     for cls in found:
         found.extend(cls.__subclasses__())
     package = __name__.partition(".")[0]
@@ -35,7 +36,7 @@ def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         >>> type(ours) is fusedopt.AdamW and ours.param_groups is theirs.param_groups
         True
     """
-    if isinstance(optimizer, FusedStep):
+    if isinstance(optimizer, (FusedStep, LBFGS)):
         return optimizer
     classes = _classes()
     ours = classes.get(type(optimizer))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch.optim.optimizer import ParamsT
 
+from . import _C
 from .optimizer import FusedStep, Leftover
 
 
@@ -40,7 +42,8 @@ class Standalone(FusedStep):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         check_hyperparameters(defaults)
-        super().__init__(params, defaults)
+        # torch adds this key to the defaults of a copy, and means by it what no optimizer here can do.
+        super().__init__(params, {**defaults, "differentiable": False})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):
@@ -53,13 +56,33 @@ class Standalone(FusedStep):
         )
 
     def _step_leftover(self, leftover: Leftover) -> None:
+        groups = [{**self.param_groups[index], "params": params} for index, params in leftover]
+        with self._only(groups), self._plain_grads(groups), self._float_counters(groups):
+            refused = cast(_C.Plan, self._plan).step(self)
+        if refused:
+            raise RuntimeError(self._refusal([p for _, params in refused for p in params]))
+
+    @contextmanager
+    def _float_counters(self, groups: list[dict[str, Any]]) -> Iterator[None]:
+        """Counters of other dtypes, which torch's optimizers count in as well, as the engine can take them."""
+        lent: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        for state in (self.state.get(p, {}) for group in groups for p in group["params"]):
+            for name in _C.rules()[self._rule]["counters"]:
+                counter = state.get(name)
+                if isinstance(counter, torch.Tensor) and counter.dtype not in (torch.float32, torch.float64):
+                    lent.append((state, name, counter))
+                    state[name] = counter.float()
+        try:
+            yield
+        finally:
+            for state, name, counter in lent:
+                state[name] = counter.copy_(state[name])
+
+    def _refusal(self, params: list[torch.Tensor]) -> str:
         name = type(self).__name__
-        for _, params in leftover:
-            for p in params:
-                if p.grad is not None and p.grad.is_sparse:
-                    raise RuntimeError(f"{name} does not support sparse gradients; SparseAdam does")
-        _, (param, *_) = leftover[0]
-        raise RuntimeError(
+        if any(p.grad is not None and p.grad.is_sparse for p in params):
+            return f"{name} does not support sparse gradients; SparseAdam does"
+        return (
             f"{name} steps ordinary tensors on the CPU and on CUDA devices, and one of its params or gradients is a "
-            f"{type(param).__name__} on {param.device}, which it would leave to torch's own step if torch had one"
+            f"{type(params[0]).__name__} on {params[0].device}, which it would leave to torch's step if torch had one"
         )

@@ -35,8 +35,9 @@ def gpu() -> bool:
 
 
 def table_constant(name: str) -> int:
-    """A constant of csrc/cuda/table.h."""
-    found = re.search(rf"\b{name} = (\d+);", (ROOT / "csrc" / "cuda" / "table.h").read_text())
+    """A constant of csrc/step.h or csrc/cuda/table.h."""
+    text = "".join((ROOT / "csrc" / file).read_text() for file in ("step.h", "cuda/table.h"))
+    found = re.search(rf"\b{name} = (\d+);", text)
     assert found, name
     return int(found.group(1))
 
@@ -148,7 +149,7 @@ class Emulated(Backend):
         self.control.numbers_on_device(there)
 
     def adopt(self, optimizer: Any) -> Any:
-        optimizer._plan = self.engine.Plan(optimizer._rule, optimizer._rule_defaults)
+        optimizer._plan = optimizer._make_plan(self.engine)
         return optimizer
 
     @contextmanager

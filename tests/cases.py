@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import references
 import torch
+from torch.nn import Parameter
 
 import fusedopt
+from fusedopt import _C
 
 
 @dataclass(frozen=True)
@@ -19,13 +24,71 @@ class Case:
     optimizer: str
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def cls(self) -> Any:
+        return getattr(fusedopt, self.optimizer)
+
+    @property
+    def has_twin(self) -> bool:
+        """Whether torch has a class of this name; of the others a reference stands in for it."""
+        return hasattr(torch.optim, self.optimizer)
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """The names that the rule gives its hyper-parameters, states and counters."""
+        return _C.rules()[self.cls._rule]
+
+    def takes(self, argument: str) -> bool:
+        """Whether the constructor has this argument."""
+        return argument in inspect.signature(self.cls).parameters
+
+    def takes_tensor(self, argument: str) -> bool:
+        """Whether torch says that it may be one."""
+        parameter = inspect.signature(self.cls).parameters.get(argument)
+        return parameter is not None and "Tensor" in str(parameter.annotation)
+
+    @property
+    def states(self) -> list[str]:
+        """The keys of what is shaped like the param."""
+        return [key for key in self.kept if key not in self.rule["counters"]]
+
+    @property
+    def counters(self) -> list[str]:
+        return list(self.rule["counters"])
+
+    @cached_property
+    def starts_with_state(self) -> bool:
+        """Whether the constructor makes states."""
+        return bool(self.ours([Parameter(torch.zeros(1))]).state)
+
+    @cached_property
+    def kept(self) -> list[str]:
+        """The keys of a param's state."""
+        param = Parameter(torch.zeros(1))
+        param.grad = torch.ones(1)
+        optimizer = self.ours([param])
+        optimizer.step()
+        return list(optimizer.state.get(param, {}))
+
+    @cached_property
+    def param_enters_state(self) -> bool:
+        """Whether states depend on the param that is stepped, as through an L2 penalty."""
+        made = []
+        for start in (1.0, 2.0):
+            param = Parameter(torch.full((1,), start))
+            param.grad = torch.ones(1)
+            optimizer = self.ours([param])
+            optimizer.step()
+            made.append([optimizer.state[param][key].item() for key in self.states])
+        return made[0] != made[1]
+
     def ours(self, params: Iterable[Any], **extra: Any) -> torch.optim.Optimizer:
-        cls: Callable[..., torch.optim.Optimizer] = getattr(fusedopt, self.optimizer)
+        cls: Callable[..., torch.optim.Optimizer] = self.cls
         return cls(params, **{**self.kwargs, **extra})
 
     def torchs(self, params: Iterable[Any], **extra: Any) -> torch.optim.Optimizer:
         """torch's for-loop unless `extra` asks for foreach or fused."""
-        cls: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, self.optimizer)
+        cls: Callable[..., torch.optim.Optimizer] = references.twin(self.optimizer)
         return cls(params, **{**self.kwargs, "foreach": False, **extra})
 
     def __str__(self) -> str:
@@ -54,10 +117,79 @@ CASES = [
     _case("AdamW", "amsgrad", lr=2e-3, amsgrad=True),
     _case("AdamW", "amsgrad-maximize", lr=2e-3, amsgrad=True, maximize=True, weight_decay=0.1),
     _case("RMSprop", lr=2e-3),
-    _case("RMSprop", "decay", lr=2e-3, weight_decay=0.1),
+    _case("RMSprop", "decay", lr=2e-3, eps=1e-6, weight_decay=0.1),
     _case("RMSprop", "momentum", lr=2e-3, momentum=0.9),
     _case("RMSprop", "centered", lr=2e-3, centered=True, alpha=0.9),
     _case("RMSprop", "centered-momentum", lr=2e-3, centered=True, momentum=0.8, maximize=True, weight_decay=0.01),
+    _case("Adagrad", lr=0.05),
+    _case(
+        "Adagrad",
+        "decays-maximize",
+        lr=0.05,
+        lr_decay=0.1,
+        weight_decay=0.1,
+        initial_accumulator_value=0.25,
+        eps=1e-6,
+        maximize=True,
+    ),
+    _case("Adadelta", lr=0.5),
+    _case("Adadelta", "decay-maximize", lr=0.5, rho=0.7, eps=1e-4, weight_decay=0.1, maximize=True),
+    _case("Adamax", lr=3e-3),
+    _case("Adamax", "decay-maximize", lr=3e-3, betas=(0.6, 0.8), eps=1e-6, weight_decay=0.1, maximize=True),
+    _case("NAdam", lr=3e-3),
+    _case("NAdam", "decay", lr=3e-3, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, momentum_decay=0.3),
+    _case("NAdam", "decoupled-maximize", lr=3e-3, weight_decay=0.1, decoupled_weight_decay=True, maximize=True),
+    _case("RAdam", lr=2e-3),
+    # Its average is long enough for the rectification from the third step on, by default from the sixth.
+    _case("RAdam", "decay", lr=2e-3, betas=(0.8, 0.7), eps=1e-6, weight_decay=0.1),
+    _case("RAdam", "decoupled-maximize", lr=2e-3, weight_decay=0.1, decoupled_weight_decay=True, maximize=True),
+    _case("ASGD", lr=0.03),
+    _case("ASGD", "averaging-maximize", lr=0.05, lambd=0.1, alpha=0.6, t0=1.0, weight_decay=0.02, maximize=True),
+    _case("Rprop", lr=0.02),
+    _case("Rprop", "etas-maximize", lr=0.02, etas=(0.3, 1.7), step_sizes=(1e-3, 0.2), maximize=True),
+    _case("Lion", lr=2e-3),
+    _case("Lion", "decay-maximize", lr=2e-3, betas=(0.6, 0.8), weight_decay=0.1, maximize=True),
+    _case("Adan", lr=2e-3),
+    _case("Adan", "decay", lr=2e-3, betas=(0.7, 0.6, 0.8), eps=1e-6, weight_decay=0.1),
+    _case("Adan", "no-prox-maximize", lr=2e-3, weight_decay=0.1, no_prox=True, maximize=True),
+    _case("LAMB", lr=2e-3),
+    _case("LAMB", "plain", lr=2e-3, betas=(0.6, 0.8), eps=1e-4, weight_decay=0.0, bias_correction=False),
+    _case("LAMB", "clip", lr=2e-3, weight_decay=0.1, grad_averaging=False, trust_clip=True),
+    _case("LAMB", "always-maximize", lr=2e-3, weight_decay=0.0, always_adapt=True, maximize=True),
+    _case("LARS", lr=0.5, momentum=0.9, weight_decay=0.02, trust_coeff=0.02),
+    _case("LARS", "plain", lr=0.05),
+    _case(
+        "LARS",
+        "clip",
+        lr=0.05,
+        momentum=0.9,
+        dampening=0.3,
+        weight_decay=0.1,
+        trust_coeff=0.02,
+        eps=1e-6,
+        trust_clip=True,
+    ),
+    _case(
+        "LARS",
+        "nesterov-maximize",
+        lr=0.5,
+        momentum=0.7,
+        nesterov=True,
+        trust_coeff=0.02,
+        always_adapt=True,
+        maximize=True,
+    ),
 ]
 
-ONE_PER_OPTIMIZER = [case for case in CASES if case.name in ("sgd-momentum", "adam", "adamw", "rmsprop")]
+# The one without a suffix, unless another shows more.
+_SHOWN_BY = {"SGD": "sgd-momentum"}
+ONE_PER_OPTIMIZER = [case for case in CASES if case.name == _SHOWN_BY.get(case.optimizer, case.optimizer.lower())]
+
+# Where torch's own class says what is right.
+TWINS = [case for case in CASES if case.has_twin]
+ONE_PER_TWIN = [case for case in ONE_PER_OPTIMIZER if case.has_twin]
+
+
+def named(name: str) -> Case:
+    """The case of this name."""
+    return next(case for case in CASES if case.name == name)

@@ -1,64 +1,15 @@
-"""A slow and obvious float64 reference of the update rules, against which errors are measured."""
+"""A float64 reference of the update rules, against which errors are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from formulas import RULES, State
+from references import twin
+from support import COUNTERS
 from torch import Tensor
-
-State = dict[str, Any]
-Hypers = Mapping[str, Any]
-Rule = Callable[[Tensor, Tensor, State, Hypers], Tensor]
-
-
-def sgd(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    g = g + h["weight_decay"] * p
-    momentum = h["momentum"]
-    if momentum != 0:
-        previous = s.get("momentum_buffer")
-        # The first buffer is the gradient itself: neither momentum nor dampening applies to it.
-        s["momentum_buffer"] = g.clone() if previous is None else momentum * previous + (1 - h["dampening"]) * g
-        g = g + momentum * s["momentum_buffer"] if h["nesterov"] else s["momentum_buffer"]
-    return p - float(h["lr"]) * g
-
-
-def adam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    beta1, beta2 = (float(beta) for beta in h["betas"])
-    lr = float(h["lr"])
-    if h["decoupled_weight_decay"]:
-        p = p * (1 - lr * h["weight_decay"])
-    else:
-        g = g + h["weight_decay"] * p
-    zero = torch.zeros_like(p)
-    step = s["step"] = float(s.get("step", 0)) + 1
-    m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
-    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
-    if h["amsgrad"]:
-        v = s["max_exp_avg_sq"] = torch.maximum(s.get("max_exp_avg_sq", zero), v)
-    m_hat = m / (1 - beta1**step)
-    v_hat = v / (1 - beta2**step)
-    return p - lr * m_hat / (v_hat.sqrt() + h["eps"])
-
-
-def rmsprop(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    alpha, lr = h["alpha"], float(h["lr"])
-    g = g + h["weight_decay"] * p
-    zero = torch.zeros_like(p)
-    s["step"] = float(s.get("step", 0)) + 1
-    v = s["square_avg"] = alpha * s.get("square_avg", zero) + (1 - alpha) * g * g
-    if h["centered"]:
-        mean = s["grad_avg"] = alpha * s.get("grad_avg", zero) + (1 - alpha) * g
-        # A variance: only rounding can bring it below zero.
-        v = (v - mean * mean).clamp_min(0)
-    change = g / (v.sqrt() + h["eps"])
-    if h["momentum"] > 0:
-        change = s["momentum_buffer"] = h["momentum"] * s.get("momentum_buffer", zero) + change
-    return p - lr * change
-
-
-RULES: dict[str, Rule] = {"SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop}
 
 
 class Oracle:
@@ -68,8 +19,8 @@ class Oracle:
     """
 
     def __init__(self, optimizer: str, kwargs: Mapping[str, Any], params: Sequence[Tensor]) -> None:
-        # torch's class supplies the defaults of the arguments, never any arithmetic.
-        defaults = getattr(torch.optim, optimizer)([torch.zeros(1)], **kwargs).defaults
+        # The twin supplies the defaults of the arguments, never any arithmetic.
+        defaults = twin(optimizer)([torch.zeros(1)], **kwargs).defaults
         self.rule = RULES[optimizer]
         self.hypers: dict[str, Any] = {"decoupled_weight_decay": optimizer == "AdamW", **defaults}
         self.params = [float64(p) for p in params]
@@ -78,7 +29,7 @@ class Oracle:
     def adopt(self, params: Sequence[Tensor], states: Sequence[Mapping[str, Any]]) -> None:
         """Continues from the params and states of a live optimizer."""
         self.params = [float64(p) for p in params]
-        self.state = [{k: float64(v) if k != "step" else v for k, v in s.items() if v is not None} for s in states]
+        self.state = [{k: v if k in COUNTERS else float64(v) for k, v in s.items() if v is not None} for s in states]
 
     def step(self, grads: Sequence[Tensor | None], grad_scale: float = 1.0) -> None:
         for i, grad in enumerate(grads):

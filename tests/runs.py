@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from support import params_of
+from support import COUNTERS, params_of
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -57,5 +57,5 @@ def train(optimizer: torch.optim.Optimizer, run: GradientRun) -> list[Tensor]:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]:
-    """The state of a param without its step counter, nor SGD's placeholder for a buffer that it does not use."""
-    return {k: v for k, v in optimizer.state[param].items() if isinstance(v, Tensor) and k != "step"}
+    """The state of a param without its counters, nor SGD's placeholder for a buffer that it does not use."""
+    return {k: v for k, v in optimizer.state[param].items() if isinstance(v, Tensor) and k not in COUNTERS}

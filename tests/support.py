@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,19 @@ SHAPES: tuple[tuple[int, ...], ...] = ((5, 7), (9,), (), (0, 3), (67,))
 
 # The emulated CUDA engine steps everything (see conftest.py).
 EMULATED = _C.cuda_built_for() == "emulated"
+# Keys of states that are numbers and not tensors like the param.
+COUNTERS = frozenset(name for rule in _C.rules().values() for name in rule["counters"])
 STOCK_IS_2_13 = torch.__version__.startswith("2.13.")
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def make_params(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, ONE_PER_OPTIMIZER, Case
+from cases import CASES, ONE_PER_OPTIMIZER, ONE_PER_TWIN, Case
 from support import (
     EMULATED,
     assert_close,
@@ -226,7 +226,7 @@ def test_sparse_gradients(momentum: float) -> None:
             torch.testing.assert_close(p, q)
 
 
-@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+@pytest.mark.parametrize("case", ONE_PER_TWIN, ids=str)
 def test_differentiable(case: Case) -> None:
     def build(make: Any) -> Any:
         return make([p.clone() for p in make_params()], differentiable=True)
@@ -248,7 +248,7 @@ def test_differentiable(case: Case) -> None:
 @pytest.mark.parametrize("fused", [True, False, None])
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_checkpoint_of_any_kind_keeps_the_protocol(case: Case, fused: bool | None) -> None:
-    flags = {} if case.optimizer == "RMSprop" else {"fused": fused, "foreach": None}
+    flags = {"fused": fused, "foreach": None} if case.takes("fused") else {}
     torchs = case.torchs(make_params(), **flags)
     train(torchs)
     ours = case.ours(clone_params(params_of(torchs)))

@@ -78,7 +78,7 @@ def test_an_optimizer_that_insists_on_a_closure_is_trained(data: gallery.Data, m
         pass
 
     monkeypatch.setattr(fusedopt, "LBFGS", LBFGS, raising=False)
-    (pair,) = gallery.run(["LBFGS"], data, 10)
+    (pair,) = gallery.run(["LBFGS"], data, 20)
     assert pair.ours.losses[-1] < 2 * data.floor
     assert pair.complaint is None
 

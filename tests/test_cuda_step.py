@@ -13,11 +13,11 @@ from backends import (
     Twins,
     assert_same_memory,
     backend_fixture,  # noqa: F401
+    constant,
     counter_flags,
     cuda_fixture,  # noqa: F401
     simple,
     spread,
-    table_constant,
     trained_twins,
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
@@ -27,7 +27,7 @@ from torch.nn import Parameter
 
 import fusedopt
 
-SMALL, LARGE = table_constant("kSmallPatch"), table_constant("kLargePatch")
+SMALL, LARGE = constant("kSmallPatch"), constant("kLargePatch")
 INF, NAN = float("inf"), float("nan")
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
+import references
 import torch
-from cases import ONE_PER_OPTIMIZER, Case
+from cases import ONE_PER_OPTIMIZER, ONE_PER_TWIN, Case
 from support import assert_close, assert_identical, clone_params, give_grads, make_params, snapshot, train
 from torch import Tensor
 from torch.nn import Parameter
@@ -16,16 +18,19 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import fusedopt
 
-NAMES = ["SGD", "Adam", "AdamW", "RMSprop"]
+NAMES = [case.optimizer for case in ONE_PER_OPTIMIZER]
+TWINS = [case.optimizer for case in ONE_PER_TWIN]
 ORDER = ["global pre", "pre 1", "pre 2", "post 1", "post 2", "global post"]
 # (path, optimizer): each reaches the update by another route, and torch's own `step` takes part in most of them.
 PATHS = [
     *(("fast", name) for name in NAMES),
     *(("subclass", name) for name in NAMES),
     *(("subclass-of-subclass", name) for name in NAMES),
-    *(("differentiable", name) for name in NAMES),
+    *(("differentiable", name) for name in TWINS),
     ("sparse", "SGD"),
     ("subclass-sparse", "SGD"),
+    ("sparse", "Adagrad"),
+    ("subclass-sparse", "Adagrad"),
 ]
 
 
@@ -57,15 +62,18 @@ def build(path: str, name: str) -> Optimizer:
 @pytest.fixture(params=[True, False], ids=["torch-patched", "torch-unpatched"])
 def patching(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """torch wraps a class's `step` in the hooks when the class is first built; both histories must give one call."""
-    for name in NAMES:
+    unpatched = {}
+    for name in TWINS:
         cls = getattr(torch.optim, name)
         cls([Parameter(torch.zeros(1))])
         assert cls.step.hooked
-    for cls in (torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop):
-        if not request.param:
-            monkeypatch.setattr(cls, "step", cls.step.__wrapped__)
-    if not request.param and "step" in vars(torch.optim.AdamW):
-        monkeypatch.delattr(torch.optim.AdamW, "step")  # it has none of its own until it is patched
+        if "step" in vars(cls):
+            unpatched[cls] = cls.step.__wrapped__
+    for cls, step in [] if request.param else unpatched.items():
+        if step.__qualname__ == f"{cls.__name__}.step":
+            monkeypatch.setattr(cls, "step", step)
+        else:  # inherited: it has one of its own only where it was patched first
+            monkeypatch.delattr(cls, "step")
     return bool(request.param)
 
 
@@ -229,7 +237,7 @@ def test_apply_optimizer_in_backward(case: Case) -> None:
         assert all(p.grad is None for p in params)
         return params
 
-    ours, torchs = run(getattr(fusedopt, case.optimizer)), run(getattr(torch.optim, case.optimizer))
+    ours, torchs = run(case.cls), run(partial(references.twin(case.optimizer), foreach=False))
     for p, q, start in zip(ours, torchs, initial, strict=True):
         torch.testing.assert_close(p, q)
         assert not torch.equal(p, start)

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, ONE_PER_OPTIMIZER, Case
+from cases import ONE_PER_TWIN, TWINS, Case
 from support import assert_close, assert_identical, make_params, params_of, train
 from torch.optim import lr_scheduler
 
 import fusedopt
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", TWINS, ids=str)
 def test_training_goes_on_from_the_same_place(case: Case) -> None:
     def groups(params: list[Any]) -> list[dict[str, Any]]:
         return [{"params": params[:2], "lr": 0.02}, {"params": params[2:], "note": "mine"}]
@@ -36,16 +36,16 @@ def test_training_goes_on_from_the_same_place(case: Case) -> None:
     assert_close(ours, whole)
 
 
-@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+@pytest.mark.parametrize("case", ONE_PER_TWIN, ids=str)
 def test_before_the_first_step(case: Case) -> None:
     ours, torchs = fusedopt.replace(case.torchs(make_params())), case.torchs(make_params())
-    assert len(ours.state) == 0
+    assert bool(ours.state) == case.starts_with_state
     train(ours)
     train(torchs)
     assert_close(ours, torchs)
 
 
-@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+@pytest.mark.parametrize("case", ONE_PER_TWIN, ids=str)
 def test_schedules_go_on(case: Case) -> None:
     torchs, whole = case.torchs(make_params()), case.torchs(make_params())
     first = lr_scheduler.ExponentialLR(torchs, 0.5)
@@ -88,10 +88,12 @@ def test_names_and_tensor_hypers_are_kept() -> None:
     assert group["betas"][0] is beta
 
 
-@pytest.mark.parametrize("name", ["Rprop", "Adadelta", "LBFGS"])
-def test_a_class_without_a_counterpart_is_named(name: str) -> None:
-    with pytest.raises(TypeError, match=name):
-        fusedopt.replace(getattr(torch.optim, name)(make_params()))
+def test_a_class_without_a_counterpart_is_named() -> None:
+    class Unheard(torch.optim.Optimizer):
+        pass
+
+    with pytest.raises(TypeError, match="Unheard"):
+        fusedopt.replace(Unheard(make_params(), {}))
 
 
 @pytest.mark.parametrize("thing", [None, [torch.zeros(3)], torch.nn.Linear(2, 2)], ids=["None", "list", "module"])

@@ -17,6 +17,8 @@ constexpr int kHost = -1;
 extern bool g_numbers_on_device;
 extern void* g_stream;
 
+// Whether copies to a device need pinned memory in order not to wait for it.
+constexpr bool kPinned = false;
 inline int device_index(const TensorImpl&) { return 0; }
 inline bool plain(const TensorImpl& impl) { return impl.key_set() == g_plain_keys; }
 inline bool number_on_device(const TensorImpl&) { return g_numbers_on_device; }
@@ -39,6 +41,7 @@ class OffCapture {
 
 #else
 
+constexpr bool kPinned = true;
 inline int device_index(const TensorImpl& impl) { return impl.is_cuda() ? impl.device().index() : kHost; }
 
 inline bool plain(const TensorImpl& impl) {

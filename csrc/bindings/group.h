@@ -31,6 +31,16 @@ inline uint64_t version_of(PyObject* dict) {
 // Lists and tuples, which the PySequence_Fast macros read.
 inline bool is_sequence(PyObject* object) { return object && (PyList_Check(object) || PyTuple_Check(object)); }
 
+// "param 3 of group 0 ('layer.weight')"
+inline std::string param_label(PyObject* groups, int group, int position) {
+  std::string text = "param " + std::to_string(position) + " of group " + std::to_string(group);
+  PyObject* dict = PySequence_Fast_GET_ITEM(groups, group);
+  PyObject* names = PyDict_GetItemString(dict, "param_names");
+  if (names && PyList_Check(names) && position < PyList_GET_SIZE(names))
+    text += " ('" + std::string(py::str(PyList_GET_ITEM(names, position))) + "')";
+  return text;
+}
+
 // A number out of Python: float, int, bool or a tensor of one element. In device memory it stays where it is, unread.
 inline Number to_number(PyObject* value, const std::string& what) {
   if (PyFloat_CheckExact(value)) return {PyFloat_AS_DOUBLE(value)};

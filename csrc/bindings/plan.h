@@ -131,7 +131,6 @@ class Plan {
   void write_counts(const Pass& pass);
   void bump_versions() const;
 
-  // "param 3 of group 0 ('layer.weight')"
   std::string label(int group, int position) const;
   [[noreturn]] void fail(const Source& source, const std::string& what) const {
     const Slot& slot = slots_[source.slot];
@@ -176,14 +175,7 @@ class Plan {
   at::Tensor skipped_there_;            // the flag that the last step wrote, if a device alone knows
 };
 
-inline std::string Plan::label(int group, int position) const {
-  std::string text = "param " + std::to_string(position) + " of group " + std::to_string(group);
-  PyObject* dict = PySequence_Fast_GET_ITEM(group_list_, group);
-  PyObject* names = PyDict_GetItemString(dict, "param_names");
-  if (names && PyList_Check(names) && position < PyList_GET_SIZE(names))
-    text += " ('" + std::string(py::str(PyList_GET_ITEM(names, position))) + "')";
-  return text;
-}
+inline std::string Plan::label(int group, int position) const { return param_label(group_list_, group, position); }
 
 inline void Plan::read_groups(PyObject* groups) {
   if (!is_sequence(groups)) throw py::type_error("optimizer.param_groups is not a list");

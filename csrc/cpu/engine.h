@@ -4,7 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "../factored.h"
+#include "../history.h"
 #include "../plugin.h"
+#include "../factored.h"
 #include "../step.h"
 
 namespace fusedopt::cpu {
@@ -13,6 +16,8 @@ struct Isa {
   const char* name;
   bool supported;  // by this processor
   RulesOf rules;
+  const history::Kernels& (*history)();
+  const FactoredKernels* (*factored)();
 };
 
 // Every instruction set that was built, narrowest first.
@@ -33,6 +38,9 @@ const Rule* find_rule(const std::string& name);
 
 // Sweeps rows [first, last), all of `rule`; their work_end must be running totals. Results do not depend on `threads`.
 void sweep(const Rule& rule, const Row* first, const Row* last, int threads);
+
+// Steps tensors whose second moments are factored. Results do not depend on `threads`.
+void step_factored(Factored* first, Factored* last, int threads);
 
 // What a row costs beside its elements, in elements: finding it, and ending the vector loop early.
 constexpr int64_t kRowOverhead = 64;

@@ -10,8 +10,16 @@
 #pragma GCC target("avx2,fma")
 #define FUSEDOPT_NAMESPACE fusedopt_avx2
 #include "sweep.h"
+#ifndef FUSEDOPT_RULE
+#include "factored.h"
+#include "history.h"
+#endif
 
 namespace fusedopt {
 const Rule* rules_avx2(int& count) { return fusedopt_avx2::rule_table(fusedopt_avx2::AllRules(), count); }
+#ifndef FUSEDOPT_RULE  // a shared object brings a rule and nothing else
+const FactoredKernels* factored_avx2() { return fusedopt_avx2::factored_kernels(); }
+const history::Kernels& history_avx2() { return fusedopt_avx2::history_kernels(); }
+#endif
 }  // namespace fusedopt
 #endif

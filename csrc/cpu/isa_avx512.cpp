@@ -10,8 +10,16 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #define FUSEDOPT_NAMESPACE fusedopt_avx512
 #include "sweep.h"
+#ifndef FUSEDOPT_RULE
+#include "factored.h"
+#include "history.h"
+#endif
 
 namespace fusedopt {
 const Rule* rules_avx512(int& count) { return fusedopt_avx512::rule_table(fusedopt_avx512::AllRules(), count); }
+#ifndef FUSEDOPT_RULE  // a shared object brings a rule and nothing else
+const FactoredKernels* factored_avx512() { return fusedopt_avx512::factored_kernels(); }
+const history::Kernels& history_avx512() { return fusedopt_avx512::history_kernels(); }
+#endif
 }  // namespace fusedopt
 #endif

@@ -5,13 +5,20 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
-// The sum of all accumulators, which it uses up.
+// The sum of all accumulators, which it uses up. Where only the first n can be other than 0, a power of two not below n
+// as `width` saves the rest.
 template <class T>
-inline T total(T (&sum)[fusedopt::kAccumulators]) {
-  for (int half = fusedopt::kAccumulators / 2; half > 0; half /= 2)
+inline T total(T (&sum)[fusedopt::kAccumulators], int width = fusedopt::kAccumulators) {
+  for (int half = width / 2; half > 0; half /= 2)
 #pragma GCC ivdep
     for (int i = 0; i < half; ++i) sum[i] += sum[half + i];
   return sum[0];
+}
+
+inline int width_for(int64_t n) {
+  int width = 1;
+  while (width < n && width < fusedopt::kAccumulators) width *= 2;
+  return width;
 }
 
 }  // namespace FUSEDOPT_NAMESPACE

@@ -2,6 +2,8 @@
 #include <stdexcept>
 
 #include "engine.h"
+#include "history.h"
+#include "factored.h"
 
 namespace fusedopt::cuda {
 
@@ -27,5 +29,15 @@ void Table::bind(void*) { absent(); }
 void Table::send(const Step&, const Place&) { absent(); }
 void Table::send_groups(const Step&, const Place&) { absent(); }
 void Table::launch(const Step&, const Place&) { absent(); }
+
+void products(const history::Products&, bool, void*, double*, const Place&) { absent(); }
+void direction(const history::Direction&, bool, void*, double*, const Place&) { absent(); }
+void move(const history::Move&, bool, const Place&) { absent(); }
+void gather(const history::Gather&, bool, const Place&) { absent(); }
+
+bool ready_for_factored(const Place&) { absent(); }
+FactoredLaunch::FactoredLaunch(const FactoredStep&) { absent(); }
+void FactoredLaunch::fill(void*, void*) const { absent(); }
+void FactoredLaunch::launch(const Place&, void*) const { absent(); }
 
 }  // namespace fusedopt::cuda

@@ -27,9 +27,9 @@ struct Adadelta : RuleDefaults {
   FUSEDOPT_HD static void update(T& p, T g, T (&s)[2], const Scalars<T>& c) {
     T &square_avg = s[0], &acc_delta = s[1];
     if (c.weight_decay != T(0)) g = fma(c.weight_decay, p, g);
-    square_avg = fma(c.rho, square_avg, c.weight * g * g);
+    square_avg = fma(c.weight * g, g, c.rho * square_avg);
     const T delta = sqrt(acc_delta + c.eps) / sqrt(square_avg + c.eps) * g;
-    acc_delta = fma(c.rho, acc_delta, c.weight * delta * delta);
+    acc_delta = fma(c.weight * delta, delta, c.rho * acc_delta);
     p = fma(-c.lr, delta, p);
   }
 };

@@ -16,8 +16,8 @@ struct Adan : RuleDefaults {
 
   template <class T>
   struct Scalars {
-    T step_size, step_size_diff, decay, shrinkage, weight1, weight2, beta2, beta3, weight3, inverse_sqrt_correction3,
-        eps, has_previous;
+    T step_size, step_size_diff, decay, shrinkage, beta1, weight1, beta2, weight2, beta3, weight3,
+        inverse_sqrt_correction3, eps, has_previous;
   };
 
   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double* counters, bool first) {
@@ -28,9 +28,10 @@ struct Adan : RuleDefaults {
     c.step_size_diff = h.lr * h.beta2 / (1 - pown(h.beta2, step));
     c.decay = h.no_prox != 0 ? 1 - decay : 1;
     c.shrinkage = h.no_prox != 0 ? 1 : 1 / (1 + decay);
+    c.beta1 = h.beta1;
     c.weight1 = 1 - h.beta1;
-    c.weight2 = 1 - h.beta2;
     c.beta2 = h.beta2;
+    c.weight2 = 1 - h.beta2;
     c.beta3 = h.beta3;
     c.weight3 = 1 - h.beta3;
     c.inverse_sqrt_correction3 = 1 / sqrt(1 - pown(h.beta3, step));
@@ -43,13 +44,12 @@ struct Adan : RuleDefaults {
   FUSEDOPT_HD static void update(T& p, T g, T (&s)[4], const Scalars<T>& c) {
     T &m = s[0], &n = s[1], &v = s[2], &neg_pre_grad = s[3];
     const T difference = c.has_previous != T(0) ? g + neg_pre_grad : T(0);
-    m = lerp(m, g, c.weight1);
-    v = lerp(v, difference, c.weight2);
+    m = fma(c.beta1, m, c.weight1 * g);
+    v = fma(c.beta2, v, c.weight2 * difference);
     const T ahead = fma(c.beta2, difference, g);
     n = fma(c.beta3, n, c.weight3 * ahead * ahead);
     const T denominator = fma(sqrt(n), c.inverse_sqrt_correction3, c.eps);
-    p = p * c.decay - c.step_size * m / denominator;
-    p = (p - c.step_size_diff * v / denominator) * c.shrinkage;
+    p = (p * c.decay - fma(c.step_size, m, c.step_size_diff * v) / denominator) * c.shrinkage;
     neg_pre_grad = -g;
   }
 };

@@ -17,18 +17,18 @@ struct Lion : RuleDefaults {
 
   template <class T>
   struct Scalars {
-    T lr, decay, weight1, weight2;
+    T lr, decay, beta1, weight1, beta2, weight2;
   };
 
   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double*, bool) {
-    return {h.lr, 1 - h.lr * h.weight_decay, 1 - h.beta1, 1 - h.beta2};
+    return {h.lr, 1 - h.lr * h.weight_decay, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2};
   }
 
   template <int variant, class T>
   FUSEDOPT_HD static void update(T& p, T g, T (&s)[1], const Scalars<T>& c) {
     T& m = s[0];
-    p = fma(-c.lr, sign(lerp(m, g, c.weight1)), p * c.decay);
-    m = lerp(m, g, c.weight2);
+    p = fma(-c.lr, sign(fma(c.beta1, m, c.weight1 * g)), p * c.decay);
+    m = fma(c.beta2, m, c.weight2 * g);
   }
 };
 

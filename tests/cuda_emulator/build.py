@@ -23,7 +23,7 @@ def build() -> tuple[ModuleType, ModuleType]:
     """The engine module, which can stand in for fusedopt._C, and the emulator's controls."""
     if "emulated._C" not in sys.modules:
         BUILD.mkdir(parents=True, exist_ok=True)
-        cpu = [ROOT / "csrc" / "cpu" / name for name in ("engine.cpp", "isa_generic.cpp")]
+        cpu = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
         cpp_extension.load(
             "fusedopt_emulated",
             [str(path) for path in (ROOT / "csrc" / "bindings.cpp", *cpu, *sorted(HERE.glob("*.cpp")))],

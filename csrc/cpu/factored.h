@@ -1,0 +1,371 @@
+// How the CPU sums and updates matrices. Included once for each instruction set, in a namespace of its own.
+#pragma once
+
+#include <cstring>
+
+#include "../codec.h"
+#include "../rules/adafactor.h"
+#include "../tiling.h"
+#include "sum.h"
+
+namespace FUSEDOPT_NAMESPACE {
+
+using fusedopt::Factored;
+using fusedopt::FactoredOperand;
+using fusedopt::FactoredSums;
+using fusedopt::kAccumulators;
+using fusedopt::kChunk;
+
+// n elements of an operand: where they are if that will do, else decoded into the buffer.
+template <class T>
+inline const T* read(const FactoredOperand& operand, int64_t at, int64_t stride, int64_t n, T* buffer) {
+  if (operand.dtype == dtype_of(T()) && stride == 1) return static_cast<const T*>(operand.data) + at;
+  with_storage(operand.dtype, [&](auto type) {
+    const auto* from = static_cast<const decltype(type)*>(operand.data) + at;
+    if (stride == 1) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) buffer[i] = static_cast<T>(decode(from[i]));
+    } else {
+      for (int64_t i = 0; i < n; ++i) buffer[i] = static_cast<T>(decode(from[i * stride]));
+    }
+  });
+  return buffer;
+}
+
+template <class T>
+inline void write(const FactoredOperand& operand, int64_t at, int64_t stride, int64_t n, const T* values) {
+  with_storage(operand.dtype, [&](auto type) {
+    auto* to = static_cast<decltype(type)*>(operand.data) + at;
+    if (stride == 1) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) encode(values[i], to[i]);
+    } else {
+      for (int64_t i = 0; i < n; ++i) encode(values[i], to[i * stride]);
+    }
+  });
+}
+
+// Adds doubles as step.h adds the sums of chunks.
+inline double add_all(const double* values, int64_t count) {
+  alignas(64) double sum[kAccumulators];
+  const int width = width_for(count);
+  std::memset(sum, 0, width * sizeof(double));
+  for (int64_t i = 0; i < count; ++i) sum[i % kAccumulators] += values[i];
+  return total(sum, width);
+}
+
+template <class T>
+class FactoredKernel {
+ public:
+  static void measure(const Factored& t, const FactoredSums& sums, int64_t first, int64_t last) {
+    const FactoredKernel kernel(t);
+    for (int64_t tile = first; tile < last; ++tile)
+      t.vector ? kernel.measure_vector(sums, tile) : kernel.measure_tile(sums, tile);
+  }
+
+  static void finish(const Factored& t, const FactoredSums& sums, int64_t share, int64_t of) {
+    const FactoredKernel kernel(t);
+    const Tiling& tiling = kernel.tiling_;
+    if (t.vector) return;
+    if (tiling.chunks > 1) {
+      const int64_t rows = t.matrices * t.rows;
+      for (int64_t row = rows * share / of; row < rows * (share + 1) / of; ++row) {
+        const double sum = add_all(sums.rows + row * tiling.chunks, tiling.chunks);
+        kernel.set_row(row / t.rows, row % t.rows, sum);
+      }
+    }
+    if (tiling.blocks > 1) {
+      const int64_t parts = t.matrices * tiling.chunks;
+      for (int64_t part = parts * share / of; part < parts * (share + 1) / of; ++part)
+        kernel.finish_cols(sums, part / tiling.chunks, part % tiling.chunks * kChunk);
+    }
+  }
+
+  static void square(const Factored& t, const FactoredSums& sums, int64_t first, int64_t last) {
+    if (t.vector) return;  // it is measured already
+    const FactoredKernel kernel(t);
+    Factors factors;
+    alignas(64) T buffer[kChunk], sum[kAccumulators];
+    for (int64_t tile = first; tile < last; ++tile) {
+      double squares = 0;
+      kernel.each_strip(tile, [&](const Strip& strip) {
+        kernel.find(factors, strip);
+        const int width = width_for(strip.cols);
+        std::memset(sum, 0, width * sizeof(T));
+        for (int r = 0; r < strip.rows; ++r) {
+          const T* g = kernel.elements(fusedopt::kFactoredGrad, strip, r, buffer);
+          const T row = kernel.row_factor(factors, strip, r), limit = kernel.limit_, multiplier = kernel.multiplier_;
+          kernel.each_part(strip.cols, [&](int64_t at, int64_t n) {
+#pragma GCC ivdep
+            for (int64_t i = 0; i < n; ++i) {
+              const T u = Adafactor::update(g[at + i] * multiplier, row, factors.col[at + i], limit);
+              sum[i] = fma(u, u, sum[i]);
+            }
+          });
+        }
+        squares += static_cast<double>(total(sum, width));
+      });
+      sums.update[tile] = squares;
+    }
+  }
+
+  static void update(const Factored& t, int64_t first, int64_t last) {
+    const FactoredKernel kernel(t);
+    const T keep = static_cast<T>(kernel.scalars_.keep), scale = static_cast<T>(kernel.scalars_.scale);
+    const T limit = kernel.limit_, multiplier = kernel.multiplier_;
+    const FactoredOperand& param = t.operand[fusedopt::kFactoredParam];
+    const bool in_place = param.dtype == dtype_of(T()) && param.col == 1;
+    Factors factors;
+    alignas(64) T g_buffer[kChunk], p_buffer[kChunk], v_buffer[kChunk];
+    for (int64_t tile = first; tile < last; ++tile) {
+      kernel.each_strip(tile, [&](const Strip& strip) {
+        if (!t.vector) kernel.find(factors, strip);
+        for (int r = 0; r < strip.rows; ++r) {
+          const int64_t n = row_length(t, strip, strip.row + r);
+          const T* g = kernel.elements(fusedopt::kFactoredGrad, strip, r, g_buffer);
+          T* p = const_cast<T*>(kernel.elements(fusedopt::kFactoredParam, strip, r, p_buffer));
+          if (t.vector) {
+            const T* v = kernel.elements(fusedopt::kVariance, strip, r, v_buffer);
+#pragma GCC ivdep
+            for (int64_t i = 0; i < n; ++i)
+              p[i] = Adafactor::step(p[i], Adafactor::update(g[i] * multiplier, v[i], limit), keep, scale);
+          } else {
+            const T row = kernel.row_factor(factors, strip, r);
+#pragma GCC ivdep
+            for (int64_t i = 0; i < n; ++i)
+              p[i] =
+                  Adafactor::step(p[i], Adafactor::update(g[i] * multiplier, row, factors.col[i], limit), keep, scale);
+          }
+          if (!in_place) write(param, kernel.start(fusedopt::kFactoredParam, strip, r), param.col, n, p);
+        }
+      });
+    }
+  }
+
+ private:
+  // What turns a gradient into its update, for the columns of one chunk of one matrix.
+  struct Factors {
+    int64_t matrix = -1, chunk = -1;
+    double mean = 0;
+    alignas(64) T col[kChunk];
+  };
+
+  explicit FactoredKernel(const Factored& t) : t_(t), tiling_(t) {
+    std::memcpy(&scalars_, t.scalars, sizeof(scalars_));
+    limit_ = static_cast<T>(1 / scalars_.eps1);
+    weight_ = static_cast<T>(scalars_.weight);
+    multiplier_ = static_cast<T>(scalars_.multiplier);
+  }
+
+  template <class F>
+  void each_strip(int64_t tile, F&& f) const {
+    for (int64_t i = 0; i < kTileStrips; ++i) {
+      const Strip strip(t_, tiling_, tile, i);
+      if (strip.rows > 0) f(strip);
+    }
+  }
+
+  // Calls f(at, n) for parts of at most as many elements as there are accumulators, which a constant length helps to
+  // vectorise.
+  template <class F>
+  static void each_part(int64_t n, F&& f) {
+    int64_t at = 0;
+    for (; at + kAccumulators <= n; at += kAccumulators) f(at, kAccumulators);
+    if (at < n) f(at, n - at);
+  }
+
+  int64_t start(int role, const Strip& strip, int r) const {
+    return element_start(t_, role, strip.matrix, strip.row + r, strip.col);
+  }
+  const T* elements(int role, const Strip& strip, int r, T* buffer) const {
+    return read(t_.operand[role], start(role, strip, r), t_.operand[role].col, row_length(t_, strip, strip.row + r),
+                buffer);
+  }
+
+  void measure_tile(const FactoredSums& sums, int64_t tile) const {
+    alignas(64) T g_buffer[kChunk], p_buffer[kChunk], tile_cols[kChunk], strip_cols[kChunk];
+    alignas(64) T row_sum[kAccumulators], param_sum[kAccumulators];
+    double squares = 0;
+    each_strip(tile, [&](const Strip& strip) {
+      const int64_t cols = strip.cols;
+      const int width = width_for(cols);
+      T* col_sum = strip.first ? tile_cols : strip_cols;
+      std::memset(col_sum, 0, cols * sizeof(T));
+      std::memset(param_sum, 0, width * sizeof(T));
+      for (int r = 0; r < strip.rows; ++r) {
+        const T* g = elements(fusedopt::kFactoredGrad, strip, r, g_buffer);
+        const T* p = elements(fusedopt::kFactoredParam, strip, r, p_buffer);
+        std::memset(row_sum, 0, width * sizeof(T));
+        each_part(cols, [&, multiplier = multiplier_](int64_t at, int64_t n) {
+#pragma GCC ivdep
+          for (int64_t i = 0; i < n; ++i) {
+            const T x = g[at + i] * multiplier;
+            row_sum[i] = fma(x, x, row_sum[i]);
+            col_sum[at + i] = fma(x, x, col_sum[at + i]);
+            param_sum[i] = fma(p[at + i], p[at + i], param_sum[i]);
+          }
+        });
+        const double sum = static_cast<double>(total(row_sum, width));
+        if (tiling_.chunks > 1)
+          sums.rows[(strip.matrix * t_.rows + strip.row + r) * tiling_.chunks + strip.chunk] = sum;
+        else
+          set_row(strip.matrix, strip.row + r, sum);
+      }
+      squares += static_cast<double>(total(param_sum, width));
+      if (!strip.first) {
+#pragma GCC ivdep
+        for (int64_t i = 0; i < cols; ++i) tile_cols[i] += strip_cols[i];
+      }
+      if (!strip.last) return;
+      if (tiling_.blocks > 1)
+        std::memcpy(static_cast<T*>(sums.cols) + (strip.matrix * tiling_.blocks + strip.block) * t_.cols + strip.col,
+                    tile_cols, cols * sizeof(T));
+      else
+        set_cols(strip.matrix, strip.col, cols, tile_cols);
+    });
+    sums.param[tile] = squares;
+  }
+
+  void measure_vector(const FactoredSums& sums, int64_t tile) const {
+    alignas(64) T g_buffer[kChunk], p_buffer[kChunk], v_buffer[kChunk], new_v[kChunk];
+    alignas(64) T param_sum[kAccumulators], update_sum[kAccumulators];
+    const FactoredOperand& variance = t_.operand[fusedopt::kVariance];
+    double squares = 0, update_squares = 0;
+    each_strip(tile, [&](const Strip& strip) {
+      const int width = width_for(strip.cols);
+      std::memset(param_sum, 0, width * sizeof(T));
+      std::memset(update_sum, 0, width * sizeof(T));
+      for (int r = 0; r < strip.rows; ++r) {
+        const int64_t length = row_length(t_, strip, strip.row + r);
+        const int64_t at_v = start(fusedopt::kVariance, strip, r);
+        const T* g = elements(fusedopt::kFactoredGrad, strip, r, g_buffer);
+        const T* p = elements(fusedopt::kFactoredParam, strip, r, p_buffer);
+        const T* before = elements(fusedopt::kVariance, strip, r, v_buffer);
+#pragma GCC ivdep
+        for (int64_t i = 0; i < length; ++i) {
+          const T x = g[i] * multiplier_;
+          new_v[i] = lerp(before[i], x * x, weight_);
+        }
+        write(variance, at_v, variance.col, length, new_v);
+        // As stored, which is what the update will find.
+        const T* v = read(variance, at_v, variance.col, length, v_buffer);
+        each_part(length, [&](int64_t at, int64_t n) {
+#pragma GCC ivdep
+          for (int64_t i = 0; i < n; ++i) {
+            const T u = Adafactor::update(g[at + i] * multiplier_, v[at + i], limit_);
+            param_sum[i] = fma(p[at + i], p[at + i], param_sum[i]);
+            update_sum[i] = fma(u, u, update_sum[i]);
+          }
+        });
+      }
+      squares += static_cast<double>(total(param_sum, width));
+      update_squares += static_cast<double>(total(update_sum, width));
+    });
+    sums.param[tile] = squares;
+    sums.update[tile] = update_squares;
+  }
+
+  void set_row(int64_t matrix, int64_t row, double sum) const {
+    const FactoredOperand& operand = t_.operand[fusedopt::kRowVar];
+    const int64_t at = element_start(t_, fusedopt::kRowVar, matrix, row, 0);
+    T buffer = 0;
+    const T before = *read(operand, at, 1, 1, &buffer);
+    const T after = Adafactor::average(before, sum, static_cast<double>(t_.cols), weight_);
+    write(operand, at, 1, 1, &after);
+  }
+
+  template <class Sum>
+  void set_cols(int64_t matrix, int64_t col, int64_t n, const Sum* sum) const {
+    const FactoredOperand& operand = t_.operand[fusedopt::kColVar];
+    const int64_t at = element_start(t_, fusedopt::kColVar, matrix, 0, col);
+    const double rows = static_cast<double>(t_.rows);
+    alignas(64) T buffer[kChunk], after[kChunk];
+    const T* before = read(operand, at, operand.col, n, buffer);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i)
+      after[i] = Adafactor::average(before[i], static_cast<double>(sum[i]), rows, weight_);
+    write(operand, at, operand.col, n, after);
+  }
+
+  void finish_cols(const FactoredSums& sums, int64_t matrix, int64_t col) const {
+    alignas(64) double sum[kChunk] = {};
+    const int64_t n = t_.cols - col < kChunk ? t_.cols - col : kChunk;
+    for (int64_t block = 0; block < tiling_.blocks; ++block) {
+      const T* part = static_cast<const T*>(sums.cols) + (matrix * tiling_.blocks + block) * t_.cols + col;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(part[i]);
+    }
+    set_cols(matrix, col, n, sum);
+  }
+
+  void find(Factors& factors, const Strip& strip) const {
+    const bool same_matrix = factors.matrix == strip.matrix;
+    if (same_matrix && factors.chunk == strip.chunk) return;
+    if (!same_matrix) factors.mean = mean(strip.matrix);
+    factors.matrix = strip.matrix;
+    factors.chunk = strip.chunk;
+    const FactoredOperand& operand = t_.operand[fusedopt::kColVar];
+    alignas(64) T buffer[kChunk];
+    const T* col_var = read(operand, element_start(t_, fusedopt::kColVar, strip.matrix, 0, strip.col), operand.col,
+                            strip.cols, buffer);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < strip.cols; ++i) factors.col[i] = Adafactor::col_factor(col_var[i]);
+  }
+
+  double mean(int64_t matrix) const {
+    const FactoredOperand& operand = t_.operand[fusedopt::kRowVar];
+    alignas(64) T buffer[kAccumulators];
+    alignas(64) double sum[kAccumulators];
+    const int width = width_for(t_.rows);
+    std::memset(sum, 0, width * sizeof(double));
+    for (int64_t row = 0; row < t_.rows; row += kAccumulators) {
+      const int64_t n = t_.rows - row < kAccumulators ? t_.rows - row : kAccumulators;
+      const T* row_var = read(operand, element_start(t_, fusedopt::kRowVar, matrix, row, 0), operand.row, n, buffer);
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(row_var[i]);
+    }
+    return Adafactor::mean(total(sum, width), static_cast<double>(t_.rows), scalars_.eps1);
+  }
+
+  T row_factor(const Factors& factors, const Strip& strip, int r) const {
+    T buffer = 0;
+    const T* row_var = read(t_.operand[fusedopt::kRowVar],
+                            element_start(t_, fusedopt::kRowVar, strip.matrix, strip.row + r, 0), 1, 1, &buffer);
+    return Adafactor::row_factor(*row_var, factors.mean);
+  }
+
+  const Factored& t_;
+  const Tiling tiling_;
+  Adafactor::Scalars scalars_;
+  T limit_, weight_, multiplier_;
+};
+
+inline void prepare_factored(Factored& t) {
+  double values[fusedopt::kFactoredHypers];
+  for (int64_t i = 0; i < fusedopt::kFactoredHypers; ++i) values[i] = t.hypers[i].value;
+  Adafactor::Hypers hypers;
+  static_assert(sizeof(hypers) == sizeof(values) && sizeof(Adafactor::Scalars) == sizeof(t.scalars));
+  std::memcpy(&hypers, values, sizeof(hypers));
+  const Adafactor::Scalars scalars = Adafactor::prepare(hypers, t.multiplier, t.step.value + 1);
+  std::memcpy(t.scalars, &scalars, sizeof(scalars));
+}
+
+inline void conclude_factored(Factored& t, const FactoredSums& sums) {
+  const int64_t tiles = Tiling(t).tiles;
+  Adafactor::Scalars scalars;
+  std::memcpy(&scalars, t.scalars, sizeof(scalars));
+  scalars.scale =
+      Adafactor::scale(scalars, add_all(sums.param, tiles), add_all(sums.update, tiles), static_cast<double>(t.numel));
+  std::memcpy(t.scalars, &scalars, sizeof(scalars));
+}
+
+inline const fusedopt::FactoredKernels* factored_kernels() {
+  using F = FactoredKernel<float>;
+  using D = FactoredKernel<double>;
+  static const fusedopt::FactoredKernels kernels = {prepare_factored,       {F::measure, D::measure},
+                                                    {F::finish, D::finish}, {F::square, D::square},
+                                                    conclude_factored,      {F::update, D::update}};
+  return &kernels;
+}
+
+}  // namespace FUSEDOPT_NAMESPACE

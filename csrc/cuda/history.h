@@ -1,0 +1,16 @@
+// The CUDA engine's sweeps over the vectors of L-BFGS: pointers are to device memory, those of a Scattered as well, and
+// a job's own arrays are on the host. `sums` has room for a row of results for every chunk, in the vectors' type; `out`
+// gets the results.
+#pragma once
+
+#include "../history.h"
+#include "engine.h"
+
+namespace fusedopt::cuda {
+
+void products(const history::Products& job, bool wide, void* sums, double* out, const Place& place);
+void direction(const history::Direction& job, bool wide, void* sums, double* out, const Place& place);
+void move(const history::Move& job, bool wide, const Place& place);
+void gather(const history::Gather& job, bool wide, const Place& place);
+
+}  // namespace fusedopt::cuda

@@ -1,0 +1,63 @@
+// What the bindings hand to an engine for a step of Adafactor, whose second moments are factored: one tensor with the
+// sums of its rows and columns, as plain data. Nothing here knows torch or Python.
+#pragma once
+
+#include "step.h"
+
+namespace fusedopt {
+
+// Leading dimensions that remain after those have been merged which all operands allow to.
+constexpr int kMaxLead = 6;
+
+constexpr int kFactoredHypers = 6;
+constexpr int kFactoredScalars = 8;
+
+// Strides in elements: of the leading dimensions, down a column, along a row.
+struct FactoredOperand {
+  void* data;
+  int64_t lead[kMaxLead], row, col;
+  Dtype dtype;
+};
+
+enum FactoredRole { kFactoredParam, kFactoredGrad, kRowVar, kColVar, kFactoredOperands, kVariance = kRowVar };
+
+// A param of `matrices` matrices, which its leading dimensions count; or a vector, which is cut into rows of kChunk
+// elements, the last of them perhaps shorter, and keeps the whole variance.
+struct Factored {
+  FactoredOperand operand[kFactoredOperands];
+  int64_t lead_size[kMaxLead];
+  int64_t matrices, rows, cols, numel;
+  int32_t leads;
+  bool vector;
+
+  // In the order of the struct that rules/adafactor.h makes of them.
+  Number hypers[kFactoredHypers];
+  Number step;        // before this one; in device memory it is advanced there
+  double multiplier;  // of the gradient
+  double scalars[kFactoredScalars];
+};
+
+// Memory for the sums of one tensor.
+struct FactoredSums {
+  double* param;   // of each tile: of the squares of the param,
+  double* update;  // and of the update
+  double* rows;    // of each row's chunks, where there are several
+  void* cols;      // of each column's blocks, where there are several
+};
+
+// The kernels of one instruction set; [0] for what computes in float, [1] in double. Tiles are [first, last).
+struct FactoredKernels {
+  // Counts the step and makes the tensor's scalars.
+  void (*prepare)(Factored& tensor);
+  // Row and column sums of the squared gradient. What is complete within a tile enters the state at once.
+  void (*measure[2])(const Factored& tensor, const FactoredSums& sums, int64_t first, int64_t last);
+  // One of several shares of what is not.
+  void (*finish[2])(const Factored& tensor, const FactoredSums& sums, int64_t share, int64_t of);
+  // Squares of the update.
+  void (*square[2])(const Factored& tensor, const FactoredSums& sums, int64_t first, int64_t last);
+  // The scale of the update.
+  void (*conclude)(Factored& tensor, const FactoredSums& sums);
+  void (*update[2])(const Factored& tensor, int64_t first, int64_t last);
+};
+
+}  // namespace fusedopt

@@ -1,0 +1,73 @@
+// Adafactor (Shazeer & Stern 2018), as torch.optim.Adafactor. No rule for a sweep over elements: what follows is the
+// maths of its sums and of one element, which the engines' own kernels for it share.
+#pragma once
+
+#include "rule.h"
+
+namespace FUSEDOPT_NAMESPACE {
+
+struct Adafactor {
+  struct Hypers {
+    double lr, beta2_decay, eps1, eps2, d, weight_decay;
+  };
+
+  // Constant over a tensor; `scale` is known once the sums are.
+  struct Scalars {
+    double multiplier, weight, rho, keep, eps1, eps2, d, scale;
+  };
+
+  FUSEDOPT_HD static Scalars prepare(const Hypers& h, double multiplier, double step) {
+    const double rho = 1 / sqrt(step);
+    return {
+        multiplier, power(step, h.beta2_decay), rho < h.lr ? rho : h.lr, 1 - h.lr * h.weight_decay, h.eps1, h.eps2, h.d,
+        0};
+  }
+
+  // The new average of `count` squares.
+  template <class T>
+  FUSEDOPT_HD static T average(T before, double sum, double count, T weight) {
+    return lerp(before, static_cast<T>(sum / count), weight);
+  }
+
+  // What row_var is divided by. NaN stays NaN.
+  FUSEDOPT_HD static double mean(double sum, double rows, double eps1) {
+    const double mean = sum / rows;
+    return mean < eps1 ? eps1 : mean;
+  }
+
+  // The two factors of 1 / sqrt(row_var * col_var / mean). In double, where neither overflows nor loses digits.
+  template <class T>
+  FUSEDOPT_HD static T row_factor(T row_var, double mean) {
+    return static_cast<T>(1 / sqrt(static_cast<double>(row_var) / mean));
+  }
+  template <class T>
+  FUSEDOPT_HD static T col_factor(T col_var) {
+    return static_cast<T>(1 / sqrt(static_cast<double>(col_var)));
+  }
+
+  // torch clamps the variance from below at eps1^2 before it takes the root: the inverse root from above at `limit`,
+  // 1 / eps1. NaN stays NaN.
+  template <class T>
+  FUSEDOPT_HD static T update(T g, T row_factor, T col_factor, T limit) {
+    const T factor = row_factor * col_factor;
+    return g * (factor > limit ? limit : factor);
+  }
+  template <class T>
+  FUSEDOPT_HD static T update(T g, T variance, T limit) {
+    const T factor = T(1) / sqrt(variance);
+    return g * (factor > limit ? limit : factor);
+  }
+
+  // As Python's max(): a NaN in a sum loses.
+  FUSEDOPT_HD static double scale(const Scalars& c, double squares, double update_squares, double numel) {
+    const double rms = sqrt(squares / numel), excess = sqrt(update_squares / numel) / c.d;
+    return (rms > c.eps2 ? rms : c.eps2) * c.rho / (excess > 1 ? excess : 1);
+  }
+
+  template <class T>
+  FUSEDOPT_HD static T step(T p, T update, T keep, T scale) {
+    return fma(-scale, update, p * keep);
+  }
+};
+
+}  // namespace FUSEDOPT_NAMESPACE

@@ -1,0 +1,210 @@
+"""The update rules, slow and obvious: one param, one gradient, the state under torch's keys, the group's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Any]
+Hypers = Mapping[str, Any]
+Rule = Callable[[Tensor, Tensor, State, Hypers], Tensor]
+
+
+def _penalised(p: Tensor, g: Tensor, decay: float) -> Tensor:
+    """Without a penalty, an infinite param must not spoil the gradient: 0 * inf is NaN."""
+    return g + decay * p if decay != 0 else g
+
+
+def sgd(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    g = _penalised(p, g, h["weight_decay"])
+    momentum = h["momentum"]
+    if momentum != 0:
+        previous = s.get("momentum_buffer")
+        # The first buffer is the gradient itself: neither momentum nor dampening applies to it.
+        s["momentum_buffer"] = g.clone() if previous is None else momentum * previous + (1 - h["dampening"]) * g
+        g = g + momentum * s["momentum_buffer"] if h["nesterov"] else s["momentum_buffer"]
+    return p - float(h["lr"]) * g
+
+
+def adam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = (float(beta) for beta in h["betas"])
+    lr = float(h["lr"])
+    if h["decoupled_weight_decay"]:
+        p = p * (1 - lr * h["weight_decay"])
+    else:
+        g = _penalised(p, g, h["weight_decay"])
+    zero = torch.zeros_like(p)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
+    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
+    if h["amsgrad"]:
+        v = s["max_exp_avg_sq"] = torch.maximum(s.get("max_exp_avg_sq", zero), v)
+    m_hat = m / (1 - beta1**step)
+    v_hat = v / (1 - beta2**step)
+    return p - lr * m_hat / (v_hat.sqrt() + h["eps"])
+
+
+def rmsprop(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    alpha, lr = h["alpha"], float(h["lr"])
+    g = _penalised(p, g, h["weight_decay"])
+    zero = torch.zeros_like(p)
+    s["step"] = float(s.get("step", 0)) + 1
+    v = s["square_avg"] = alpha * s.get("square_avg", zero) + (1 - alpha) * g * g
+    if h["centered"]:
+        mean = s["grad_avg"] = alpha * s.get("grad_avg", zero) + (1 - alpha) * g
+        # A variance: only rounding can bring it below zero.
+        v = (v - mean * mean).clamp_min(0)
+    change = g / (v.sqrt() + h["eps"])
+    if h["momentum"] > 0:
+        change = s["momentum_buffer"] = h["momentum"] * s.get("momentum_buffer", zero) + change
+    return p - lr * change
+
+
+def adagrad(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    g = _penalised(p, g, h["weight_decay"])
+    step = s["step"] = float(s.get("step", 0)) + 1
+    s["sum"] = s.get("sum", torch.full_like(p, h["initial_accumulator_value"])) + g * g
+    return p - float(h["lr"]) / (1 + (step - 1) * h["lr_decay"]) * g / (s["sum"].sqrt() + h["eps"])
+
+
+def adadelta(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    g = _penalised(p, g, h["weight_decay"])
+    rho, eps, zero = h["rho"], h["eps"], torch.zeros_like(p)
+    s["step"] = float(s.get("step", 0)) + 1
+    v = s["square_avg"] = rho * s.get("square_avg", zero) + (1 - rho) * g * g
+    change = (s.get("acc_delta", zero) + eps).sqrt() / (v + eps).sqrt() * g
+    s["acc_delta"] = rho * s.get("acc_delta", zero) + (1 - rho) * change * change
+    return p - float(h["lr"]) * change
+
+
+def adamax(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    g = _penalised(p, g, h["weight_decay"])
+    zero = torch.zeros_like(p)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
+    u = s["exp_inf"] = torch.maximum(beta2 * s.get("exp_inf", zero), g.abs() + h["eps"])
+    return p - float(h["lr"]) / (1 - beta1**step) * m / u
+
+
+def _decayed(p: Tensor, g: Tensor, h: Hypers) -> tuple[Tensor, Tensor]:
+    if h["decoupled_weight_decay"]:
+        return p * (1 - float(h["lr"]) * h["weight_decay"]), g
+    return p, _penalised(p, g, h["weight_decay"])
+
+
+def nadam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    lr, zero = float(h["lr"]), torch.zeros_like(p)
+    p, g = _decayed(p, g, h)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (t * h["momentum_decay"])) for t in (step, step + 1))
+    product = s["mu_product"] = float(s.get("mu_product", 1)) * mu
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
+    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
+    root = (v / (1 - beta2**step)).sqrt() + h["eps"]
+    return p - lr * (1 - mu) / (1 - product) * g / root - lr * mu_next / (1 - product * mu_next) * m / root
+
+
+def radam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    lr, zero = float(h["lr"]), torch.zeros_like(p)
+    p, g = _decayed(p, g, h)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
+    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
+    m_hat = m / (1 - beta1**step)
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * step * beta2**step / (1 - beta2**step)
+    if length <= 5:
+        return p - lr * m_hat
+    rectified = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
+    return p - lr * rectified * (1 - beta2**step) ** 0.5 * m_hat / (v.sqrt() + h["eps"])
+
+
+def asgd(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    lr, lambd = float(h["lr"]), h["lambd"]
+    g = _penalised(p, g, h["weight_decay"])
+    step = s["step"] = float(s.get("step", 0)) + 1
+    # A step uses what the last one has left.
+    eta, mu = float(s.get("eta", lr)), float(s.get("mu", 1))
+    s["eta"] = lr / (1 + lambd * lr * step) ** h["alpha"]
+    s["mu"] = 1 / max(1, step - h["t0"])
+    p = (1 - lambd * eta) * p - eta * g
+    # The first average is the param itself: no average was taken before.
+    s["ax"] = p.clone() if mu == 1 else s["ax"] + mu * (p - s["ax"])
+    return p
+
+
+def rprop(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    (smaller, larger), (smallest, largest) = h["etas"], h["step_sizes"]
+    s["step"] = float(s.get("step", 0)) + 1
+    agreement = g * s.get("prev", torch.zeros_like(p))
+    size = s.get("step_size", torch.full_like(p, float(h["lr"])))
+    size = torch.where(agreement > 0, larger * size, torch.where(agreement < 0, smaller * size, size))
+    s["prev"] = g = torch.where(agreement < 0, 0, g)
+    s["step_size"] = size.clamp(smallest, largest)
+    return p - g.sign() * s["step_size"]
+
+
+def lion(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    lr, m = float(h["lr"]), s.get("exp_avg", torch.zeros_like(p))
+    s["exp_avg"] = beta2 * m + (1 - beta2) * g
+    return (1 - lr * h["weight_decay"]) * p - lr * (beta1 * m + (1 - beta1) * g).sign()
+
+
+def adan(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2, beta3 = h["betas"]
+    lr, zero = float(h["lr"]), torch.zeros_like(p)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    difference = g + s.get("neg_pre_grad", -g)
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
+    n = s["exp_avg_sq"] = beta3 * s.get("exp_avg_sq", zero) + (1 - beta3) * (g + beta2 * difference) ** 2
+    v = s["exp_avg_diff"] = beta2 * s.get("exp_avg_diff", zero) + (1 - beta2) * difference
+    s["neg_pre_grad"] = -g
+    root = (n / (1 - beta3**step)).sqrt() + h["eps"]
+    change = lr * (m / (1 - beta1**step) + beta2 * v / (1 - beta2**step)) / root
+    decay = lr * h["weight_decay"]
+    return (1 - decay) * p - change if h["no_prox"] else (p - change) / (1 + decay)
+
+
+def _trust(numerator: Tensor, denominator: Tensor, norms: tuple[Tensor, Tensor]) -> Tensor:
+    """Their ratio, but 1 where either norm is 0."""
+    positive = (norms[0] > 0) & (norms[1] > 0)
+    return torch.where(positive, numerator / denominator, torch.ones_like(denominator))
+
+
+def lamb(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    decay, zero = h["weight_decay"], torch.zeros_like(p)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1 if h["grad_averaging"] else 1) * g
+    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
+    if h["bias_correction"]:
+        m, v = m / (1 - beta1**step), v / (1 - beta2**step)
+    update = _penalised(p, m / (v.sqrt() + h["eps"]), decay)
+    if decay != 0 or h["always_adapt"]:
+        norms = torch.linalg.vector_norm(p), torch.linalg.vector_norm(update)
+        trust = _trust(*norms, norms)
+        update = (trust.clamp(max=1) if h["trust_clip"] else trust) * update
+    return p - float(h["lr"]) * update
+
+
+def lars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    lr, decay = float(h["lr"]), h["weight_decay"]
+    if decay != 0 or h["always_adapt"]:
+        norms = torch.linalg.vector_norm(p), torch.linalg.vector_norm(g)
+        trust = _trust(h["trust_coeff"] * norms[0], norms[1] + decay * norms[0] + h["eps"], norms)
+        g = ((trust / lr).clamp(max=1) if h["trust_clip"] else trust) * _penalised(p, g, decay)
+    return sgd(p, g, s, {**h, "weight_decay": 0})
+
+
+RULES: dict[str, Rule] = {
+    "SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Adagrad": adagrad, "Adadelta": adadelta,
+    "Adamax": adamax, "NAdam": nadam, "RAdam": radam, "ASGD": asgd, "Rprop": rprop, "Lion": lion, "Adan": adan,
+    "LAMB": lamb, "LARS": lars,
+}  # fmt: skip

@@ -1,0 +1,107 @@
+"""Stand-ins for what torch.optim does not have: the formulas behind an interface like that of torch's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from formulas import RULES
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+
+class Reference(Optimizer):
+    """The formula on each param, in the param's dtype; states are kept as torch.optim's classes keep theirs."""
+
+    arguments: ClassVar[dict[str, Any]]
+    # States that the reference implementation clones from the gradient; the others lie as the param.
+    like_grad: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, params: ParamsT, *, foreach: Any = None, fused: Any = None, **kwargs: Any) -> None:
+        defaults = {**self.arguments, "maximize": False, "capturable": False, "differentiable": False}
+        unknown = kwargs.keys() - defaults.keys()
+        if unknown:
+            raise TypeError(f"unexpected arguments: {sorted(unknown)}")
+        super().__init__(params, {**defaults, **kwargs})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # torch's SGD looks for buffers before it updates any param, so that one listed twice begins twice.
+        new = {p for group in self.param_groups for p in group["params"] if not self.state.get(p)}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step(p, p.grad, group, () if p not in new else self.like_grad)
+        return loss
+
+    def _step(self, p: Tensor, g: Tensor, group: dict[str, Any], begins: tuple[str, ...]) -> None:
+        state = dict(self.state.get(p, {}))
+        # The formula replaces values by others; here they go back into the tensors that there are.
+        values = {k: _real(v) for k, v in state.items() if isinstance(v, Tensor) and k not in begins}
+        result = RULES[type(self).__name__](_real(p), _real(-g if group["maximize"] else g), values, group)
+        for key, value in values.items():
+            if key not in state:
+                state[key] = self._like_grad_or_param(key, p) if isinstance(value, Tensor) else _counter(p, group)
+            _real(state[key]).copy_(torch.as_tensor(value))
+        if state:
+            self.state[p].update(state)
+        _real(p).copy_(result)
+
+    def _like_grad_or_param(self, key: str, p: Tensor) -> Tensor:
+        return torch.empty_like(p.grad if key in self.like_grad else p, dtype=p.dtype)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _counter(p: Tensor, group: dict[str, Any]) -> Tensor:
+    wide = torch.get_default_dtype() == torch.float64
+    device = p.device if group["capturable"] else "cpu"
+    return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
+
+
+class Lion(Reference):
+    arguments: ClassVar = {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}
+
+
+class Adan(Reference):
+    arguments: ClassVar = {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.0, "no_prox": False}
+
+
+class LAMB(Reference):
+    arguments: ClassVar = {
+        "lr": 1e-3,
+        "bias_correction": True,
+        "betas": (0.9, 0.999),
+        "eps": 1e-6,
+        "weight_decay": 0.01,
+        "grad_averaging": True,
+        "trust_clip": False,
+        "always_adapt": False,
+    }
+
+
+class LARS(Reference):
+    arguments: ClassVar = {
+        "lr": 1.0,
+        "momentum": 0.0,
+        "dampening": 0.0,
+        "weight_decay": 0.0,
+        "nesterov": False,
+        "trust_coeff": 0.001,
+        "eps": 1e-8,
+        "trust_clip": False,
+        "always_adapt": False,
+    }
+    like_grad = ("momentum_buffer",)
+
+
+def twin(optimizer: str) -> Any:
+    """torch's class of this name, or what stands in for it."""
+    return getattr(torch.optim, optimizer, None) or globals()[optimizer]

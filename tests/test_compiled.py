@@ -1,0 +1,196 @@
+"""Optimizers compiled from a user's rule: the tutorial as it stands, equality with built-in ones, errors, the cache."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support import EMULATED, assert_identical
+
+import fusedopt
+from fusedopt import _C, compiled
+
+ROOT = Path(__file__).parent.parent
+FIND = compiled._toolchain.Cuda._find
+TUTORIAL = (ROOT / "docs" / "your_own_rule.md").read_text()
+ADAM = ROOT / "csrc" / "rules" / "adam.h"
+
+pytestmark = pytest.mark.skipif(EMULATED, reason="a shared object has kernels for a GPU, not for the emulator")
+
+ADABELIEF = re.findall(r"```cpp\n(.*?)```", TUTORIAL, re.DOTALL)[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FUSEDOPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    # CUDA's half is compiled by one test; the others need not wait for nvcc.
+    patch.setattr(compiled._toolchain.Cuda, "_find", lambda self: None)
+    yield
+    patch.undo()
+
+
+def test_the_tutorial_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adabelief.h").write_text(ADABELIEF)
+    names: dict[str, object] = {"__name__": "tutorial"}
+    for block in re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL):
+        exec(compile(block, "your_own_rule.md", "exec"), names)
+
+
+def test_the_tutorials_mistake_is_reported_as_it_says() -> None:
+    quoted = re.search(r"RuntimeError: (rule.*?)\n\n", TUTORIAL, re.DOTALL)
+    assert quoted
+    *_, wrong = quoted.group(1).splitlines()
+    line = next(line for line in ADABELIEF.splitlines() if "m = lerp" in line)
+    broken = ADABELIEF.replace(line, f"    {wrong.strip()}")
+    with pytest.raises(
+        RuntimeError, match=r"rule AdaBelief does not compile:\n  AdaBelief\.h:\d+: 'h' was not declared"
+    ) as e:
+        fusedopt.compile_rule(broken, name="AdaBelief")
+    number = re.search(r"AdaBelief\.h:(\d+)", str(e.value))
+    assert number
+    assert wrong.strip() in broken.splitlines()[int(number.group(1)) - 1]
+    assert wrong.strip() in str(e.value)
+
+
+CompiledAdam = None
+
+
+@pytest.fixture(scope="module")
+def adam(_cache: None) -> type[fusedopt.Lion]:
+    global CompiledAdam
+    CompiledAdam = fusedopt.compile_rule(ADAM, name="CompiledAdam")
+    return CompiledAdam
+
+
+HYPERS = {"lr": 1e-2, "betas": (0.8, 0.9), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": 0, "decoupled_weight_decay": 1}
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64], ids=str
+)
+@pytest.mark.parametrize("isa", _C.supported_isas())
+def test_a_compiled_rule_has_the_bits_of_the_built_in_one(adam: type, dtype: torch.dtype, isa: str) -> None:
+    chosen, _ = _C.chosen_isa()
+    values = [
+        torch.randn(n, dtype=torch.complex64 if dtype.is_complex else torch.float32).to(dtype) for n in (1, 77, 1030)
+    ]
+    params = [[torch.nn.Parameter(v.clone()) for v in values] for _ in range(2)]
+    try:
+        _C.use_isa(isa)
+        ours = adam(params[0], **HYPERS)
+        built_in = fusedopt.AdamW(params[1], lr=1e-2, betas=(0.8, 0.9), weight_decay=0.1)
+        for _ in range(4):
+            for p, q in zip(*params, strict=True):
+                p.grad = q.grad = torch.randn_like(p)
+            ours.step()
+            built_in.step()
+    finally:
+        _C.use_isa(chosen)
+    assert_identical(params[0], params[1])
+    for p, q in zip(*params, strict=True):
+        assert_identical(dict(ours.state[p]), dict(built_in.state[q]))
+
+
+def test_checkpoints_copies_and_pickles(adam: type) -> None:
+    param = torch.nn.Parameter(torch.randn(5))
+    param.grad = torch.randn(5)
+    optimizer = adam([param], **HYPERS)
+    optimizer.step()
+    other = adam([torch.nn.Parameter(param.detach().clone())], **{**HYPERS, "lr": 9.0})
+    other.load_state_dict(optimizer.state_dict())
+    for twin in (other, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        (p,) = twin.param_groups[0]["params"]
+        p.grad = param.grad.clone()
+        twin.step()
+    optimizer.step()
+    assert_identical(other.param_groups[0]["params"], [param])
+    assert other.param_groups[0]["lr"] == 1e-2
+
+
+def test_the_signature_names_the_hyper_parameters(adam: type) -> None:
+    parameters = inspect.signature(adam).parameters
+    assert list(parameters) == ["params", *HYPERS, "maximize", "capturable"]
+    # adam.h gives no defaults.
+    assert parameters["lr"].default is inspect.Parameter.empty
+    with pytest.raises(TypeError, match="missing a required argument: 'lr'"):
+        adam([torch.zeros(1)])
+    belief = fusedopt.compile_rule(ADABELIEF, name="AdaBelief")
+    assert inspect.signature(belief).parameters["betas"].default == (0.9, 0.999)
+    with pytest.raises(ValueError, match=r"Invalid learning rate: -1.0"):
+        belief([torch.zeros(1)], lr=-1.0)
+    with pytest.raises(ValueError, match=r"Invalid beta parameter at index 1: 1.0"):
+        belief([torch.zeros(1)], betas=(0.9, 1.0))
+
+
+def test_compiling_again_takes_the_cache_and_a_change_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fusedopt.compile_rule(ADABELIEF, name="AdaBelief")
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled._Build, "_compile", lambda self, folder: pytest.fail("compiled again"))
+        assert fusedopt.compile_rule(ADABELIEF, name="AdaBelief")._rule == first._rule
+        with pytest.raises(pytest.fail.Exception):
+            fusedopt.compile_rule(ADABELIEF.replace("1e-12", "1e-10"), name="AdaBelief")
+    changed = fusedopt.compile_rule(ADABELIEF.replace("1e-12", "1e-10"), name="AdaBelief")
+    # Two rules of one name live side by side.
+    a, b = first([torch.zeros(1)]), changed([torch.zeros(1)])
+    assert (a.defaults["eps"], b.defaults["eps"]) == (1e-12, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "error", "text"),
+    [
+        (ADABELIEF, "not a name", ValueError, r"name is 'not a name'; give a Python identifier"),
+        ("int x;\n", "Nothing", ValueError, r"source holds no rule; write a struct derived from RuleDefaults"),
+        (
+            ADABELIEF.replace('"exp_avg", "exp_avg_var"', '"exp_avg"'),
+            "TooFew",
+            RuntimeError,
+            r"TooFew\.h:\d+|sweep\.h:\d+",
+        ),
+        (
+            ADABELIEF.replace("double lr, beta1", "double beta1"),
+            "Short",
+            RuntimeError,
+            r"Hypers holds one double for each",
+        ),
+    ],
+)
+def test_bad_rules_get_a_sentence(source: str, name: str, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        fusedopt.compile_rule(source, name=name)
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        RuntimeError, match=r"needs a C\+\+17 compiler and 'no-such-compiler' is not found; install g\+\+"
+    ):
+        fusedopt.compile_rule(ADABELIEF, name="AdaBelief")
+
+
+def test_a_file_that_does_not_exist() -> None:
+    with pytest.raises(FileNotFoundError):
+        fusedopt.compile_rule("no_such_rule.h", name="Missing")
+
+
+def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"cannot open shared object file"):
+        _C.load_rule(str(tmp_path / "none.so"))
+
+
+@pytest.mark.skipif(not _C.cuda_built(), reason="needs nvcc")
+def test_kernels_are_compiled_where_nvcc_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled._toolchain.Cuda, "_find", FIND)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    build = compiled._Build(ADABELIEF, "AdaBelief.h", "AdaBelief", "AdaBelief")
+    assert build.nvcc_flags == ["-gencode=arch=compute_90,code=[sm_90]"]
+    library, _ = build.library()
+    assert b"fusedopt_cuda" in library.read_bytes()
+    assert _C.load_rule(str(library))["states"] == ["exp_avg", "exp_avg_var"]
