@@ -87,20 +87,13 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("skipped", &FactoredPlan::skipped)
       .def(
           py::pickle([](const FactoredPlan&) { return py::tuple(); }, [](const py::tuple&) { return FactoredPlan(); }));
+
   py::class_<RuleSweep>(m, "Sweep", py::module_local(), "A rule run once over tensors that are given.")
       .def(py::init<std::string>(), py::arg("rule"))
       .def("__call__", &run_sweep, py::arg("hypers"), py::arg("counters"), py::arg("params"), py::arg("grads"),
            py::arg("states"), py::arg("multiplier") = 1.0, py::arg("slices") = py::list());
 
   history::bind(m);
-  py::class_<FactoredPlan>(m, "FactoredPlan", py::module_local(), "Adafactor's steps over one optimizer's params.")
-      .def(py::init<>())
-      .def("step", &FactoredPlan::step, py::arg("optimizer"), py::arg("engine_only") = false)
-      .def(
-          "refresh", [](const FactoredPlan&, const py::object&) {}, py::arg("optimizer"))
-      .def_property_readonly("skipped", &FactoredPlan::skipped)
-      .def(
-          py::pickle([](const FactoredPlan&) { return py::tuple(); }, [](const py::tuple&) { return FactoredPlan(); }));
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
   m.def("built_isas", [] {

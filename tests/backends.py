@@ -34,7 +34,7 @@ def gpu() -> bool:
     return torch.cuda.is_available() and bool(fusedopt.capabilities()["cuda"]["built"])
 
 
-def table_constant(name: str) -> int:
+def constant(name: str) -> int:
     """A constant of csrc/step.h or csrc/cuda/table.h."""
     text = "".join((ROOT / "csrc" / file).read_text() for file in ("step.h", "cuda/table.h"))
     found = re.search(rf"\b{name} = (\d+);", text)
@@ -42,7 +42,7 @@ def table_constant(name: str) -> int:
     return int(found.group(1))
 
 
-CHUNK = table_constant("kChunk")
+CHUNK = constant("kChunk")
 
 
 def memory(tensor: Tensor) -> Tensor:

@@ -71,6 +71,17 @@ class Case:
         return list(optimizer.state.get(param, {}))
 
     @cached_property
+    def elementwise(self) -> bool:
+        """Whether an element's step depends on that element alone, and not on norms of the tensor."""
+        ends = []
+        for neighbour in (1.0, 3.0):
+            param = Parameter(torch.tensor([1.0, neighbour]))
+            param.grad = torch.tensor([1.0, 0.5])
+            self.ours([param]).step()
+            ends.append(param[0].item())
+        return ends[0] == ends[1]
+
+    @cached_property
     def param_enters_state(self) -> bool:
         """Whether states depend on the param that is stepped, as through an L2 penalty."""
         made = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from fusedopt import _C
+
+if TYPE_CHECKING:
+    from cases import Case
 
 # A matrix, a vector, a scalar, an empty tensor and a length that fills no vector register.
 SHAPES: tuple[tuple[int, ...], ...] = ((5, 7), (9,), (), (0, 3), (67,))
@@ -81,6 +84,15 @@ def assert_identical(actual: Any, expected: Any) -> None:
     else:
         assert type(actual) is type(expected)
         assert actual == expected
+
+
+def assert_same(case: Case, actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Equal bits, but for the rounding of norms whose terms were added in another order."""
+    if case.elementwise:
+        return assert_identical(list(actual), list(expected))
+    for a, e in zip(actual, expected, strict=True):
+        assert (a.dtype, a.shape) == (e.dtype, e.shape)
+        torch.testing.assert_close(a, e, rtol=2 * torch.finfo(e.dtype).eps, atol=1e-7)
 
 
 def assert_close(actual: Optimizer, expected: Optimizer) -> None:

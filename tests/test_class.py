@@ -351,7 +351,9 @@ def test_params_without_memory_are_refused_where_torch_has_no_step(case: Case, d
         p = Parameter(torch.empty(5, 7))
         p.grad = torch.empty_like(p)
         optimizer = case.ours([p])
-        with pytest.raises(RuntimeError, match=f"{case.optimizer} steps ordinary tensors .* (Parameter on meta|FakeTensor on cpu)"):
+        with pytest.raises(
+            RuntimeError, match=f"{case.optimizer} steps ordinary tensors .* (Parameter on meta|FakeTensor on cpu)"
+        ):
             optimizer.step()
         assert len(optimizer.state) == 0
 

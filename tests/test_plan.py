@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import ONE_PER_OPTIMIZER, Case
+from cases import ONE_PER_OPTIMIZER, Case, named
 from torch.optim import Optimizer
 
 import fusedopt
@@ -230,7 +230,7 @@ def test_recycled_addresses_are_no_stale_hits(case: Case) -> None:
 
 
 def test_deep_copies_have_plans_of_their_own() -> None:
-    twins = Twins(ONE_PER_OPTIMIZER[1])
+    twins = Twins(named("adam"))
     ours = twins.optimizers[0]
     before = [p.detach().clone() for p in twins.params[0]]
     other = copy.deepcopy(ours)
@@ -243,7 +243,7 @@ def test_deep_copies_have_plans_of_their_own() -> None:
 
 
 def test_different_optimizers_in_different_threads() -> None:
-    case = ONE_PER_OPTIMIZER[2]
+    case = named("adamw")
     values = [torch.randn(300_000), torch.randn(11)]
     grads = [[torch.randn_like(v) for v in values] for _ in range(10)]
 

@@ -34,6 +34,10 @@ def assert_same_tensors(ours: Iterable[Tensor], torchs: Iterable[Tensor]) -> Non
         torch.testing.assert_close(p, q)
 
 
+def has_momentum(optimizer: Optimizer) -> bool:
+    return bool({"momentum", "betas"} & optimizer.defaults.keys())
+
+
 # Short periods, so that a dozen epochs cross every phase and restart.
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
@@ -51,9 +55,11 @@ SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
         [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.7)]
     ),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 1e-3, 1e-2, 3, base_momentum=0.5, max_momentum=0.9),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(
+        o, 1e-3, 1e-2, 3, base_momentum=0.5, max_momentum=0.9, cycle_momentum=has_momentum(o)
+    ),
     "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 4),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 1e-2, total_steps=14),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 1e-2, total_steps=14, cycle_momentum=has_momentum(o)),
     "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 8, 2.0),
     "SWALR": lambda o: swa_utils.SWALR(o, 0.02, 4),
 }

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ONE_PER_OPTIMIZER, Case
+from cases import ONE_PER_OPTIMIZER, Case, named
 from support import EMULATED
 
 import fusedopt
 from fusedopt import _C
 
-ADAMW = next(case for case in ONE_PER_OPTIMIZER if case.name == "adamw")
+ADAMW = named("adamw")
 
 
 def snapshot(params: list[torch.Tensor], optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -212,12 +212,12 @@ def test_overlapping_params_are_refused(case: Case) -> None:
     param = torch.zeros(1).expand(5).requires_grad_()
     param.grad = torch.ones(5)
     optimizer = case.ours([param])
+    before = snapshot([param], optimizer)
     with pytest.raises(
         RuntimeError, match="more than one element of the written-to tensor refers to a single memory location"
     ):
         optimizer.step()
-    assert not optimizer.state
-    assert param.sum() == 0
+    assert_unchanged(before, snapshot([param], optimizer))
 
 
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
@@ -225,13 +225,13 @@ def test_a_refused_first_step_makes_no_state(case: Case) -> None:
     good, bad = torch.nn.Parameter(torch.zeros(3)), torch.zeros(3, dtype=torch.int64)
     good.grad, bad.grad = torch.ones(3), torch.ones(3, dtype=torch.int64)
     optimizer = case.ours([good, bad])
+    before = snapshot([good, bad], optimizer)
     with pytest.raises(RuntimeError, match="param 1 of group 0"):
         optimizer.step()
-    assert not optimizer.state
-    assert good.sum() == 0
+    assert_unchanged(before, snapshot([good, bad], optimizer))
 
 
-@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+@pytest.mark.parametrize("case", [case for case in ONE_PER_OPTIMIZER if not case.starts_with_state], ids=str)
 def test_failed_allocation_leaves_no_state(case: Case) -> None:
     """The second param's state is larger than any memory; its own elements are few, since its strides overlap."""
     small = torch.nn.Parameter(torch.zeros(3))

@@ -12,13 +12,21 @@ namespace fusedopt::history {
 // Tensors as one vector, all of one real dtype and on one device.
 class Parts {
  public:
+  // What is added has to be of the dtype and on the device of `other`.
+  void join(const Parts& other) {
+    dtype_ = other.dtype_;
+    device_ = other.device_;
+    known_ = other.known_;
+  }
+
   // Adds a tensor's elements in the order of its indices. False if no engine can walk it.
   bool add(TensorImpl* tensor, bool written) {
     if (!plain(*tensor)) return false;
     Dtype dtype;
     const int device = device_index(*tensor);
     if (!storage_of(*tensor, dtype) || element_size(dtype) < 4) return false;
-    if (!segments_.empty() && (dtype != dtype_ || device != device_)) return false;
+    if (known_ && (dtype != dtype_ || device != device_)) return false;
+    known_ = true;
     dtype_ = dtype;
     device_ = device;
     const int complex = fusedopt::is_complex(*tensor) ? 2 : 1;
@@ -93,6 +101,7 @@ class Parts {
   int64_t numel_ = 0;
   Dtype dtype_ = Dtype::f32;
   int device_ = kHost;
+  bool known_ = false;  // the two
 };
 
 inline TensorImpl* impl_of(py::handle tensor) {
@@ -150,10 +159,9 @@ class Sweep {
   // Over the params' gradients, or over `flat` in their place.
   Sweep(const py::list& params, const py::object& flat) {
     if (!add_params(params_, params, false)) refuse();
+    parts_.join(params_);
     if (flat.is_none() ? !add_grads(parts_, params) : !parts_.add(impl_of(flat), false)) refuse();
     if (parts_.numel() != params_.numel()) refuse();
-    if (!parts_.tensors().empty() && (parts_.dtype() != params_.dtype() || parts_.device() != params_.device()))
-      refuse();
     on_ = &params_;
   }
   // Over the params themselves.
