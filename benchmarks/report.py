@@ -11,7 +11,7 @@ import numpy as np
 from contest import CONTROL, OURS
 from protocol import Ratio, Rounds, best_of, bootstrap, compare, summarise, verdict
 from rich.table import Table
-from table import MEMORY, MEMORY_ALLOWANCE, TRAINING, Question
+from table import MEMORY, MEMORY_ALLOWANCE, TRAINING, Question, Temporaries
 
 SCHEMA = 1
 STYLES = {"met": "green", "noisy": "magenta", "unclear": "yellow", "missed": "bold red", "reported": "dim"}
@@ -120,6 +120,23 @@ def memory_finding(suite: str, sizes: Mapping[str, Any]) -> Finding:
         at_most=True,
         verdict=verdict(exact, allowed, at_most=True),
         unit=" MiB",
+    )
+
+
+def temporaries_finding(
+    name: str, question: Temporaries, ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> Finding:
+    kind = "later_step_peak"
+    times = theirs[kind] / max(ours[kind], 1)
+    exact = Ratio(times, times, times)
+    return Finding(
+        measurement=name,
+        against=f"{question.rival}: {theirs[kind] / 2**20:.0f} MiB at the peak of a later step, ours "
+        f"{ours[kind] / 2**20:.1f} MiB",
+        measured=exact,
+        asked=question.asked,
+        at_most=False,
+        verdict=verdict(exact, question.asked),
     )
 
 

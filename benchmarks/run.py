@@ -17,10 +17,10 @@ import torch
 import training
 from contest import Contest, check_agreement, enter
 from protocol import Effort, interleave, machine, stamp_of, warm_up
-from report import Report, contest_finding, in_loop_finding, make_table, memory_finding, record
+from report import Report, contest_finding, in_loop_finding, make_table, memory_finding, record, temporaries_finding
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from table import CONTESTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, TRAINING, effort_of
+from table import CONTESTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, TEMPORARIES, TRAINING, effort_of
 
 import fusedopt
 
@@ -36,7 +36,7 @@ def run_contest(contest: Contest, effort: Effort, report: Report, tick: Tick) ->
         return
     warm_up(contestants, effort.warmup)
     try:
-        check_agreement(entrants)
+        check_agreement(entrants, atol=contest.atol)
     except AssertionError as error:
         report.failures.append(f"{contest.name}: not timed, results disagree: {error}")
         return
@@ -64,6 +64,18 @@ def run_memory(report: Report) -> None:
             report.failures.append(f"{MEMORY}-{suite}: not measured: {ours['reason']}")
         else:
             report.findings.append(memory_finding(suite, ours))
+    for question in TEMPORARIES:
+        name = f"{MEMORY}-{question.suite}-{question.optimizer.lower()}"
+        sizes = {
+            library: memory.measure_apart(question.suite, question.optimizer, library)
+            for library in (fusedopt.__name__, question.rival)
+        }
+        report.measurements.append({"name": name, "bytes": sizes})
+        reason = next((size["reason"] for size in sizes.values() if "reason" in size), None)
+        if reason is not None:
+            report.failures.append(f"{name}: not measured: {reason}")
+        else:
+            report.findings.append(temporaries_finding(name, question, sizes[fusedopt.__name__], sizes[question.rival]))
 
 
 def run_one(name: str, quick: bool, report: Report, tick: Tick) -> None:

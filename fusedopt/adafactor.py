@@ -51,8 +51,6 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
     :math:`\gamma` and :math:`\epsilon_1` are torch's.
     """
 
-    _rule = "adafactor"
-
     def _make_plan(self, engine: ModuleType = _C) -> Any:
         return engine.FactoredPlan()
 

@@ -257,6 +257,13 @@ def test_memory_finding_compares_with_the_allowance(over: int, expected: str) ->
     assert finding.verdict == expected
 
 
+@pytest.mark.parametrize(("ours", "expected"), [(2**20, "met"), (2**20 + 4096, "missed"), (0, "met")])
+def test_temporaries_are_compared_with_the_rivals(ours: int, expected: str) -> None:
+    question = table.Temporaries("gpt2", "Adafactor", "torch for-loop", 10)
+    finding = report.temporaries_finding("x", question, {"later_step_peak": ours}, {"later_step_peak": 10 * 2**20})
+    assert finding.verdict == expected
+
+
 def test_memory_measurement_counts_the_state() -> None:
     sizes = memory.measure_apart("1000x256", "AdamW", "fusedopt")
     if "reason" in sizes:
