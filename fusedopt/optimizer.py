@@ -166,7 +166,8 @@ class FusedStep(Optimizer):
         try:
             for p, grad in grads:
                 if scale is not None:
-                    p.grad = grad / scale
+                    # Of two numbers without dimensions the wider dtype would win.
+                    p.grad = (grad / scale).to(grad.dtype)
                 elif grad.is_conj() or grad.is_neg():
                     p.grad = grad.resolve_conj().resolve_neg()
             yield
@@ -238,12 +239,16 @@ class FusedStep(Optimizer):
             return
         params = [p for group in self.param_groups for p in group["params"]]
         saved = [index for group in self._loading["param_groups"] for index in group["params"]]
+        counters = _C.rules()[self._rule]["counters"]
         for index, param in zip(saved, params, strict=True):
-            if param.dtype not in (torch.bfloat16, torch.float16):
+            if param.dtype not in _HALVES:
                 continue
             for key, value in self._loading["state"].get(index, {}).items():
-                if key != "step" and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
-                    self.state[param][key] = value.to(param.device)
+                if key == "step" or not isinstance(value, torch.Tensor):
+                    continue
+                # A file that torch wrote after it had loaded one may have all of them rounded.
+                if value.dtype == torch.float32 or (key in counters and value.dtype in _HALVES):
+                    self.state[param][key] = value.to(param.device, torch.float32)
 
 
 def unhooked(step: Any, optimizer: Optimizer) -> Any:
@@ -257,5 +262,6 @@ def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     cast(FusedStep, optimizer)._loading = state_dict
 
 
+_HALVES = (torch.bfloat16, torch.float16)
 _plain_dispatch = torch.Tensor.__torch_dispatch__
 _observed_step = Optimizer.profile_hook_step(FusedStep._fused_step)

@@ -13,7 +13,7 @@ from . import _C
 from .optimizer import FusedStep, Leftover
 
 
-def check_hyperparameters(group: dict[str, Any]) -> None:
+def check_hyperparameters(group: dict[str, Any], count_of_betas: int) -> None:
     """Raise torch's ValueError for what is out of range among the keys that most optimizers have."""
     lr = group.get("lr")
     if isinstance(lr, torch.Tensor) and lr.numel() != 1:
@@ -21,7 +21,10 @@ def check_hyperparameters(group: dict[str, Any]) -> None:
     for key, name in {"lr": "learning rate", "eps": "epsilon value"}.items():
         if key in group and not group[key] >= 0.0:
             raise ValueError(f"Invalid {name}: {group[key]}")
-    for index, beta in enumerate(group.get("betas", ())):
+    betas = group.get("betas", ())
+    if len(betas) != count_of_betas:
+        raise ValueError(f"betas must be a tuple of {count_of_betas} numbers: {betas}")
+    for index, beta in enumerate(betas):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
     for key in ("weight_decay", "momentum", "trust_coeff"):
@@ -41,14 +44,18 @@ class Standalone(FusedStep):
     """
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        check_hyperparameters(defaults)
+        self._check(defaults)
         # torch adds this key to the defaults of a copy, and means by it what no optimizer here can do.
         super().__init__(params, {**defaults, "differentiable": False})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):
-            check_hyperparameters({**self.defaults, **param_group})
+            self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        names = _C.rules()[self._rule]["hypers"]
+        check_hyperparameters(group, sum(name.startswith("betas.") for name in names))
 
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         raise NotImplementedError(
@@ -60,7 +67,7 @@ class Standalone(FusedStep):
         with self._only(groups), self._plain_grads(groups), self._float_counters(groups):
             refused = cast(_C.Plan, self._plan).step(self)
         if refused:
-            raise RuntimeError(self._refusal([p for _, params in refused for p in params]))
+            raise RuntimeError(self._refusal(groups[refused[0][0]], [p for _, params in refused for p in params]))
 
     @contextmanager
     def _float_counters(self, groups: list[dict[str, Any]]) -> Iterator[None]:
@@ -78,8 +85,10 @@ class Standalone(FusedStep):
             for state, name, counter in lent:
                 state[name] = counter.copy_(state[name])
 
-    def _refusal(self, params: list[torch.Tensor]) -> str:
+    def _refusal(self, group: dict[str, Any], params: list[torch.Tensor]) -> str:
         name = type(self).__name__
+        if group.get("differentiable"):
+            return f"{name} cannot be differentiated: set 'differentiable' to False in its param_groups"
         if any(p.grad is not None and p.grad.is_sparse for p in params):
             return f"{name} does not support sparse gradients; SparseAdam does"
         return (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
+from cases import ONE_PER_OPTIMIZER, Case
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -16,42 +18,52 @@ from support import assert_identical, params_of, snapshot
 from torch import Tensor
 from torch.nn import Parameter
 
-import fusedopt
-
 DECAYS = st.sampled_from([0.0, 0.01, 0.1])
-RATES = {"SGD": st.floats(1e-3, 0.1), "RMSprop": st.floats(1e-4, 1e-2), "Adam": st.floats(1e-4, 1e-2)}
-EPS = st.sampled_from([1e-8, 1e-6, 1e-3])
 MOMENTA = st.sampled_from([0.5, 0.9, 0.99])
-ADAM = {
-    "lr": RATES["Adam"],
-    "betas": st.tuples(st.floats(0.5, 0.95), st.floats(0.8, 0.999)),
-    "eps": EPS,
+BETA1, BETA = st.floats(0.5, 0.95), st.floats(0.8, 0.999)
+# For every argument of every optimizer; flags are drawn without being listed.
+ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "weight_decay": DECAYS,
-    "amsgrad": st.booleans(),
-    "maximize": st.booleans(),
+    "eps": st.sampled_from([1e-8, 1e-6, 1e-3]),
+    "betas": st.tuples(BETA1, BETA, BETA),
+    "momentum": st.one_of(st.just(0.0), MOMENTA),
+    "dampening": st.one_of(st.just(0.0), st.floats(0, 1)),
+    "alpha": st.floats(0.7, 0.99),
+    "rho": st.floats(0.7, 0.99),
+    "lr_decay": DECAYS,
+    "initial_accumulator_value": st.sampled_from([0.0, 0.25]),
+    "momentum_decay": st.sampled_from([0.0, 4e-3, 0.3]),
+    "lambd": st.sampled_from([0.0, 1e-4, 0.1]),
+    "t0": st.sampled_from([0.0, 3.0, 1e6]),
+    "etas": st.tuples(st.floats(0.3, 0.9), st.floats(1.05, 1.7)),
+    "step_sizes": st.tuples(st.floats(1e-5, 1e-3), st.floats(0.02, 0.2)),
+    "trust_coeff": st.sampled_from([0.001, 0.02]),
 }
-KWARGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
-    "SGD": st.one_of(
-        st.fixed_dictionaries({"lr": RATES["SGD"], "weight_decay": DECAYS, "maximize": st.booleans()}),
-        st.fixed_dictionaries(
-            {"lr": RATES["SGD"], "momentum": MOMENTA, "weight_decay": DECAYS, "nesterov": st.booleans()}
-        ),
-        st.fixed_dictionaries({"lr": RATES["SGD"], "momentum": MOMENTA, "dampening": st.floats(0, 1)}),
-    ),
-    "Adam": st.fixed_dictionaries({**ADAM, "decoupled_weight_decay": st.booleans()}),
-    "AdamW": st.fixed_dictionaries(ADAM),
-    "RMSprop": st.fixed_dictionaries(
-        {
-            "lr": RATES["RMSprop"],
-            "alpha": st.floats(0.7, 0.99),
-            "eps": EPS,
-            "weight_decay": DECAYS,
-            "momentum": st.one_of(st.just(0.0), MOMENTA),
-            "centered": st.booleans(),
-            "maximize": st.booleans(),
-        }
-    ),
-}
+# They step by a sign, which a rounding can turn: in 16 bits two good runs come to differ by more than roundings.
+BY_SIGN = ("Lion", "Rprop")
+
+
+def rates(case: Case) -> st.SearchStrategy[float]:
+    return st.floats(case.kwargs["lr"] / 20, 2 * case.kwargs["lr"])
+
+
+def arguments(case: Case) -> st.SearchStrategy[dict[str, Any]]:
+    drawn: dict[str, st.SearchStrategy[Any]] = {"lr": rates(case)}
+    for name, parameter in inspect.signature(case.cls).parameters.items():
+        if name in (hyper.partition(".")[0] for hyper in case.rule["hypers"]) and name != "lr":
+            drawn[name] = st.booleans() if isinstance(parameter.default, bool) else ARGUMENTS[name]
+            if name == "betas":
+                count = len(parameter.default)
+                drawn[name] = drawn[name].map(lambda betas: betas[:count])  # noqa: B023
+    return st.fixed_dictionaries({**drawn, "maximize": st.booleans()}).map(_consistent)
+
+
+def _consistent(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if kwargs.get("nesterov") and (kwargs["momentum"] == 0 or kwargs["dampening"] != 0):
+        return {**kwargs, "nesterov": False}
+    return kwargs
+
+
 # Contiguous tensors of any small shape, and every layout the engine knows.
 PLACES = st.one_of(
     st.lists(st.integers(0, 9), max_size=3).map(lambda shape: Layout("contiguous", tuple(shape), lambda b: b)),
@@ -73,12 +85,14 @@ def _random(shape: torch.Size, dtype: torch.dtype, seed: int) -> Tensor:
 class Run(RuleBasedStateMachine):
     """Ours, torch's for-loop and one oracle per param, taken through the same operations."""
 
-    optimizer = ""
+    case: Case
 
     @initialize(data=st.data(), dtype=DTYPES, places=st.lists(PLACES, max_size=4), overflow_first=st.booleans())
     def begin(self, data: st.DataObject, dtype: torch.dtype, places: list[Layout], overflow_first: bool) -> None:
-        self.kwargs = data.draw(KWARGS[self.optimizer], label="kwargs")
-        self.dtype = dtype
+        self.kwargs = data.draw(arguments(self.case), label="kwargs")
+        self.dtype = torch.float32 if self.case.optimizer in BY_SIGN and dtype.itemsize == 2 else dtype
+        # Counters follow the default dtype, and the oracle's are doubles.
+        torch.set_default_dtype(torch.float64 if self.dtype == torch.float64 else torch.float32)
         self.layouts: list[Layout] = []
         self.placed: list[Placed] = []
         self.oracles: list[Oracle] = []
@@ -88,8 +102,8 @@ class Run(RuleBasedStateMachine):
         self.scale: float | None = None
         ours, torchs = self._make([BALLAST, *places], {})
         # Any, because the attributes of torch's GradScaler protocol are declared nowhere.
-        self.ours: Any = getattr(fusedopt, self.optimizer)(ours, **self.kwargs)
-        self.torchs: torch.optim.Optimizer = getattr(torch.optim, self.optimizer)(torchs, **self.kwargs, foreach=False)
+        self.ours: Any = self.case.ours(ours, **self.kwargs)
+        self.torchs = self.case.torchs(torchs, **self.kwargs)
         if overflow_first:
             self.overflow(1.0)
 
@@ -98,7 +112,7 @@ class Run(RuleBasedStateMachine):
         placed = [place.place(v) for place, v in zip(places, values, strict=True)]
         self.layouts += places
         self.placed += placed
-        self.oracles += [Oracle(self.optimizer, {**self.kwargs, **hypers}, [v]) for v in values]
+        self.oracles += [Oracle(self.case.optimizer, {**self.kwargs, **hypers}, [v]) for v in values]
         return [Parameter(x.tensor) for x in placed], leaves(values)
 
     def _give_gradients(self, scale: float) -> list[Tensor | None]:
@@ -145,18 +159,20 @@ class Run(RuleBasedStateMachine):
             self.frozen ^= {data.draw(st.integers(1, len(self.placed) - 1), label="param")}
 
     @precondition(lambda self: len(self.placed) < 12)
-    @rule(places=st.lists(PLACES, min_size=1, max_size=3), lr=RATES["Adam"], decay=DECAYS)
-    def add_param_group(self, places: list[Layout], lr: float, decay: float) -> None:
-        hypers = {"lr": lr, "weight_decay": decay}
+    @rule(places=st.lists(PLACES, min_size=1, max_size=3), data=st.data(), decay=DECAYS)
+    def add_param_group(self, places: list[Layout], data: st.DataObject, decay: float) -> None:
+        hypers = {"lr": data.draw(rates(self.case), label="lr")}
+        if self.case.takes("weight_decay"):
+            hypers["weight_decay"] = decay
         ours, torchs = self._make(places, hypers)
         self.ours.add_param_group({"params": ours, **hypers})
         self.torchs.add_param_group({"params": torchs, **hypers})
 
     @rule(through_torch=st.booleans())
     def save_and_load(self, through_torch: bool) -> None:
-        for module in (torch.optim, fusedopt) if through_torch else (fusedopt,):
+        for make in (self.case.torchs, self.case.ours) if through_torch else (self.case.ours,):
             groups = [{"params": group["params"]} for group in self.ours.param_groups]
-            loaded = getattr(module, self.optimizer)(groups, **self.kwargs)
+            loaded = make(groups, **self.kwargs)
             loaded.load_state_dict(copy.deepcopy(self.ours.state_dict()))
             self.ours = loaded
 
@@ -165,9 +181,9 @@ class Run(RuleBasedStateMachine):
         groups = self.ours.param_groups
         index = data.draw(st.integers(0, len(groups) - 1), label="group")
         # A momentum of 0 keeps no buffer: RMSprop makes it with the other states, so torch's cannot change its mind.
-        if not groups[index].get(key, 0) and key == "momentum":
+        if key not in groups[index] or (groups[index][key] == 0 and key == "momentum"):
             return
-        values = {"lr": RATES["Adam"], "weight_decay": DECAYS, "momentum": MOMENTA}[key]
+        values = {"lr": rates(self.case), "weight_decay": DECAYS, "momentum": MOMENTA}[key]
         value = data.draw(values, label=key)
         groups[index][key] = self.torchs.param_groups[index][key] = value
         first = sum(len(group["params"]) for group in groups[:index])
@@ -196,15 +212,16 @@ class Run(RuleBasedStateMachine):
         assert errors[0] <= errors[1] + 1 + self.clock**0.5 / 2
 
     def teardown(self) -> None:
+        torch.set_default_dtype(torch.float32)
         for placed in getattr(self, "placed", []):
             placed.assert_others_untouched()
 
 
-def _case(name: str) -> Any:
-    machine: Any = type(f"Run{name}", (Run,), {"optimizer": name})
+def _test(case: Case) -> Any:
+    machine: Any = type(f"Run{case.optimizer}", (Run,), {"case": case})
     machine.TestCase.settings = settings(
         deadline=None,
-        max_examples=100,
+        max_examples=EXAMPLES,
         stateful_step_count=16,
         derandomize=True,
         database=None,
@@ -213,7 +230,5 @@ def _case(name: str) -> Any:
     return machine.TestCase
 
 
-TestSGD = _case("SGD")
-TestAdam = _case("Adam")
-TestAdamW = _case("AdamW")
-TestRMSprop = _case("RMSprop")
+EXAMPLES = 60
+globals().update({f"Test{case.optimizer}": _test(case) for case in ONE_PER_OPTIMIZER})
