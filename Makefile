@@ -39,9 +39,9 @@ gallery: $(BUILT)
 # Once on the CPU engine; then what steps params again on the CUDA engine under its emulator, with its numbers in device
 # memory and on the host.
 test: $(BUILT)
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --cuda-emulator=device
-	$(BIN)/python -m pytest --cuda-emulator=host
+	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --cuda-emulator=device
+	$(BIN)/python -m pytest -n auto --cuda-emulator=host
 
 bench: $(BUILT)
 	$(BIN)/python benchmarks/run.py

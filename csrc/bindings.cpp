@@ -119,6 +119,14 @@ PYBIND11_MODULE(_C, m) {
     return result;
   });
   m.def("load_rule", &load_rule, py::arg("path"));
+  m.def(
+      "counters",
+      [](const std::string& name) {
+        const Rule* rule = cpu::find_rule(name);
+        return rule ? std::vector<std::string>(rule->counter_names, rule->counter_names + rule->counters)
+                    : std::vector<std::string>{"step"};
+      },
+      py::arg("rule"), "The per-param counters of any rule, one from a shared object included.");
   m.def("adam_traffic", [](py::object p, py::object g, py::object m, py::object v) {
     const int64_t n = unpack(p.ptr()).numel();
     cpu::adam_traffic(float_data(p, n), float_data(g, n), float_data(m, n), float_data(v, n), n, at::get_num_threads());

@@ -223,5 +223,6 @@ def _make_class(name: str, key: str, facts: dict[str, Any], text: str, module: s
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     states = ", ".join([*facts["counters"], *facts["states"]]) or "nothing"
     doc = f"{name}, compiled from a rule; hyper-parameters: {', '.join(hypers)}; keeps {states} for each param."
-    members = {"__init__": __init__, "__doc__": doc, "__module__": module, "_rule": key, "source": text}
+    members = {"__init__": __init__, "__doc__": doc, "__module__": module, "source": text}
+    members |= {"_rule": key, "_hyper_names": facts["hypers"]}
     return type(name, (Standalone,), members)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch.optim.optimizer import ParamsT
@@ -43,6 +43,9 @@ class Standalone(FusedStep):
         ValueError: a hyper-parameter is out of range.
     """
 
+    # Of a rule that the package does not have.
+    _hyper_names: ClassVar[Sequence[str]] = ()
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._check(defaults)
         # torch adds this key to the defaults of a copy, and means by it what no optimizer here can do.
@@ -54,7 +57,7 @@ class Standalone(FusedStep):
         super().add_param_group(param_group)
 
     def _check(self, group: dict[str, Any]) -> None:
-        names = _C.rules()[self._rule]["hypers"]
+        names = self._hyper_names or _C.rules()[self._rule]["hypers"]
         check_hyperparameters(group, sum(name.startswith("betas.") for name in names))
 
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -40,8 +40,8 @@ def worst(actual: Tensor, expected: Tensor, magnitude: Tensor | None = None) -> 
 def test_a_step_is_no_further_from_float64_than_torchs(options: dict[str, Any], dtype: torch.dtype) -> None:
     """Some steps, each from the same params and states, in units of the last place of what was updated.
 
-    It is the worst of all elements that is compared: an update has half a dozen roundings in either, of which an element
-    may meet many or few.
+    It is the worst of all elements that is compared: an update has half a dozen roundings in either, of which an
+    element may meet many or few.
     """
     ours = fusedopt.Adafactor(make(dtype), **options)
     errors: dict[str, list[float]] = {name: [0.0, 0.0] for name in ("params", "row_var", "col_var", "variance")}
