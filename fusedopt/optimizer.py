@@ -239,7 +239,7 @@ class FusedStep(Optimizer):
             return
         params = [p for group in self.param_groups for p in group["params"]]
         saved = [index for group in self._loading["param_groups"] for index in group["params"]]
-        counters = _C.counters(self._rule)
+        counters = _C.counters(getattr(self, "_rule", ""))
         for index, param in zip(saved, params, strict=True):
             if param.dtype not in _HALVES:
                 continue

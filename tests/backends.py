@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -73,8 +74,20 @@ def spread(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def counter_flags(case: Case, on_device: bool = True) -> dict[str, Any]:
-    """What it takes for counters to be on a GPU; SGD has none."""
-    return {"capturable": True} if on_device and case.optimizer != "SGD" else {}
+    """What it takes for counters to be on a GPU: whichever of two words the constructor knows."""
+    known = inspect.signature(getattr(fusedopt, case.optimizer)).parameters
+    flags = [flag for flag in ("capturable", "fused") if flag in known]
+    return {flags[0]: True} if on_device and flags and counters_of(case) else {}
+
+
+def counters_of(case: Case) -> list[str]:
+    """The per-param numbers that a case's state holds beside tensors."""
+    return list(_C.rules()[getattr(fusedopt, case.optimizer)._rule]["counters"])
+
+
+def usual_launches(optimizer: Any) -> int:
+    """Of a step in steady state: counters, the sums over whole tensors that some rules have, the update."""
+    return 4 if _C.rules()[optimizer._rule]["sums"] else 2
 
 
 class Backend:
@@ -321,9 +334,9 @@ class Twins:
             for optimizer, number in ((self.cpu, torch.tensor), (self.ours, self.backend.number)):
                 setattr(optimizer, name, None if value is None else number(value))
 
-    def step_twice_in_steady_state(self, launches: int = 2) -> None:
+    def step_twice_in_steady_state(self, launches: int | None = None) -> None:
         """On the gradients that there are; nothing happens but launches."""
-        assert self.backend.launches(self.ours.step) == launches
+        assert self.backend.launches(self.ours.step) == (launches or usual_launches(self.ours))
         assert self.backend.beside_launches(self.ours.step) == []
         self.step_cpu()
         self.step_cpu()
@@ -333,7 +346,8 @@ class Twins:
         """Replaces state k of param i, on the device by a copy of what takes its place on the CPU."""
         for i, (p, q) in enumerate(zip(self.cpu_params, self.params, strict=True)):
             state = self.cpu.state.get(p, {})
-            tensors = [key for key, value in state.items() if isinstance(value, Tensor) and key != "step"]
+            counters = _C.counters(self.cpu._rule)
+            tensors = [key for key, value in state.items() if isinstance(value, Tensor) and key not in counters]
             for k, name in enumerate(tensors):
                 state[name] = change(i, k, state[name])
                 self.ours.state[q][name] = self.backend.place(state[name])

@@ -303,7 +303,7 @@ def test_run_writes_valid_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_run_reports_disagreement_instead_of_timing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def disagree(_: object) -> None:
+    def disagree(_: object, **__: object) -> None:
         raise AssertionError("tensor 3 differs")
 
     monkeypatch.setattr(run, "check_agreement", disagree)

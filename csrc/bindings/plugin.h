@@ -14,6 +14,7 @@ inline py::dict describe(const Rule& rule) {
   entry["hypers"] = strings(rule.hyper_names, rule.hypers);
   entry["states"] = strings(rule.state_names, rule.states);
   entry["counters"] = strings(rule.counter_names, rule.counters);
+  entry["sums"] = rule.sums;
   if (rule.hyper_defaults)
     entry["defaults"] = std::vector<double>(rule.hyper_defaults, rule.hyper_defaults + rule.hypers);
   return entry;
