@@ -76,8 +76,10 @@ def spread(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def counter_flags(case: Case, on_device: bool = True) -> dict[str, Any]:
     """What it takes for counters to be on a GPU: whichever of two words the constructor knows."""
     known = inspect.signature(getattr(fusedopt, case.optimizer)).parameters
-    flags = [flag for flag in ("capturable", "fused") if flag in known]
-    return {flags[0]: True} if on_device and flags and counters_of(case) else {}
+    if not on_device:
+        return {}
+    # A group that knows of capturable refuses a capture without it, counters or none.
+    return {"capturable": True} if "capturable" in known else {"fused": True} if counters_of(case) else {}
 
 
 def counters_of(case: Case) -> list[str]:

@@ -100,8 +100,9 @@ def _other_numbers(group: dict[str, Any]) -> None:
         if group.get(key):
             group[key] *= 0.7
     if "betas" in group:
-        group["betas"] = (group["betas"][0] * 0.8, group["betas"][1] * 0.9)
-    group["weight_decay"] += 0.05
+        group["betas"] = tuple(beta * 0.9 for beta in group["betas"])
+    if "weight_decay" in group:
+        group["weight_decay"] += 0.05
     group["maximize"] = not group["maximize"]
 
 
@@ -226,7 +227,7 @@ def test_what_a_graph_reads_outlives_other_steps(backend: Backend, case: Case) -
     replay = backend.capture(twins.ours.step)
     static = [q.grad for q in twins.params]
     more = [[torch.nn.Parameter(torch.ones(99)) for _ in range(150)] for _ in range(2)]
-    more[1] = [torch.nn.Parameter(p.detach().to(backend.device)) for p in more[0]]
+    more[1] = [torch.nn.Parameter(p.detach().to(backend.device, copy=True)) for p in more[0]]
     twins.cpu.add_param_group({"params": more[0]})
     twins.ours.add_param_group({"params": more[1]})
     for stream in range(1, 19):

