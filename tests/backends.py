@@ -348,7 +348,7 @@ class Twins:
         """Replaces state k of param i, on the device by a copy of what takes its place on the CPU."""
         for i, (p, q) in enumerate(zip(self.cpu_params, self.params, strict=True)):
             state = self.cpu.state.get(p, {})
-            counters = _C.counters(self.cpu._rule)
+            counters = _C.counters(getattr(self.cpu, "_rule", ""))
             tensors = [key for key, value in state.items() if isinstance(value, Tensor) and key not in counters]
             for k, name in enumerate(tensors):
                 state[name] = change(i, k, state[name])

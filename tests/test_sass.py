@@ -28,6 +28,9 @@ BOUNDS = {"patch_table": (1024, 1), "advance": (1024, 1), "update_any": (UPDATE_
 # Preparing scalars is double's work, and a path for any mix of storages meets double storage. Everything else that does
 # not update doubles has none: a data-center GPU does two doubles in the time of four floats, others of 128.
 MAY_COMPUTE_IN_DOUBLE = ("advance", "update_any")
+GATED = (*BOUNDS, "update")
+# Its param is where it writes: the old value is never read.
+WRITES_ONLY = "MuonMomentum"
 
 REGISTERS_OF_SM = 65536
 DOUBLE = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX|MMA)\b|MUFU\.\w*64H|.*\bF64\b")
@@ -49,6 +52,8 @@ def faults_of_registers(kernel: Kernel, threads: int, blocks: int) -> Iterator[s
 
 def faults_of_memory(kernel: Kernel) -> Iterator[str]:
     """Spilled registers, and arrays that could not be registers."""
+    if kernel.kind == "advance":
+        return  # frexp(), of which a thread makes one or two calls a step, gives its exponent through memory
     if kernel.usage.stack or kernel.usage.local:
         yield f"{kernel}: {kernel.usage.stack} bytes of stack and {kernel.usage.local} of local memory, expected none"
     spills = Counter(i.opcode for i in kernel.code if re.match(r"(LDL|STL)\b", i.opcode))
@@ -138,8 +143,9 @@ def kept_states(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str
 
 @pytest.fixture(scope="module")
 def kernels() -> list[Kernel]:
+    """Those of the element-wise update. What sums, factors and L-BFGS's history take is in the table alone so far."""
     try:
-        return sass.dump(sass.built())
+        return [kernel for kernel in sass.dump(sass.built()) if kernel.kind in GATED]
     except sass.Missing as why:
         pytest.skip(str(why))
 
@@ -154,7 +160,7 @@ class Expected:
         # 16 bytes of the narrowest operand, whether or not the variant keeps the states.
         vector = VECTOR_BYTES // min(param, grad, state)
         unroll = 2 if vector <= 4 and vector * (param + grad + kept * state) <= 64 else 1
-        self.blocks = 2 if computes_in == "double" or (vector > 4 and kept > 2) else 3
+        self.blocks = 2 if computes_in == "double" or kept > (2 if vector > 4 else 3) else 3
         accesses = {
             ("load", "kept"): param,
             ("load", "streamed"): grad + kept * state,
@@ -165,7 +171,7 @@ class Expected:
 
 
 def updates(kernels: list[Kernel]) -> list[Kernel]:
-    return [kernel for kernel in kernels if kernel.kind == "update"]
+    return [kernel for kernel in kernels if kernel.kind == "update" and kernel.arguments[0] != WRITES_ONLY]
 
 
 def none(faults: Iterator[str]) -> None:
@@ -218,7 +224,7 @@ def test_registers_and_instructions_are_those_committed(kernels: list[Kernel]) -
     committed, compiled_by = sass.read(sass.TABLE.read_text())
     if sass.compiler() != compiled_by:
         pytest.skip(f"the table was made with nvcc {compiled_by}, this build with {sass.compiler()}")
-    found = list(differences(sass.table_of(kernels), committed))
+    found = list(differences(sass.table_of(sass.dump(sass.built())), committed))
     renewal = "if all of that is meant: python tests/sass.py --write"
     assert not found, "\n".join(["", "registers and instructions per element:", *found, renewal])
 

@@ -168,7 +168,7 @@ struct Tile {
   // Tiles in flight together, as far as registers last: memory is far, and an SM needs some 32 KiB under way.
   static constexpr int kUnroll = kVector <= 4 && kBytes <= 64 ? 2 : 1;
   // Blocks of an SM: 80 registers a thread with three, 128 with two, which is what it takes not to spill.
-  static constexpr int kBlocks = sizeof(T) == sizeof(double) || (kVector > 4 && kept() > 2) ? 2 : 3;
+  static constexpr int kBlocks = sizeof(T) == sizeof(double) || kept() > (kVector > 4 ? 2 : 3) ? 2 : 3;
 
   P p[kVector];
   G g[kVector];
