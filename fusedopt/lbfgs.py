@@ -131,8 +131,7 @@ class _History:
 class _Gradient:
     """The gradient at a trial point, as far as torch's line search looks: it clones those it may come back to."""
 
-    def __init__(self, largest: float, slope: float, flat: Tensor | None = None) -> None:
-        self.largest = largest
+    def __init__(self, slope: float, flat: Tensor | None = None) -> None:
         self.slope = slope
         self.flat = flat  # None: in the params' .grad, until the closure runs again
         self.kept = False
@@ -213,11 +212,10 @@ class _Search:
             if slope > -tolerance_change:
                 break
 
-            searching = group["line_search_fn"] is not None
-            if searching:
+            if group["line_search_fn"] is not None:
                 if group["line_search_fn"] != "strong_wolfe":
                     raise RuntimeError("only 'strong_wolfe' is supported")
-                loss, found, here = self.line_search(loss, largest, slope, max_eval - evals)
+                loss, found = self.line_search(loss, largest, slope, max_eval - evals)
             else:
                 self.move(self.t)
                 found = 0
@@ -229,8 +227,6 @@ class _Search:
             state["func_evals"] += found
 
             if n_iter == max_iter or evals >= max_eval:
-                break
-            if searching and here <= tolerance_grad:
                 break
             if largest * abs(self.t) <= tolerance_change or abs(loss - self.prev_loss) < tolerance_change:
                 break
@@ -305,19 +301,19 @@ class _Search:
         self.t = t
         _C.lbfgs_move(self.params, self.direction, t, self.origin, fetch)
 
-    def line_search(self, loss: float, largest: float, slope: float, max_ls: int) -> tuple[float, int, float]:
-        """Moves to the point that torch's line search finds; returns loss, evaluations and largest gradient."""
+    def line_search(self, loss: float, largest: float, slope: float, max_ls: int) -> tuple[float, int]:
+        """Moves to the point that torch's line search finds; returns its loss and the evaluations."""
         if self.origin is None:
             self.origin = self.empty()
         self.last = None
         # The gradient at the origin has just been copied.
-        start = _Gradient(math.nan, slope, self.previous)
+        start = _Gradient(slope, self.previous)
         loss, point, t, evals = _strong_wolfe(
             self.evaluate, None, self.t, _Direction(largest), loss, start, start.dot(None), max_ls=max_ls
         )
         self.move(float(t))
         self.flat = point.flat
-        return loss, evals, point.largest
+        return loss, evals
 
     def evaluate(self, _: Any, t: Any, __: Any) -> tuple[float, _Gradient]:
         if self.last is not None and self.last.kept and self.last.flat is None:
@@ -327,7 +323,7 @@ class _Search:
         loss = float(self.closure())
         self.find_grads()
         products = _C.lbfgs_products(self.params, self.flat, None, None, 0.0, [self.direction])
-        self.last = _Gradient(products[0], products[2], self.flat)
+        self.last = _Gradient(products[2], self.flat)
         return loss, self.last
 
     def store(self, history_size: int) -> None:

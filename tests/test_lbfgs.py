@@ -188,6 +188,29 @@ def test_a_step_ends_where_torchs_does(arguments: dict[str, Any], limits: dict[s
     assert_near(ours._params, torchs._params, 1e-6 if limits.get("max_iter") == 40 else 1e-9)
 
 
+# Where only one test of progress is met: on steep slopes a small step changes the loss by much, on flat ones a large
+# step by little.
+PROGRESS = {
+    "gradient": (1.0, {"tolerance_grad": 2e-2, "tolerance_change": 0}),
+    "params": (1e6, {"tolerance_grad": 0, "tolerance_change": 1.2e-2}),
+    "loss": (1e-3, {"tolerance_grad": 0, "tolerance_change": 2e-6}),
+}
+
+
+@pytest.mark.parametrize(("scale", "tolerances"), PROGRESS.values(), ids=PROGRESS)
+@pytest.mark.parametrize("arguments", [KINDS[0], pytest.param({**WOLFE, "lr": 0.3}, id="strong_wolfe")])
+def test_each_test_of_progress_ends_a_step(
+    arguments: dict[str, Any], scale: float, tolerances: dict[str, float]
+) -> None:
+    class Scaled(LeastSquares):
+        def loss(self) -> Tensor:
+            return scale * super().loss()
+
+    ours, torchs = both(Scaled, 1, max_iter=60, max_eval=1000, **arguments, **tolerances)
+    assert_same_course(ours, torchs)
+    assert ours.state[ours._params[0]]["n_iter"] < 60
+
+
 def test_a_pair_of_no_curvature_is_not_kept() -> None:
     """On a concave function y.s is negative."""
 
