@@ -124,6 +124,21 @@ def test_rosenbrock_is_solved() -> None:
     torch.testing.assert_close(flat(ours._params), torch.ones(2, dtype=torch.float64), rtol=1e-4, atol=0)
 
 
+def test_a_search_that_returns_to_an_earlier_point_has_its_gradient() -> None:
+    """At a kink no point meets the Wolfe conditions: the bracket shrinks until it is nothing, and its lower end, which
+    need not be the last point tried, is taken."""
+
+    class Kinks(Rosenbrock):
+        def loss(self) -> Tensor:
+            x, y = self.params
+            return (1 - x).abs() + 10 * (y - x**2).abs()
+
+    for max_iter in range(2, 7):
+        ours, torchs = both(Kinks, 1, max_iter=max_iter, max_eval=1000, **WOLFE)
+        assert_near(ours._params, torchs._params)
+        assert_same_course(ours, torchs)
+
+
 @pytest.mark.parametrize("arguments", KINDS)
 def test_float32_strays_no_further_from_float64_than_torch_does(arguments: dict[str, Any]) -> None:
     """Rounding errors grow from iteration to iteration, in torch's as in ours, so they are measured against float64's
