@@ -21,7 +21,6 @@ namespace py = pybind11;
 #include "bindings/factored.h"
 #include "bindings/history.h"
 #include "bindings/plugin.h"
-#include "bindings/factored.h"
 #include "bindings/run.h"
 #include "bindings/sweep.h"
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from cases import ONE_PER_TWIN, TWINS, Case, named
+from cases import ONE_PER_OPTIMIZER, ONE_PER_TWIN, TWINS, Case, named
 from support import (
     COUNTERS,
     assert_close,
@@ -323,3 +323,23 @@ def test_compiled_step(case: Case) -> None:
     assert graphs  # else nothing was compiled
     assert_close(ours, torchs)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+def test_inference_params_raise_as_torch(case: Case) -> None:
+    with torch.inference_mode():
+        mine, theirs = torch.ones(67), torch.ones(67)
+        mine.grad, theirs.grad = torch.ones(67), torch.ones(67)
+    ours, torchs = case.ours([mine]), case.torchs([theirs])
+    expected = outcome(torchs.step)
+    assert expected is not None
+    assert "inference tensor" in expected[1]
+    assert outcome(ours.step) == expected
+    assert_identical(mine.clone(), torch.ones(67))
+    if not case.has_twin:  # no engine takes inference tensors
+        return
+    ours, torchs = case.ours([mine]), case.torchs([torch.ones(67)])
+    with torch.inference_mode():
+        train(ours, 2)
+        train(torchs, 2)
+        torch.testing.assert_close(mine, params_of(torchs)[0])

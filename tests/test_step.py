@@ -17,7 +17,6 @@ from support import (
     assert_identical,
     give_grads,
     make_params,
-    outcome,
     params_of,
     snapshot,
     train,
@@ -382,23 +381,3 @@ def test_lazily_cloned_storages_are_materialised(case: Case) -> None:
     assert_identical(originals, copies)
     assert_identical(kept, values)
     assert_close(ours, torchs)
-
-
-@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
-def test_inference_params_raise_as_torch(case: Case) -> None:
-    with torch.inference_mode():
-        mine, theirs = torch.ones(67), torch.ones(67)
-        mine.grad, theirs.grad = torch.ones(67), torch.ones(67)
-    ours, torchs = case.ours([mine]), case.torchs([theirs])
-    expected = outcome(torchs.step)
-    assert expected is not None
-    assert "inference tensor" in expected[1]
-    assert outcome(ours.step) == expected
-    assert_identical(mine.clone(), torch.ones(67))
-    if not case.has_twin:  # no engine takes inference tensors
-        return
-    ours, torchs = case.ours([mine]), case.torchs([torch.ones(67)])
-    with torch.inference_mode():
-        train(ours, 2)
-        train(torchs, 2)
-        torch.testing.assert_close(mine, params_of(torchs)[0])

@@ -7,7 +7,6 @@
 #include "../factored.h"
 #include "../history.h"
 #include "../plugin.h"
-#include "../factored.h"
 #include "../step.h"
 
 namespace fusedopt::cpu {

@@ -3,7 +3,6 @@
 
 #include "../factored.h"
 #include "../history.h"
-#include "../factored.h"
 #include "../step.h"
 
 // Clang has no `#pragma GCC target`: it builds the generic kernels only. So does who asks for no others.
@@ -26,8 +25,5 @@ const FactoredKernels* factored_avx512();
 const history::Kernels& history_generic();
 const history::Kernels& history_avx2();
 const history::Kernels& history_avx512();
-const FactoredKernels* factored_generic();
-const FactoredKernels* factored_avx2();
-const FactoredKernels* factored_avx512();
 
 }  // namespace fusedopt
