@@ -66,16 +66,20 @@ PYBIND11_MODULE(_C, m) {
   });
 
   py::class_<Plan>(m, "Plan", py::module_local(), "A rule bound to one optimizer's params, checked and run by step().")
-      .def(py::init<std::string, py::dict, bool>(), py::arg("rule"), py::arg("defaults"),
-           py::arg("device_counters") = false)
-      .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false)
+      .def(py::init<std::string, py::dict, bool, py::dict>(), py::arg("rule"), py::arg("defaults"),
+           py::arg("device_counters") = false, py::arg("options") = py::dict())
+      .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false, py::arg("clears_grad") = false)
+      .def_property("draws", &Plan::draws, &Plan::set_draws_done)
       .def("refresh", &Plan::refresh, py::arg("optimizer"))
       .def_property_readonly("skipped", &Plan::skipped)
       // A copied optimizer starts with a plan of its own.
       .def(py::pickle(
-          [](const Plan& plan) { return py::make_tuple(plan.rule_name(), plan.defaults(), plan.device_counters()); },
+          [](const Plan& plan) {
+            return py::make_tuple(plan.rule_name(), plan.defaults(), plan.device_counters(), plan.options());
+          },
           [](const py::tuple& made) {
-            return Plan(made[0].cast<std::string>(), made[1].cast<py::dict>(), made[2].cast<bool>());
+            return Plan(made[0].cast<std::string>(), made[1].cast<py::dict>(), made[2].cast<bool>(),
+                        made[3].cast<py::dict>());
           }));
 
   py::class_<FactoredPlan>(m, "FactoredPlan", py::module_local(), "Adafactor's steps over one optimizer's params.")
@@ -126,6 +130,14 @@ PYBIND11_MODULE(_C, m) {
                     : std::vector<std::string>{"step"};
       },
       py::arg("rule"), "The per-param counters of any rule, one from a shared object included.");
+  m.def(
+      "states",
+      [](const std::string& name) {
+        const Rule* rule = cpu::find_rule(name);
+        if (!rule) throw py::value_error("no rule is named '" + name + "'");
+        return std::vector<std::string>(rule->state_names, rule->state_names + rule->states);
+      },
+      py::arg("rule"), "The names of any rule's states, one from a shared object included.");
   m.def("adam_traffic", [](py::object p, py::object g, py::object m, py::object v) {
     const int64_t n = unpack(p.ptr()).numel();
     cpu::adam_traffic(float_data(p, n), float_data(g, n), float_data(m, n), float_data(v, n), n, at::get_num_threads());

@@ -20,12 +20,17 @@ constexpr int kMaxSums = 2;
 constexpr int kChunk = 1024;
 constexpr int kAccumulators = 256;
 
-enum class Dtype : uint8_t { f32, f64, bf16, f16 };
+// Of these i8 and u8 hold the codes of precision.h, and occur as states alone.
+enum class Dtype : uint8_t { f32, f64, bf16, f16, i8, u8 };
 
-constexpr int element_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : 2; }
+constexpr bool is_coded(Dtype d) { return d == Dtype::i8 || d == Dtype::u8; }
+constexpr int element_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : is_coded(d) ? 1 : 2; }
+
+// Elements of a coded state that share a scale.
+constexpr int kCodeBlock = 256;
 
 // The operands of a row in the order in which layouts list them.
-enum Operand { kParam, kGrad, kState, kOperands = kState + kMaxStates };
+enum Operand { kParam, kGrad, kState, kPartner = kState + kMaxStates, kAverage, kOperands };
 
 // The walk through a row whose operands differ in strides, or leave memory between their elements untouched: sizes from
 // the outermost dimension to the innermost, in the order of the param's memory; strides in elements. With an `index`,
@@ -38,12 +43,36 @@ struct Layout {
   int64_t stride[kOperands][kMaxDims];
 };
 
+// What the second operand of a param in 16 bits, its partner, is to it.
+enum class Pair : uint8_t {
+  none,
+  copy,         // the param is exact, and the partner a copy of it in fewer bits
+  remainder,    // the low half of a float32, of which the param is the upper half, rounded
+  compensation  // what rounding took from the param, in the param's own type
+};
+
+// What a row has that is none of its rule's business.
+struct Extras {
+  void* partner = nullptr;
+  void* average = nullptr;           // of the params of all steps, exponentially weighted
+  float* scales[kMaxStates] = {};    // of coded states, one for each block of elements in the order of the row
+  Dtype partner_dtype = Dtype::f32;  // of a copy or a compensation
+  Dtype average_dtype = Dtype::f32;
+  Pair pair = Pair::none;
+  bool new_average = false;  // it begins with this step's param
+  bool stochastic = false;   // params without a partner and states of 16 or 8 bits are rounded up or down by chance
+  bool clears_grad = false;
+  double average_weight = 0;  // of this step's param
+  uint64_t key = 0;           // of this step's draws
+};
+
 // One param tensor, its gradient and its states. Where `layout` is null, all of them are dense in the same order.
 struct Row {
   void* param;
   const void* grad;
   void* state[kMaxStates];
   const Layout* layout;
+  const Extras* extras;  // null: there are none
   int64_t numel;
   int64_t work_end;  // running total of `work` up to and with this row: where threads find their share
   double* scalars;   // for the CPU: [0] the gradient multiplier, then what the rule's prepare() returned

@@ -51,6 +51,8 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
     :math:`\gamma` and :math:`\epsilon_1` are torch's.
     """
 
+    _has_options = False
+
     def _make_plan(self, engine: ModuleType = _C) -> Any:
         return engine.FactoredPlan()
 

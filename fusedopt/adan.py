@@ -1,5 +1,7 @@
 """Adan."""
 
+from typing import Any
+
 import torch
 from torch.optim.optimizer import ParamsT
 
@@ -58,6 +60,7 @@ class Adan(Standalone):
         *,
         maximize: bool = False,
         capturable: bool = False,
+        **options: Any,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "no_prox": no_prox}
-        super().__init__(params, {**defaults, "maximize": maximize, "capturable": capturable})
+        super().__init__(params, {**defaults, "maximize": maximize, "capturable": capturable}, **options)

@@ -211,14 +211,16 @@ def _make_class(name: str, key: str, facts: dict[str, Any], text: str, module: s
             *[kind(h, kind.POSITIONAL_OR_KEYWORD) for h in required],
             *[kind(h, kind.POSITIONAL_OR_KEYWORD, default=v) for h, v in hypers.items() if h not in required],
             *[kind(n, kind.KEYWORD_ONLY, default=False, annotation=bool) for n in ("maximize", "capturable")],
+            kind("options", kind.VAR_KEYWORD),
         ]
     )
 
     def __init__(self: Standalone, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        options = dict(bound.arguments)
-        Standalone.__init__(options.pop("self"), options.pop("params"), options)
+        groups = dict(bound.arguments)
+        options = groups.pop("options")
+        Standalone.__init__(groups.pop("self"), groups.pop("params"), groups, **options)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     states = ", ".join([*facts["counters"], *facts["states"]]) or "nothing"

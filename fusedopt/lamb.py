@@ -1,5 +1,7 @@
 """LAMB."""
 
+from typing import Any
+
 import torch
 from torch.optim.optimizer import ParamsT
 
@@ -61,6 +63,7 @@ class LAMB(Standalone):
         *,
         maximize: bool = False,
         capturable: bool = False,
+        **options: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -69,5 +72,5 @@ class LAMB(Standalone):
             "eps": eps,
             "weight_decay": weight_decay,
         }
-        options = {"grad_averaging": grad_averaging, "trust_clip": trust_clip, "always_adapt": always_adapt}
-        super().__init__(params, {**defaults, **options, "maximize": maximize, "capturable": capturable})
+        flags = {"grad_averaging": grad_averaging, "trust_clip": trust_clip, "always_adapt": always_adapt}
+        super().__init__(params, {**defaults, **flags, "maximize": maximize, "capturable": capturable}, **options)

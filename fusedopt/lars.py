@@ -1,5 +1,7 @@
 """LARS."""
 
+from typing import Any
+
 import torch
 from torch.optim.optimizer import ParamsT
 
@@ -62,10 +64,13 @@ class LARS(Standalone):
         *,
         maximize: bool = False,
         capturable: bool = False,
+        **options: Any,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
-        options = {"nesterov": nesterov, "trust_coeff": trust_coeff, "eps": eps}
+        flags = {"nesterov": nesterov, "trust_coeff": trust_coeff, "eps": eps}
         adapting = {"trust_clip": trust_clip, "always_adapt": always_adapt}
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
-        super().__init__(params, {**defaults, **options, **adapting, "maximize": maximize, "capturable": capturable})
+        super().__init__(
+            params, {**defaults, **flags, **adapting, "maximize": maximize, "capturable": capturable}, **options
+        )

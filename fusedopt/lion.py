@@ -1,5 +1,7 @@
 """Lion."""
 
+from typing import Any
+
 import torch
 from torch.optim.optimizer import ParamsT
 
@@ -50,6 +52,7 @@ class Lion(Standalone):
         *,
         maximize: bool = False,
         capturable: bool = False,
+        **options: Any,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "maximize": maximize, "capturable": capturable})
+        super().__init__(params, {**defaults, "maximize": maximize, "capturable": capturable}, **options)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch.optim import optimizer as _torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from . import _C
+from .kept import KeptState
+from .precision import Precision, StateDtype, describe_arguments, with_options
 
 Leftover = list[tuple[int, list[torch.Tensor]]]
 
@@ -29,7 +32,7 @@ _NON_NEGATIVE = {
 }
 
 
-class FusedStep(Optimizer):
+class FusedStep(KeptState, Optimizer):
     """A torch.optim class, named after this one in a subclass's bases, whose `step` is one pass over memory.
 
     Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors
@@ -45,12 +48,47 @@ class FusedStep(Optimizer):
 
     # GradScaler hands us grad_scale and found_inf instead of unscaling in a pass of its own.
     _step_supports_amp_scaling = True
-    # Made by the first step. Not part of __getstate__, so a copied optimizer makes its own.
-    _plan: _C.Plan | None = None
     # What optimizers without a plan know of their last step.
     _skipped = False
-    # The state dict being loaded, while it is.
-    _loading: Mapping[str, Any] | None = None
+    # Whether the constructor takes the options of precision.py, which a plan can serve.
+    _has_options: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *args: Any,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: str | None = None,
+        rounding: str = "nearest",
+        rounding_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        given = (max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        if not self._has_options and given != (None, None, None, None, "nearest", 0):
+            raise TypeError(
+                f"{type(self).__name__} takes none of {', '.join(p.name for p in _OPTIONS)}: its step is more than one "
+                "pass, and they are for those that are one"
+            )
+        if max_grad_norm is not None:
+            self.max_grad_norm = max_grad_norm
+        names = _C.states(self._rule) if self._has_options else []
+        self._precision = Precision.of(names, state_dtype, master_weights, rounding, rounding_seed, ema_decay)
+        self._ema_decay = ema_decay
+        super().__init__(*args, **kwargs)
+        self._precision.check_params(p for group in self.param_groups for p in group["params"])
+        self._pack_states()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        owner = next(c for c in cls.__mro__ if "__init__" in vars(c) and c is not FusedStep)
+        signature = inspect.signature(owner)
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+        torchs_or_open = owner.__module__.startswith("torch.optim.") or takes_any
+        # inspect would find the one that a base class was given.
+        cls.__signature__ = with_options(signature, _OPTIONS) if torchs_or_open and cls._has_options else None  # type: ignore[attr-defined]
+        if cls.__signature__ is not None and cls.__doc__:  # type: ignore[attr-defined]
+            cls.__doc__ = describe_arguments(cls.__doc__)
 
     @property
     def step_skipped(self) -> torch.Tensor:
@@ -61,11 +99,12 @@ class FusedStep(Optimizer):
         skipped = self._plan.skipped if self._plan is not None else self._skipped
         return skipped != 0 if isinstance(skipped, torch.Tensor) else torch.tensor(skipped)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, zero_grad: bool = False) -> Any:
         """Update every param that has a gradient, in place.
 
         Args:
             closure: re-evaluates the model with gradients enabled and returns the loss.
+            zero_grad: set gradients to zero in the same pass over memory, also those of a step that is skipped.
 
         Returns:
             What `closure` returned, or None.
@@ -74,11 +113,17 @@ class FusedStep(Optimizer):
             RuntimeError: a gradient or a state does not fit its param. Nothing has been written then.
         """
         if torch.compiler.is_compiling():
+            if self._precision != Precision():
+                raise RuntimeError(
+                    "torch.compile would trace torch's own step, which knows no state_dtype, master_weights, "
+                    "rounding or ema_decay; call step() outside of it"
+                )
             return self._torch_step(closure)
         # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
         if self._observed() and type(self).step is FusedStep.step:
-            return _observed_step(self) if closure is None else _observed_step(self, closure)
-        return self._fused_step(closure)
+            given = {"zero_grad": True} if zero_grad else {}
+            return _observed_step(self, **given) if closure is None else _observed_step(self, closure, **given)
+        return self._fused_step(closure, zero_grad)
 
     # torch wraps the step of every class that does not say it is wrapped, at 13 to 20 us a call.
     step.hooked = True  # type: ignore[attr-defined]
@@ -92,7 +137,7 @@ class FusedStep(Optimizer):
             or _C.profiling()
         )
 
-    def _fused_step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def _fused_step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -100,11 +145,23 @@ class FusedStep(Optimizer):
         plan = self._plan
         if plan is None:
             plan = self._plan = self._make_plan()
-        leftover = plan.step(self)
+        # Of a step that a GPU alone knows to be skipped the engine would leave the gradients.
+        in_pass = zero_grad and "found_inf" not in self.__dict__ and self._has_options
+        leftover = plan.step(self, False, in_pass) if in_pass else plan.step(self)
         if leftover:
-            self._step_leftover(leftover)
-            plan.step(self, engine_only=True)
+            if self._precision == Precision():
+                self._step_leftover(leftover)
+            plan.step(self, True)
+        if zero_grad and (leftover or not in_pass):
+            self._clear_grads()
         return loss
+
+    def _clear_grads(self) -> None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.grad.zero_()
 
     def _read_scaling(self) -> float:
         """What to multiply gradients by, and in `_skipped` whether to skip the step, both read by the host."""
@@ -113,7 +170,9 @@ class FusedStep(Optimizer):
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
 
     def _make_plan(self, engine: ModuleType = _C) -> _C.Plan:
-        plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters)
+        options = self._precision.for_plan(self._copies)
+        plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters, options)
+        plan.draws = self._draws
         return plan
 
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -208,6 +267,14 @@ class FusedStep(Optimizer):
         if isinstance(param_group, dict):
             self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        try:
+            # In a model of several dtypes a group may well be all float32.
+            if any(p.dtype in (torch.bfloat16, torch.float16) for p in self.param_groups[-1]["params"]):
+                self._precision.check_params(self.param_groups[-1]["params"])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+        self._pack_states()
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for key, name in _NON_NEGATIVE.items():
@@ -217,39 +284,6 @@ class FusedStep(Optimizer):
         if group.get("nesterov") and damps is not None and (group["momentum"] <= 0 or damps != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of this class or of torch.optim's.
-
-        As torch's, but float32 state of a 16-bit param stays float32: rounding it away would cost what it was kept for.
-
-        Args:
-            state_dict: what `state_dict()` of either returned.
-        """
-        # The last pre-hook sees the dict as all others left it.
-        handle = self.register_load_state_dict_pre_hook(_remember)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-            self._loading = None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self._loading is None:
-            return
-        params = [p for group in self.param_groups for p in group["params"]]
-        saved = [index for group in self._loading["param_groups"] for index in group["params"]]
-        counters = _C.counters(getattr(self, "_rule", ""))
-        for index, param in zip(saved, params, strict=True):
-            if param.dtype not in _HALVES:
-                continue
-            for key, value in self._loading["state"].get(index, {}).items():
-                if key == "step" or not isinstance(value, torch.Tensor):
-                    continue
-                # A file that torch wrote after it had loaded one may have all of them rounded.
-                if value.dtype == torch.float32 or (key in counters and value.dtype in _HALVES):
-                    self.state[param][key] = value.to(param.device, torch.float32)
-
 
 def unhooked(step: Any, optimizer: Optimizer) -> Any:
     """A step of torch's without the hooks that torch may have wrapped around it."""
@@ -258,10 +292,8 @@ def unhooked(step: Any, optimizer: Optimizer) -> Any:
     return step
 
 
-def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    cast(FusedStep, optimizer)._loading = state_dict
-
-
-_HALVES = (torch.bfloat16, torch.float16)
+_OPTIONS = [
+    p for p in inspect.signature(FusedStep.__init__).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
+]
 _plain_dispatch = torch.Tensor.__torch_dispatch__
 _observed_step = Optimizer.profile_hook_step(FusedStep._fused_step)

@@ -38,6 +38,7 @@ class Standalone(FusedStep):
     Args:
         params: tensors, (name, tensor) pairs or dicts of groups.
         defaults: the hyper-parameters of its rule, and `maximize` and `capturable`.
+        options: what FusedStep takes.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -46,10 +47,10 @@ class Standalone(FusedStep):
     # Of a rule that the package does not have.
     _hyper_names: ClassVar[Sequence[str]] = ()
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], **options: Any) -> None:
         self._check(defaults)
         # torch adds this key to the defaults of a copy, and means by it what no optimizer here can do.
-        super().__init__(params, {**defaults, "differentiable": False})
+        super().__init__(params, {**defaults, "differentiable": False}, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):

@@ -22,6 +22,8 @@ def label(group: dict[str, Any], group_index: int, index: int) -> str:
 class SweepStep(FusedStep):
     """A fused optimizer that calls rules over lists of tensors instead of leaving the whole step to a plan."""
 
+    _has_options = False
+
     def _with_grads(self) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
         """Each param that has a gradient, with its group and what errors call it."""
         for group_index, group in enumerate(self.param_groups):
@@ -29,14 +31,19 @@ class SweepStep(FusedStep):
                 if param.grad is not None:
                     yield group, label(group, group_index, index), param
 
-    def _fused_step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def _fused_step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         multiplier = self._read_scaling()
-        if self._skipped:
-            return loss
+        if not self._skipped:
+            self._step_all(multiplier)
+        if zero_grad:
+            self._clear_grads()
+        return loss
+
+    def _step_all(self, multiplier: float) -> None:
         with torch.no_grad():
             if all(self._takes(param) for _, _, param in self._with_grads()):
                 self._sweep(multiplier)
@@ -44,7 +51,6 @@ class SweepStep(FusedStep):
                 groups = [{**g, "params": [p for p in g["params"] if p.grad is not None]} for g in self.param_groups]
                 with self._plain_grads(groups):
                     self._torch_step()
-        return loss
 
     def _takes(self, param: torch.Tensor) -> bool:
         """Whether the engines can step a param; all others are left to torch's own step, with all of their company."""

@@ -1,7 +1,7 @@
 // How a plan finds and checks one param with its gradient and states. Included by bindings.cpp, after torch.
 #pragma once
 
-#include "plan.h"
+#include "extras.h"
 
 namespace fusedopt {
 
@@ -14,6 +14,7 @@ inline bool Plan::settled(int slot, size_t at) {
   const Group& group = groups_[its.group];
   Row& row = rows_[at];
   if (group.variant != row.variant || group.differentiable) return false;
+  if (row.extras ? row.extras->clears_grad != clears_grad_ : clears_grad_) return false;
   if (group.device != kHost && group.device != source.device) return false;
   if (its.state && version_of(its.state) != source.state_version) return false;
 
@@ -45,6 +46,7 @@ inline bool Plan::settled(int slot, size_t at) {
         (source.before[c].device && device_index(*counter) != source.device))
       return false;
   }
+  if (!attached_as_before(source)) return false;
   source.grad = grad;
   for (int c = 0; c < rule_->counters; ++c)
     source.count[c] = data_of(*source.counter[c], source.counter_type[c].itemsize());
@@ -91,11 +93,12 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   row.numel = param->numel() * (is_complex(*param) ? 2 : 1);
   const Found state = read_state(row, source);
   if (state != Found::row) return state;
+  outfit(at);
   if (!lay_out(row, source)) return Found::leftover;
   if (group.device != kHost)
     groups_[slots_[slot].group].fetch_for(source.device, names_,
                                           PySequence_Fast_GET_ITEM(group_list_, slots_[slot].group));
-  if (source.first) return Found::row;
+  if (source.first || source.missing) return Found::row;
   read_counts(source);
   address(row, source);
   if (!source.settled) return Found::row;
@@ -106,6 +109,8 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   source.grad_type = grad->dtype();
   for (int k = 0; k < rule_->states; ++k)
     if (source.state[k]) source.state_type[k] = source.state[k]->dtype();
+  for (int a = 0; a < kAttached; ++a)
+    if (source.attached[a]) source.attached_type[a] = source.attached[a]->dtype();
   for (int c = 0; c < rule_->counters; ++c) {
     source.counter_type[c] = source.counter[c]->dtype();
     source.counter_keys = source.counter[c]->key_set();
@@ -122,10 +127,22 @@ inline void Plan::address(Row& row, const Source& source) {
     changed = changed || pointer != to;
     pointer = to;
   };
-  set(row.param, data_of(*source.param, complex * element_size(row.param_dtype)));
+  const TensorImpl* exact = exact_param(source);
+  set(row.param, data_of(*exact, complex * element_size(row.param_dtype)));
   set(row.grad, read_of(*source.grad, complex * element_size(row.grad_dtype)));
   for (int k = 0; k < rule_->states; ++k)
     if (source.state[k]) set(row.state[k], data_of(*source.state[k], complex * element_size(row.state_dtype[k])));
+  if (row.extras) {
+    Extras& extras = extras_[row.extras - extras_.data()];
+    const auto attach = [&](auto& pointer, const TensorImpl* tensor) {
+      if (tensor)
+        set(pointer, static_cast<std::decay_t<decltype(pointer)>>(data_of(*tensor, tensor->dtype().itemsize())));
+    };
+    attach(extras.partner, exact == source.param ? source.attached[kPartnerTensor] : source.param);
+    attach(extras.average, source.attached[kAverageTensor]);
+    for (int k = 0; k < rule_->states; ++k) attach(extras.scales[k], source.attached[kScaleTensor + k]);
+    if (extras.clears_grad) set(row.grad, data_of(*source.grad, complex * element_size(row.grad_dtype)));
+  }
   rows_changed_ = rows_changed_ || changed;
 }
 
@@ -137,7 +154,9 @@ inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
     for (size_t i = 0; i < keys_.size(); ++i) {
       const int known = static_cast<int>(i);
       if (PyUnicode_Check(key) && PyUnicode_Compare(key, keys_[i].ptr()) == 0)
-        role = known < rule_->states ? known : kMaxStates + known - rule_->states;
+        role = known < rule_->states                     ? known
+               : known < rule_->states + rule_->counters ? kMaxStates + known - rule_->states
+                                                         : kOwn + options_.keys[known - rule_->states - rule_->counters].at;
     }
     signature.keys.push_back(borrow(key));
     signature.role.push_back(role);
@@ -173,7 +192,7 @@ inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
 
 inline Plan::Found Plan::read_state(Row& row, Source& source) {
   Slot& slot = slots_[source.slot];
-  PyObject* found[kMaxStates + kMaxCounters] = {};
+  PyObject* found[kOwn + kAttached] = {};
   if (slot.state && !PyDict_Check(slot.state)) {
     fail(source, "its entry in optimizer.state is not a dict");
   }
@@ -212,7 +231,7 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
       missing = rule_->state_names[k];
   }
   source.first = needed > 0 && present == 0;
-  if (source.first) return Found::row;
+  if (source.first) return read_attached(row, source, found + kOwn);
   if (present < needed) {
     throw py::key_error(label(slot.group, slot.position) + ": its state lacks '" + missing +
                         "'; delete optimizer.state[param] to start anew, or load a state made with these options");
@@ -230,7 +249,7 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     }
     TensorImpl* state = unpack(found[k]).unsafeGetTensorImpl();
     const bool reachable = plain(*state) && state->device() == source.param->device();
-    const bool fits = storage_of(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param);
+    const bool fits = (options_.coded(k) ? storage_of_state : storage_of)(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param);
     if (!reachable || !fits || !equal(state->sizes(), source.param->sizes())) {
       if (state->is_inference()) state->bump_version();
       if (state->is_inference() || dispatches_to_python(*state)) return Found::leftover;
@@ -245,22 +264,27 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     source.state[k] = state;
     source.state_object[k] = found[k];
   }
-  return Found::row;
+  return read_attached(row, source, found + kOwn);
 }
 
 // The layout of a row, where its operands are not all dense in one order. False if it has too many dimensions.
 inline bool Plan::lay_out(Row& row, Source& source) {
   row.layout = nullptr;
-  const TensorImpl* operands[kOperands] = {source.param, source.grad};
+  TensorImpl* exact = exact_param(source);
+  const TensorImpl* operands[kOperands] = {exact, source.grad};
   int slots[kOperands] = {kParam, kGrad}, count = 2;
   bool same = source.param->is_non_overlapping_and_dense() && equal(source.grad->strides(), source.param->strides());
-  for (int k = 0; k < rule_->states; ++k) {
-    if (!source.state[k]) continue;
-    slots[count] = kState + k;
-    operands[count++] = source.state[k];
-    same = same && equal(source.state[k]->strides(), source.param->strides());
-  }
-  source.settled = same && !source.first && !is_complex(*source.param);
+  const auto add = [&](const TensorImpl* tensor, int operand) {
+    if (!tensor) return;
+    slots[count] = operand;
+    operands[count++] = tensor;
+    same = same && equal(tensor->strides(), source.param->strides());
+  };
+  for (int k = 0; k < rule_->states; ++k) add(source.state[k], kState + k);
+  add(exact == source.param ? source.attached[kPartnerTensor] : source.param, kPartner);
+  add(source.attached[kAverageTensor], kAverage);
+  same = same && equal(exact->strides(), source.param->strides());
+  source.settled = same && !source.first && !source.missing && !is_complex(*source.param);
   if (same || row.numel == 0) return true;
 
   Layout merged;
@@ -292,9 +316,12 @@ inline void Plan::find_passes() {
     std::stable_sort(index.begin(), index.end(), [&](size_t a, size_t b) { return pass(a) < pass(b); });
     const std::vector<Row> rows = rows_;
     const std::vector<Source> sources = sources_;
+    const std::vector<Extras> extras = extras_;
     for (size_t i = 0; i < count_; ++i) {
       rows_[i] = rows[index[i]];
       sources_[i] = sources[index[i]];
+      extras_[i] = extras[index[i]];
+      if (rows_[i].extras) rows_[i].extras = &extras_[i];
     }
   }
   passes_.clear();
@@ -302,7 +329,7 @@ inline void Plan::find_passes() {
   for (size_t i = 0; i < count_; ++i) {
     if (i == 0 || pass(i - 1) != pass(i)) passes_.push_back({i, i, pass(i).first, pass(i).second});
     passes_.back().last = i + 1;
-    if (sources_[i].first) new_states_.push_back(i);
+    if (sources_[i].first || sources_[i].missing) new_states_.push_back(i);
   }
 }
 

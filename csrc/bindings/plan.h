@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "../cpu/engine.h"
+#include "../precision.h"
 #include "group.h"
+#include "options.h"
 #include "tensor.h"
 
 namespace fusedopt {
@@ -22,21 +24,24 @@ class NewEntries;
 class Plan {
  public:
   // `defaults` are values of hyper-parameters that groups may lack; `device_counters`: torch keeps the counters of this
-  // optimizer on the param's device, whatever the groups say.
-  Plan(std::string rule, py::dict defaults, bool device_counters)
+  // optimizer on the param's device, whatever the groups say; `options` is what options.h reads.
+  Plan(std::string rule, py::dict defaults, bool device_counters, py::dict options)
       : rule_name_(std::move(rule)),
         defaults_(std::move(defaults)),
         device_counters_(device_counters),
         rule_(find()),
-        names_(*rule_, defaults_) {
+        names_(*rule_, defaults_),
+        given_options_(std::move(options)),
+        options_(*rule_, given_options_) {
     for (int k = 0; k < rule_->states; ++k) keys_.push_back(GroupNames::intern(rule_->state_names[k]));
     for (int c = 0; c < rule_->counters; ++c) keys_.push_back(GroupNames::intern(rule_->counter_names[c]));
+    for (const Options::Key& key : options_.keys) keys_.push_back(key.name);
   }
 
   // One step of `optimizer`. Everything is checked first; then either all is written or an exception leaves all as it
   // was. Params that no engine takes come back as [(group index, [params])], nothing having been written; a second call
-  // with `engine_only` then steps the others.
-  py::object step(py::object optimizer, bool engine_only);
+  // with `engine_only` then steps the others. `clears_grad`: gradients are zero afterwards.
+  py::object step(py::object optimizer, bool engine_only, bool clears_grad);
 
   // Sends the groups' numbers to the device for the steps that were captured into graphs, which read them there.
   void refresh(py::object optimizer);
@@ -46,13 +51,19 @@ class Plan {
   const std::string& rule_name() const { return rule_name_; }
   const py::dict& defaults() const { return defaults_; }
   bool device_counters() const { return device_counters_; }
+  const py::dict& options() const { return given_options_; }
+
+  // How many steps have rounded by chance: a resumed run goes on from there.
+  uint64_t draws() const { return draws_; }
+  void set_draws_done(uint64_t draws) { draws_ = draws; }
 
  private:
   // The keys of a param's state dict in their order there, and what each is to the rule.
   struct Signature {
     std::vector<Ref> keys;
-    std::vector<int> role;  // state k: k; counter c: kMaxStates + c; else -1
+    std::vector<int> role;  // state k: k; counter c: kMaxStates + c; attached a: kOwn + a; else -1
   };
+  static constexpr int kOwn = kMaxStates + kMaxCounters;
   struct Slot {
     PyObject* param;
     PyObject* state;  // its dict in optimizer.state, or nullptr
@@ -62,19 +73,21 @@ class Plan {
   };
   // What stands behind rows_[i].
   struct Source {
-    TensorImpl *param, *grad, *state[kMaxStates], *counter[kMaxCounters];
+    TensorImpl *param, *grad, *state[kMaxStates], *counter[kMaxCounters], *attached[kAttached];
     void* count[kMaxCounters];    // a counter's data, float or double
     Number before[kMaxCounters];  // a counter's value, or where a device has it
     int slot, device;
     bool first;
+    unsigned missing;  // bit a: attached a has yet to be made
 
     // What let the row pass when it was last looked at in full, for a step that finds all of it as it was. Only of rows
     // whose operands have the param's own strides.
     bool settled;
     uint64_t state_version;  // of the dict that holds the objects
-    PyObject *state_object[kMaxStates], *counter_object[kMaxCounters];
+    PyObject *state_object[kMaxStates], *counter_object[kMaxCounters], *attached_object[kAttached];
     c10::DispatchKeySet keys, counter_keys;
-    caffe2::TypeMeta param_type, grad_type, state_type[kMaxStates], counter_type[kMaxCounters];
+    caffe2::TypeMeta param_type, grad_type, state_type[kMaxStates], counter_type[kMaxCounters],
+        attached_type[kAttached];
   };
   // What the host makes of an entry of step_: scalars for the CPU, and counters after the step.
   struct Prepared {
@@ -111,6 +124,14 @@ class Plan {
   Found read_state(Row& row, Source& source);
   Found read_counter(Source& source, int c, PyObject* value);
   const Signature* signature_of(PyObject* dict);
+  bool wants(const Row& row, const Source& source, int at) const;
+  Found read_attached(Row& row, Source& source, PyObject* const* found);
+  void outfit(size_t at);
+  void make_attached(size_t i, py::dict& entry);
+  TensorImpl* exact_param(const Source& source) const;
+  bool attached_as_before(const Source& source) const;
+  void set_draws(double ema_decay);
+  [[noreturn]] void refuse_leftover(const py::list& leftover) const;
   bool lay_out(Row& row, Source& source);
   void address(Row& row, const Source& source);
   py::list collect_all();
@@ -118,6 +139,7 @@ class Plan {
   void make_ready(const py::object& optimizer);
   bool counts_on_device(const Source& source) const;
   void move_counters();
+  void make_own(size_t i, py::dict& entry);
   void make_states(NewEntries& new_entries);
   void find_passes();
   void run();
@@ -143,6 +165,10 @@ class Plan {
   bool device_counters_;
   const Rule* rule_;
   GroupNames names_;
+  py::dict given_options_;
+  Options options_;
+  uint64_t draws_ = 0;
+  bool clears_grad_ = false;  // in this step
   std::vector<Ref> keys_;
   std::deque<Signature> signatures_;
   std::vector<Group> groups_;
@@ -156,9 +182,10 @@ class Plan {
   bool skipped_ = false, busy_ = false, capturing_ = false;
   PyObject* group_list_ = nullptr;  // borrowed, valid during a step
 
-  // rows_[i] and sources_[i] belong together; the first count_ of them are this step's.
+  // rows_[i], sources_[i] and extras_[i] belong together; the first count_ of them are this step's.
   std::vector<Row> rows_;
   std::vector<Source> sources_;
+  std::vector<Extras> extras_;  // of the rows that have some
   size_t count_ = 0;
   std::vector<Pass> passes_;
   std::vector<size_t> new_states_;  // rows whose state has yet to be made
@@ -235,6 +262,7 @@ inline void Plan::rebuild_slots(PyObject* state) {
   order_of_ = nullptr;
   rows_.resize(slots_.size());
   sources_.resize(slots_.size());
+  extras_.resize(slots_.size());
   for (Source& source : sources_) source.settled = false;
 }
 

@@ -42,12 +42,44 @@ class NewEntries {
   std::vector<Entered> entered_;
 };
 
+// The rule's states and counters of a new row.
+inline void Plan::make_own(size_t i, py::dict& entry) {
+  const at::ScalarType default_dtype = at::get_default_dtype_as_scalartype() == at::kDouble ? at::kDouble : at::kFloat;
+  Source& source = sources_[i];
+  const Slot& slot = slots_[source.slot];
+  // As torch does: a counter that its fused step advances is a float32 on the param's device.
+  const bool fused = groups_[slot.group].fused;
+  Group group = groups_[slot.group];
+  group.fetch_for(kHost, names_, PySequence_Fast_GET_ITEM(group_list_, slot.group));
+  const std::array<double, kMaxHypers> hypers = group.numbers();
+  const bool on_device = counts_on_device(source);
+  for (int c = 0; c < rule_->counters; ++c) {
+    const at::Tensor counter = at::full(
+        {}, rule_->initial_counter(hypers.data(), c),
+        at::TensorOptions(torch_device(on_device ? source.device : kHost)).dtype(fused ? at::kFloat : default_dtype));
+    entry[keys_[rule_->states + c]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
+    source.counter[c] = counter.unsafeGetTensorImpl();
+  }
+  for (int k = 0; k < rule_->states; ++k) {
+    if (!(groups_[slot.group].keeps >> k & 1)) continue;
+    const at::Tensor& param = unpack(slot.param);
+    const double initial = rule_->initial_state(hypers.data(), k);
+    // Codes begin with zeros, and a block of equal numbers has no need of them.
+    const at::ScalarType storage =
+        options_.coded(k) && initial != 0 ? at::kFloat : options_.storage_of_state(k, *source.param);
+    at::Tensor value = at::zeros_like(rule_->like_grad(k) ? param.grad() : param, param.options().dtype(storage));
+    if (initial != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(initial) : value.fill_(initial);
+    entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
+    source.state[k] = value.unsafeGetTensorImpl();
+    storage_of_state(*source.state[k], rows_[i].state_dtype[k]);
+  }
+}
+
 // New states are complete before the first of them is entered.
 inline void Plan::make_states(NewEntries& new_entries) {
   if (new_states_.empty()) return;
   std::unordered_map<PyObject*, size_t> made;  // a param listed twice has one state
   std::vector<std::pair<PyObject*, Ref>> entries;
-  const at::ScalarType default_dtype = at::get_default_dtype_as_scalartype() == at::kDouble ? at::kDouble : at::kFloat;
   for (const size_t i : new_states_) {
     Source& source = sources_[i];
     const Slot& slot = slots_[source.slot];
@@ -55,33 +87,14 @@ inline void Plan::make_states(NewEntries& new_entries) {
     if (!is_new) {
       std::copy_n(sources_[twin->second].state, kMaxStates, source.state);
       std::copy_n(sources_[twin->second].counter, kMaxCounters, source.counter);
+      std::copy_n(sources_[twin->second].attached, kAttached, source.attached);
+      source.missing = 0;
       std::copy_n(rows_[twin->second].state_dtype, kMaxStates, rows_[i].state_dtype);
       continue;
     }
     py::dict entry;
-    // As torch does: a counter that its fused step advances is a float32 on the param's device.
-    const bool fused = groups_[slot.group].fused;
-    Group group = groups_[slot.group];
-    group.fetch_for(kHost, names_, PySequence_Fast_GET_ITEM(group_list_, slot.group));
-    const std::array<double, kMaxHypers> hypers = group.numbers();
-    const bool on_device = counts_on_device(source);
-    for (int c = 0; c < rule_->counters; ++c) {
-      const at::Tensor counter = at::full(
-          {}, rule_->initial_counter(hypers.data(), c),
-          at::TensorOptions(torch_device(on_device ? source.device : kHost)).dtype(fused ? at::kFloat : default_dtype));
-      entry[keys_[rule_->states + c]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
-      source.counter[c] = counter.unsafeGetTensorImpl();
-    }
-    for (int k = 0; k < rule_->states; ++k) {
-      if (!(groups_[slot.group].keeps >> k & 1)) continue;
-      const at::Tensor& param = unpack(slot.param);
-      at::Tensor value = at::zeros_like(rule_->like_grad(k) ? param.grad() : param, param.options());
-      const double initial = rule_->initial_state(hypers.data(), k);
-      if (initial != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(initial) : value.fill_(initial);
-      entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
-      source.state[k] = value.unsafeGetTensorImpl();
-      storage_of(*source.state[k], rows_[i].state_dtype[k]);
-    }
+    if (source.first) make_own(i, entry);
+    make_attached(i, entry);
     entries.emplace_back(slot.param, std::move(entry));
   }
 
@@ -158,6 +171,9 @@ inline void Plan::bump_versions() const {
     for (int c = 0; c < rule_->counters; ++c) source.counter[c]->bump_version();
     for (int k = 0; k < rule_->states; ++k)
       if (source.state[k]) source.state[k]->bump_version();
+    for (TensorImpl* tensor : source.attached)
+      if (tensor) tensor->bump_version();
+    if (clears_grad_) source.grad->bump_version();
   }
 }
 
@@ -183,6 +199,7 @@ inline void Plan::sweep(const Pass& pass) {
     hold(sources_[i].grad);
     for (TensorImpl* state : sources_[i].state) hold(state);
     for (TensorImpl* counter : sources_[i].counter) hold(counter);
+    for (TensorImpl* tensor : sources_[i].attached) hold(tensor);
   }
   busy_ = true;
   {
@@ -203,7 +220,7 @@ inline void Plan::run() {
   bump_versions();
 }
 
-inline py::object Plan::step(py::object optimizer, bool engine_only) {
+inline py::object Plan::step(py::object optimizer, bool engine_only, bool clears_grad) {
   if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
   rule_ = find();
   const Ref dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
@@ -228,6 +245,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
   skipped_ = scaling("found_inf", 0, found_inf_) != 0;
   multiplier_ = 1 / scaling("grad_scale", 1, grad_scale_);
   if (skipped_) return py::none();
+  clears_grad_ = clears_grad;
 
   // A subclass may make them properties.
   const auto member = [&](const char* name) {
@@ -246,18 +264,25 @@ inline py::object Plan::step(py::object optimizer, bool engine_only) {
   skipped_ = settle_scaling(!leftover.empty());
   if (skipped_) return py::none();
   if (!leftover.empty() && !engine_only) return leftover;
+  if (!leftover.empty() && options_.any()) refuse_leftover(leftover);
   move_counters();
   NewEntries new_entries(state.ptr());
   make_states(new_entries);
   for (const size_t i : new_states_) {
     Row& row = rows_[i];
     Source& source = sources_[i];
+    outfit(i);
     lay_out(row, source);
     address(row, source);
     for (int c = 0; c < rule_->counters; ++c) source.count[c] = data_of(*source.counter[c]);
     read_counts(source);
   }
+  if (options_.any()) {
+    const PyObject* decay = attribute("ema_decay");
+    set_draws(options_.average && decay ? to_number(const_cast<PyObject*>(decay), "ema_decay").value : 0);
+  }
   run();
+  ++draws_;
   new_entries.keep();
   return py::none();
 }

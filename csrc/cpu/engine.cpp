@@ -69,9 +69,8 @@ void visit_share(const Rule& rule, const Row* first, const Row* last, int64_t fr
   }
 }
 
-// Shares of an update meet on multiples of 64 elements, so that no two threads write to one cache line of a dense
-// aligned tensor.
-constexpr int64_t kUpdateGrain = 64;
+// Shares of an update meet between blocks of codes, and so never write to one cache line of a dense aligned tensor.
+constexpr int64_t kUpdateGrain = kCodeBlock;
 
 bool is_wide(const Row& row) { return row.param_dtype == Dtype::f64; }
 

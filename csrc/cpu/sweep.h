@@ -1,98 +1,17 @@
 // How a rule sweeps host memory. Included once per instruction set, in a namespace of its own.
 #pragma once
 
-#include "../codec.h"
 #include "../rules/all.h"
 #include "../shape.h"
 #include "../step.h"
 #include "isa.h"
 #include "sum.h"
+#include "tile.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
-using fusedopt::Layout;
-using fusedopt::Operand;
-using fusedopt::Row;
-
-// Elements decoded at a time where storage and arithmetic differ: six float operands of a tile are 12 KiB, well inside
-// L1.
-constexpr int64_t kTile = 512;
-static_assert(kTile % fusedopt::kAccumulators == 0 && fusedopt::kChunk % kTile == 0);
 // Elements of a block, for which the vector loop has a constant length.
 constexpr int64_t kBlock = 64;
-
-// Visits elements [begin, begin + n) of an operand whose outermost dimension's slices, each dense, are looked up.
-template <class Stored, class F>
-inline void walk_slices(Stored* base, const Layout& layout, int operand, int64_t begin, int64_t n, F&& f) {
-  const int64_t width = layout.size[1];
-  for (int64_t done = 0; done < n;) {
-    const int64_t slice = (begin + done) / width, at = (begin + done) % width;
-    const int64_t run = width - at < n - done ? width - at : n - done;
-    Stored* from = base + layout.index[slice] * layout.stride[operand][0] + at;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < run; ++i) f(from[i], done + i);
-    done += run;
-  }
-}
-
-// Visits elements [begin, begin + n) of a strided operand as f(address, position), row by row of its innermost
-// dimension.
-template <class Stored, class F>
-inline void walk(Stored* base, const Layout& layout, int operand, int64_t begin, int64_t n, F&& f) {
-  if (layout.index && operand != fusedopt::kGrad) return walk_slices(base, layout, operand, begin, n, f);
-  const int last = layout.dims - 1;
-  const int64_t* stride = layout.stride[operand];
-  int64_t index[fusedopt::kMaxDims], offset = 0;
-  for (int d = last; d >= 0; --d) {
-    index[d] = begin % layout.size[d];
-    begin /= layout.size[d];
-    offset += index[d] * stride[d];
-  }
-  for (int64_t done = 0; done < n;) {
-    const int64_t run = layout.size[last] - index[last] < n - done ? layout.size[last] - index[last] : n - done;
-    for (int64_t i = 0; i < run; ++i) f(base[offset + i * stride[last]], done + i);
-    done += run;
-    offset += (layout.size[last] - index[last]) * stride[last];
-    index[last] = layout.size[last];
-    for (int d = last; d > 0 && index[d] == layout.size[d]; --d) {
-      offset += stride[d - 1] - layout.size[d] * stride[d];
-      index[d] = 0;
-      ++index[d - 1];
-    }
-  }
-}
-
-// One operand of a tile, decoded into a buffer and encoded from it.
-template <class T>
-class TileOperand {
- public:
-  TileOperand(const Row& row, Operand operand, const void* data, fusedopt::Dtype dtype, T* buffer)
-      : row_(row), operand_(operand), data_(const_cast<void*>(data)), dtype_(dtype), buffer_(buffer) {}
-
-  void load(int64_t begin, int64_t n) const {
-    each(begin, n, [out = buffer_](const auto& x, int64_t i) { out[i] = static_cast<T>(decode(x)); });
-  }
-  void store(int64_t begin, int64_t n) const {
-    each(begin, n, [in = buffer_](auto& x, int64_t i) { encode(in[i], x); });
-  }
-
- private:
-  template <class F>
-  void each(int64_t begin, int64_t n, F&& f) const {
-    with_storage(dtype_, [&](auto type) {
-      auto* data = static_cast<decltype(type)*>(data_);
-      if (row_.layout) return walk(data, *row_.layout, operand_, begin, n, f);
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) f(data[begin + i], i);
-    });
-  }
-
-  const Row& row_;
-  Operand operand_;
-  void* data_;
-  fusedopt::Dtype dtype_;
-  T* buffer_;
-};
 
 template <class R, int variant, class T>
 struct Kernel {
@@ -178,7 +97,7 @@ struct Kernel {
 
   template <class P, class G, class S, class Visit>
   static bool direct(const Row& row, int64_t begin, int64_t end, Visit& visit) {
-    bool fits = !row.layout && row.param_dtype == dtype_of(P()) && row.grad_dtype == dtype_of(G());
+    bool fits = !row.layout && !row.extras && row.param_dtype == dtype_of(P()) && row.grad_dtype == dtype_of(G());
     S* s[kStates] = {};
     for (int k = 0; k < kStates; ++k) {
       if (!R::keeps(variant, k)) continue;
@@ -209,30 +128,43 @@ struct Kernel {
     }
   }
 
-  // Any other mix and any strides.
+  // Any other mix, any strides, and rows with extras.
   template <bool writes, class Visit>
   static void tiles(const Row& row, int64_t begin, int64_t end, Visit& visit) {
     alignas(64) T buffer[2 + kStates][kTile];
-    const TileOperand<T> param(row, fusedopt::kParam, row.param, row.param_dtype, buffer[0]);
+    const TileParam<T> param(row, buffer[0]);
     const TileOperand<T> grad(row, fusedopt::kGrad, row.grad, row.grad_dtype, buffer[1]);
     const auto state = [&](int k) {
-      return TileOperand<T>(row, static_cast<Operand>(fusedopt::kState + k), row.state[k], row.state_dtype[k],
-                            buffer[2 + k]);
+      return TileOperand<T>(row, fusedopt::kState + k, row.state[k], row.state_dtype[k], buffer[2 + k]);
     };
     T* s[kStates] = {};
-    for (int k = 0; k < kStates; ++k) s[k] = buffer[2 + k];
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = kTile < end - at ? kTile : end - at;
-      param.load(at, n);
-      grad.load(at, n);
+      T* p = param.load(at, n);
+      const T* g = grad.load(at, n);
       for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) state(k).load(at, n);
-      visit(buffer[0], static_cast<const T*>(buffer[1]), s, n);
+        if (R::keeps(variant, k)) s[k] = load_state(row, state(k), k, at, n);
+      visit(p, g, s, n);
       if constexpr (!writes) continue;
-      param.store(at, n);
+      param.store(p, at, n);
       for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) state(k).store(at, n);
+        if (R::keeps(variant, k)) store_state(row, state(k), k, at, n);
     }
+  }
+
+  static T* load_state(const Row& row, const TileOperand<T>& state, int k, int64_t at, int64_t n) {
+    if (!is_coded(row.state_dtype[k])) return state.load(at, n);
+    load_codes(state, row.extras->scales[k], at, n);
+    return state.buffer();
+  }
+
+  static void store_state(const Row& row, const TileOperand<T>& state, int k, int64_t at, int64_t n) {
+    if (is_coded(row.state_dtype[k]))
+      store_codes(state, row, k, at, n);
+    else if (row.extras && row.extras->stochastic)
+      state.store_by_chance(at, n);
+    else
+      state.store(at, n);
   }
 };
 

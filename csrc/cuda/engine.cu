@@ -189,7 +189,9 @@ void Table::launch(const Step& step, const Place& place) {
                                          launch.sums,
                                          slots,
                                          launch.chunks,
-                                         step.found_inf.device ? step.skipped : nullptr};
+                                         step.found_inf.device ? step.skipped : nullptr,
+                                         step.key,
+                                         step.average_weight};
       using Config = const cudaLaunchConfig_t;
       const int kernel = launch.kernel;
       if (step.rule->sums > 0) {

@@ -1,7 +1,6 @@
 // Makes the kernels of every rule: the project's, or the one that FUSEDOPT_RULE names (see rules/all.h).
 #define FUSEDOPT_NAMESPACE fusedopt_cuda
 #include "kernel_table.h"
-#include "kernels.cuh"
 #include "measure.cuh"
 #include "plugin_kernels.h"
 

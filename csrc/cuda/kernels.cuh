@@ -101,6 +101,7 @@ __device__ inline uint32_t find_row(const uint32_t* starts, uint32_t rows, uint3
 template <class R>
 struct Chunk {
   const TableRow<Shape<R>::kStates>* row;
+  uint32_t slot;
   int64_t begin;
   int n;
   const void* numbers;  // the multiplier and the scalars
@@ -111,9 +112,9 @@ struct Chunk {
     const uint32_t chunk = blockIdx.x * fusedopt::cuda::kWarps + threadIdx.x / kLanes;
     if (chunk >= a.chunks || (a.skipped && *a.skipped)) return false;
     const uint32_t* starts = reinterpret_cast<const uint32_t*>(a.table.words + a.starts);
-    const uint32_t index = find_row(starts, a.rows, chunk, lane);
-    row = reinterpret_cast<const TableRow<Shape<R>::kStates>*>(a.table.words + a.table.rows) + index;
-    begin = static_cast<int64_t>(chunk - starts[index]) * kChunk;
+    slot = find_row(starts, a.rows, chunk, lane);
+    row = reinterpret_cast<const TableRow<Shape<R>::kStates>*>(a.table.words + a.table.rows) + slot;
+    begin = static_cast<int64_t>(chunk - starts[slot]) * kChunk;
     n = row->numel - begin < kChunk ? static_cast<int>(row->numel - begin) : kChunk;
     numbers = a.table.words + a.table.scalars + row->entry * fusedopt::cuda::scalar_words(Shape<R>::kScalars);
     return true;
@@ -273,76 +274,6 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, Tile<R, varian
     tile.load(row, chunk.begin + at + lane, chunk.n - at - lane);
     tile.update(multiplier, scalars);
     tile.store(row, chunk.begin + at + lane, chunk.n - at - lane);
-  }
-}
-
-// Where element e of a row lies in each operand.
-template <int operands>
-__device__ void locate(const uint64_t* layout, int64_t e, int64_t (&offset)[operands]) {
-  for (int o = 0; o < operands; ++o) offset[o] = 0;
-  for (int d = static_cast<int>(layout[0]) - 1; d >= 0; --d) {
-    const uint64_t* dim = layout + 2 + d * (1 + operands);
-    const int64_t size = static_cast<int64_t>(dim[0]), index = d == 0 ? e : e % size;
-    e /= size;
-    const bool looked_up = d == 0 && layout[1] != 0;
-    const int64_t slice = looked_up ? reinterpret_cast<const int64_t*>(layout[1])[index] : index;
-    for (int o = 0; o < operands; ++o)
-      offset[o] += (o == fusedopt::kGrad ? index : slice) * static_cast<int64_t>(dim[1 + o]);
-  }
-}
-
-// Element e of a row of any mix and any strides.
-template <class R, class T>
-class AnyElement {
- public:
-  static constexpr int kStates = Shape<R>::kStates;
-
-  __device__ AnyElement(const uint64_t* words, const TableRow<kStates>& row, int64_t e) : row_(row) {
-    for (int o = 0; o < 2 + kStates; ++o) offset_[o] = e;
-    if (row.layout) locate(words + row.layout, e, offset_);
-  }
-  __device__ T param() const { return load(row_.param, 0); }
-  __device__ T grad() const { return load(row_.grad, 1); }
-  __device__ T state(int k) const { return load(row_.state[k], 2 + k); }
-  __device__ void set_param(T value) const { store(row_.param, 0, value); }
-  __device__ void set_state(int k, T value) const { store(row_.state[k], 2 + k, value); }
-
- private:
-  __device__ T load(const void* base, int operand) const {
-    T value = 0;
-    with_storage(row_.dtypes[operand], [&](auto type) {
-      value = static_cast<T>(decode(static_cast<const decltype(type)*>(base)[offset_[operand]]));
-    });
-    return value;
-  }
-  __device__ void store(void* base, int operand, T value) const {
-    with_storage(row_.dtypes[operand],
-                 [&](auto type) { encode(value, static_cast<decltype(type)*>(base)[offset_[operand]]); });
-  }
-
-  const TableRow<kStates>& row_;
-  int64_t offset_[2 + kStates];
-};
-
-// Rows of any mix and any strides, an element at a time.
-template <class R, int variant, class T>
-__global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, 2)
-    update_any(const __grid_constant__ UpdateArguments a) {
-  constexpr int kStates = Shape<R>::kStates;
-  Chunk<R> chunk;
-  if (!chunk.find(a)) return;
-  const T* numbers = static_cast<const T*>(chunk.numbers);
-  const auto scalars = Shape<R>::template scalars<T>(numbers);
-
-  for (int i = threadIdx.x % kLanes; i < chunk.n; i += kLanes) {
-    const AnyElement<R, T> element(a.table.words, *chunk.row, chunk.begin + i);
-    T p = element.param(), s[kStates] = {};
-    for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) s[k] = element.state(k);
-    R::template update<variant>(p, element.grad() * numbers[0], s, scalars);
-    element.set_param(p);
-    for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) element.set_state(k, s[k]);
   }
 }
 

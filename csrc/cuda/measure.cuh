@@ -1,7 +1,7 @@
 // The sweep before the update of a rule that needs sums over whole tensors, and the kernel that changes their scalars.
 #pragma once
 
-#include "kernels.cuh"
+#include "any.cuh"
 #include "sum.cuh"
 
 namespace FUSEDOPT_NAMESPACE {
@@ -60,8 +60,9 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes)
   if (!chunk.find(a)) return;
   const T* numbers = static_cast<const T*>(chunk.numbers);
   const auto scalars = Shape<R>::template scalars<T>(numbers);
+  const AnyRow<R> row(a, chunk);
   sum_chunk<R, T>(a, chunk, [&](int64_t e, T(&out)[R::sums]) {
-    const AnyElement<R, T> element(a.table.words, *chunk.row, e);
+    const AnyElement<R, T> element(row, e);
     T s[kStates] = {};
     for (int k = 0; k < kStates; ++k)
       if (R::keeps(variant, k)) s[k] = element.state(k);

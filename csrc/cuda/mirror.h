@@ -31,7 +31,7 @@ class Mirror {
     groups_ = step.groups.size();
     launches_.clear();
     launch_of_.clear();
-    size_t layouts = 0, sums = 0;
+    size_t layouts = 0, extras = 0, sums = 0;
     for (const Row* row = step.first; row < step.last; ++row) {
       const int kernel = kernel_of(*row);
       size_t launch = 0;
@@ -40,12 +40,14 @@ class Mirror {
       sums += (row->numel + kChunk - 1) / kChunk * rule.sums;
       launch_of_.push_back(static_cast<uint8_t>(launch));
       if (row->layout) layouts += layout_words(row->layout->dims, rule.states);
+      if (row->extras) extras += extras_words(rule.states);
     }
     const size_t need[kSections] = {step.groups.size() * group_words(rule.hypers),
                                     step.entries.size() * entry_words(rule.counters),
                                     step.slots * row_words(rule.states),
                                     launches_.size() * starts_words(step),
                                     layouts,
+                                    extras,
                                     step.entries.size() * scalar_words(rule.scalars),
                                     sums};
     const bool fits = std::equal(need, need + kSections, capacity_, [](size_t n, size_t c) { return n <= c; });
@@ -110,7 +112,7 @@ class Mirror {
   }
 
  private:
-  enum Section { kGroups, kEntries, kRows, kStarts, kLayouts, kScalars, kSums, kSections };
+  enum Section { kGroups, kEntries, kRows, kStarts, kLayouts, kExtras, kScalars, kSums, kSections };
 
   static uint64_t bits_of(double number) {
     uint64_t word;
@@ -155,7 +157,7 @@ class Mirror {
     starts_.assign(launches_.size() * words * 2, 0);
     next_.assign(launches_.size(), 0);
     for (Launch& launch : launches_) launch.chunks = 0;
-    uint32_t layout = begin_[kLayouts];
+    uint32_t layout = begin_[kLayouts], extras = begin_[kExtras];
     const uint8_t* index = launch_of_.data();
     for (const Row* row = step.first; row < step.last; ++row, ++index) {
       uint32_t* starts = starts_.data() + *index * words * 2;
@@ -173,8 +175,10 @@ class Mirror {
       put(at++, row->numel);
       put(at++, halves(row->entry, row->layout ? layout : 0));
       put(at++, dtypes_word);
+      put(at++, row->extras ? extras : 0);
       for (int k = 0; k < states; ++k) put(at++, reinterpret_cast<uint64_t>(row->state[k]));
       if (row->layout) layout = put_layout(*row->layout, states, layout);
+      if (row->extras) extras = put_extras(*row, states, extras);
     }
     uint32_t at = begin_[kStarts], sums = begin_[kSums];
     for (size_t l = 0; l < launches_.size(); ++l) {
@@ -193,7 +197,27 @@ class Mirror {
     for (int d = 0; d < layout.dims; ++d) {
       put(at++, layout.size[d]);
       for (int o = 0; o < kState + states; ++o) put(at++, layout.stride[o][d]);
+      put(at++, layout.stride[kPartner][d]);
+      put(at++, layout.stride[kAverage][d]);
     }
+    return at;
+  }
+
+  uint32_t put_extras(const Row& row, int states, uint32_t at) {
+    const Extras& extras = *row.extras;
+    TableExtras<kMaxStates> out = {};
+    out.pair = extras.pair;
+    out.partner_dtype = extras.partner_dtype;
+    out.average_dtype = extras.average_dtype;
+    out.flags = (extras.new_average ? kNewAverage : 0) | (extras.stochastic ? kStochastic : 0) |
+                (extras.clears_grad ? kClearsGrad : 0);
+    for (int k = 0; k < states; ++k) out.coded |= row.state[k] && is_coded(row.state_dtype[k]) ? 1u << k : 0u;
+    out.partner = extras.partner;
+    out.average = extras.average;
+    std::copy_n(extras.scales, states, out.scales);
+    uint64_t words[extras_words(kMaxStates)];
+    std::memcpy(words, &out, sizeof(words));
+    for (int w = 0; w < extras_words(states); ++w) put(at++, words[w]);
     return at;
   }
 

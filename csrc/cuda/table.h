@@ -8,6 +8,7 @@
 //   rows      a param tensor each, at the index that its slot has in the optimizer
 //   starts    for each update launch, the running total of chunks before each row
 //   layouts   the dimensions of rows whose operands are not all dense in one order
+//   extras    of rows that have them
 //   scalars   written by the advance kernel, read by the updates
 //   sums      of each chunk, where the rule has any
 #pragma once
@@ -49,14 +50,30 @@ struct alignas(16) TableRow {
   uint32_t entry;
   uint32_t layout;  // the word where it starts; 0: dense
   Dtype dtypes[8];  // of param, grad and states; read only where a kernel serves every mix
+  uint64_t extras;  // the word where they start; 0: none
   void* state[states];
 };
-constexpr int row_words(int states) { return (5 + states + 1) / 2 * 2; }
+constexpr int row_words(int states) { return (6 + states + 1) / 2 * 2; }
 static_assert(sizeof(TableRow<1>) == 8 * row_words(1) && sizeof(TableRow<kMaxStates>) == 8 * row_words(kMaxStates));
 
 // A layout: the number of dimensions, the address of the index or 0, then for each dimension, outermost first, its size
-// and the operands' strides.
-constexpr int layout_words(int dims, int states) { return 2 + dims * (3 + states); }
+// and the strides of param, grad, states, partner and average.
+constexpr int layout_operands(int states) { return kState + states + 2; }
+constexpr int layout_words(int dims, int states) { return 2 + dims * (1 + layout_operands(states)); }
+
+template <int states>
+struct TableExtras {
+  Pair pair;
+  Dtype partner_dtype, average_dtype;
+  uint8_t flags;
+  uint32_t coded;  // bit k: state k is in codes
+  void* partner;
+  void* average;
+  float* scales[states];
+};
+constexpr uint8_t kNewAverage = 1, kStochastic = 2, kClearsGrad = 4;
+constexpr int extras_words(int states) { return 3 + states; }
+static_assert(sizeof(TableExtras<kMaxStates>) == 8 * extras_words(kMaxStates));
 
 struct TableView {
   uint64_t* words;
@@ -96,6 +113,8 @@ struct UpdateArguments {
   uint32_t sums;    // and its chunks' sums
   uint32_t rows, chunks;
   const uint32_t* skipped;  // null: known to be 0
+  uint64_t key;             // of this step's draws
+  double average_weight;
 };
 
 }  // namespace fusedopt::cuda

@@ -1,0 +1,218 @@
+// Operands of a tile: how elements of any storage and any strides come into L1 and go back. Included once per
+// instruction set.
+#pragma once
+
+#include "../precision.h"
+#include "../step.h"
+
+namespace FUSEDOPT_NAMESPACE {
+
+using fusedopt::Extras;
+using fusedopt::Layout;
+using fusedopt::Operand;
+using fusedopt::Row;
+
+// Elements decoded at a time where storage and arithmetic differ: six float operands of a tile are 12 KiB, well inside
+// L1.
+constexpr int64_t kTile = 512;
+static_assert(kTile % fusedopt::kAccumulators == 0 && fusedopt::kChunk % kTile == 0);
+static_assert(kTile % fusedopt::kCodeBlock == 0);
+
+// Visits elements [begin, begin + n) of an operand whose outermost dimension's slices, each dense, are looked up.
+template <class Stored, class F>
+inline void walk_slices(Stored* base, const Layout& layout, int operand, int64_t begin, int64_t n, F&& f) {
+  const int64_t width = layout.size[1];
+  for (int64_t done = 0; done < n;) {
+    const int64_t slice = (begin + done) / width, at = (begin + done) % width;
+    const int64_t run = width - at < n - done ? width - at : n - done;
+    Stored* from = base + layout.index[slice] * layout.stride[operand][0] + at;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < run; ++i) f(from[i], done + i);
+    done += run;
+  }
+}
+
+// Visits elements [begin, begin + n) of a strided operand as f(address, position), row by row of its innermost
+// dimension.
+template <class Stored, class F>
+inline void walk(Stored* base, const Layout& layout, int operand, int64_t begin, int64_t n, F&& f) {
+  if (layout.index && operand != fusedopt::kGrad) return walk_slices(base, layout, operand, begin, n, f);
+  const int last = layout.dims - 1;
+  const int64_t* stride = layout.stride[operand];
+  int64_t index[fusedopt::kMaxDims], offset = 0;
+  for (int d = last; d >= 0; --d) {
+    index[d] = begin % layout.size[d];
+    begin /= layout.size[d];
+    offset += index[d] * stride[d];
+  }
+  for (int64_t done = 0; done < n;) {
+    const int64_t run = layout.size[last] - index[last] < n - done ? layout.size[last] - index[last] : n - done;
+    for (int64_t i = 0; i < run; ++i) f(base[offset + i * stride[last]], done + i);
+    done += run;
+    offset += (layout.size[last] - index[last]) * stride[last];
+    index[last] = layout.size[last];
+    for (int d = last; d > 0 && index[d] == layout.size[d]; --d) {
+      offset += stride[d - 1] - layout.size[d] * stride[d];
+      index[d] = 0;
+      ++index[d - 1];
+    }
+  }
+}
+
+// What works on a whole tile is compiled once, and not into the kernels of every rule.
+#define FUSEDOPT_ONCE __attribute__((noinline))
+
+inline uint64_t key_of(const Row& row) { return stream(row.extras->key, row.slot); }
+
+// One operand of a tile. Where it lies dense in the type of the arithmetic it is its own buffer.
+template <class T>
+class TileOperand {
+ public:
+  TileOperand(const Row& row, int operand, const void* data, fusedopt::Dtype dtype, T* buffer)
+      : row_(row), operand_(operand), data_(const_cast<void*>(data)), dtype_(dtype), buffer_(buffer) {}
+
+  // The tile's numbers, for update() to change.
+  FUSEDOPT_ONCE T* load(int64_t begin, int64_t n) const {
+    if (T* there = in_place(begin)) return there;
+    each(begin, n, [out = buffer_](const auto& x, int64_t i) { out[i] = static_cast<T>(decode(x)); });
+    return buffer_;
+  }
+  FUSEDOPT_ONCE void store(int64_t begin, int64_t n) const {
+    if (!in_place(begin)) each(begin, n, [in = buffer_](auto& x, int64_t i) { encode(in[i], x); });
+  }
+  FUSEDOPT_ONCE void store_by_chance(int64_t begin, int64_t n) const {
+    if (in_place(begin)) return;
+    const uint64_t own = stream(key_of(row_), operand_);
+    each(begin, n, [=, in = buffer_](auto& x, int64_t i) { encode_by_chance(in[i], draw(own, begin + i), x); });
+  }
+
+  T* in_place(int64_t begin) const {
+    return !row_.layout && dtype_ == dtype_of(T()) ? static_cast<T*>(data_) + begin : nullptr;
+  }
+
+  // Visits elements as f(address, position).
+  template <class F>
+  void each(int64_t begin, int64_t n, F&& f) const {
+    with_storage(dtype_, [&](auto type) { each_of<decltype(type)>(begin, n, f); });
+  }
+  template <class Stored, class F>
+  void each_of(int64_t begin, int64_t n, F&& f) const {
+    Stored* data = static_cast<Stored*>(data_);
+    if (row_.layout) return walk(data, *row_.layout, operand_, begin, n, f);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) f(data[begin + i], i);
+  }
+
+  T* buffer() const { return buffer_; }
+  fusedopt::Dtype dtype() const { return dtype_; }
+
+ private:
+  const Row& row_;
+  int operand_;
+  void* data_;
+  fusedopt::Dtype dtype_;
+  T* buffer_;
+};
+
+// A state in codes. Tiles begin with a block.
+template <class T>
+FUSEDOPT_ONCE inline void load_codes(const TileOperand<T>& codes, const float* scales, int64_t begin, int64_t n) {
+  T* out = codes.buffer();
+  with_code(codes.dtype(), [&](auto type) {
+    for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
+      const float scale = scales[(begin + at) / fusedopt::kCodeBlock];
+      const int64_t end = fusedopt::kCodeBlock < n - at ? fusedopt::kCodeBlock : n - at;
+      codes.template each_of<decltype(type)>(begin + at, end, [=](const auto& x, int64_t i) {
+        out[at + i] = static_cast<T>(decode(x, scale));
+      });
+    }
+  });
+}
+
+template <class T>
+FUSEDOPT_ONCE inline void store_codes(const TileOperand<T>& codes, const Row& row, int state, int64_t begin, int64_t n) {
+  const T* in = codes.buffer();
+  float* scales = row.extras->scales[state];
+  const bool stochastic = row.extras->stochastic;
+  const uint64_t own = stream(key_of(row), fusedopt::kState + state);
+  with_code(codes.dtype(), [&](auto type) {
+    for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
+      const int64_t end = fusedopt::kCodeBlock < n - at ? fusedopt::kCodeBlock : n - at;
+      uint32_t largest = 0;
+      for (int64_t i = 0; i < end; ++i) {
+        const uint32_t magnitude = magnitude_of(static_cast<float>(in[at + i]));
+        largest = magnitude > largest ? magnitude : largest;
+      }
+      const float scale = bit_cast<float>(largest), inverse = inverse_of(scale);
+      scales[(begin + at) / fusedopt::kCodeBlock] = scale;
+      if (stochastic) {
+        codes.template each_of<decltype(type)>(begin + at, end, [=](auto& x, int64_t i) {
+          encode(static_cast<float>(in[at + i]), inverse, offset_of(draw(own, begin + at + i)), x);
+        });
+      } else {
+        codes.template each_of<decltype(type)>(begin + at, end, [=](auto& x, int64_t i) {
+          encode(static_cast<float>(in[at + i]), inverse, 0.5f, x);
+        });
+      }
+    }
+  });
+}
+
+// The param of a row with extras, and what is made of it once it is updated.
+template <class T>
+class TileParam {
+ public:
+  TileParam(const Row& row, T* buffer)
+      : extras_(row.extras ? *row.extras : kNone),
+        param_(row, fusedopt::kParam, row.param, row.param_dtype, buffer),
+        partner_(row, fusedopt::kPartner, extras_.partner, extras_.partner_dtype, buffer),
+        average_(row, fusedopt::kAverage, extras_.average, extras_.average_dtype, buffer),
+        grad_(row, fusedopt::kGrad, row.grad, row.grad_dtype, buffer) {}
+
+  FUSEDOPT_ONCE T* load(int64_t begin, int64_t n) const {
+    T* p = param_.load(begin, n);
+    if (extras_.pair == Pair::remainder)
+      partner_.template each_of<int16_t>(begin, n, [p](const int16_t& x, int64_t i) {
+        p[i] = static_cast<T>(join(static_cast<float>(p[i]), x));
+      });
+    if (extras_.pair == Pair::compensation)
+      partner_.each(begin, n, [p](const auto& x, int64_t i) { p[i] += static_cast<T>(decode(x)); });
+    return p;
+  }
+
+  FUSEDOPT_ONCE void store(T* p, int64_t begin, int64_t n) const {
+    if (extras_.pair == Pair::remainder) {
+      param_.template each_of<bf16>(begin, n, [p](bf16& x, int64_t i) { x = upper_half(static_cast<float>(p[i])); });
+      partner_.template each_of<int16_t>(begin, n,
+                                         [p](int16_t& x, int64_t i) { x = lower_half(static_cast<float>(p[i])); });
+    } else if (extras_.stochastic && extras_.pair == Pair::none) {
+      param_.store_by_chance(begin, n);
+    } else {
+      param_.store(begin, n);
+    }
+    if (extras_.pair == Pair::copy) partner_.each(begin, n, [p](auto& x, int64_t i) { encode(p[i], x); });
+    if (extras_.pair == Pair::compensation) {
+      partner_.each(begin, n, [p](auto& x, int64_t i) {
+        const float exact = static_cast<float>(p[i]);
+        auto stored = x;
+        encode(exact, stored);
+        encode(lacking(exact, static_cast<float>(decode(stored))), x);
+      });
+    }
+    if (extras_.average) {
+      const T weight = extras_.new_average ? T(1) : static_cast<T>(extras_.average_weight);
+      average_.each(begin, n, [=](auto& x, int64_t i) { encode(lerp(static_cast<T>(decode(x)), p[i], weight), x); });
+    }
+    if (extras_.clears_grad) grad_.each(begin, n, [](auto& x, int64_t) { encode(T(0), x); });
+  }
+
+ private:
+  using Pair = fusedopt::Pair;
+  static constexpr Extras kNone = {};
+  const Extras& extras_;
+  TileOperand<T> param_, partner_, average_, grad_;
+};
+
+#undef FUSEDOPT_ONCE
+
+}  // namespace FUSEDOPT_NAMESPACE

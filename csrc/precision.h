@@ -1,0 +1,128 @@
+// Codecs of more than one piece: numbers rounded by chance, params in two halves, and states whose blocks share a scale.
+// As in codec.h, all of it is arithmetic that every backend repeats to the bit.
+#pragma once
+
+#include "codec.h"
+
+namespace FUSEDOPT_NAMESPACE {
+
+// A 32-bit draw for element `index` of a stream. It is a function of its arguments, so a result depends neither on the
+// order in which elements are visited nor on who visits them. The mixing is Wellons's "lowbias32" (2018) with a second
+// word in the middle.
+FUSEDOPT_HD uint32_t draw(uint64_t key, int64_t index) {
+  uint32_t x = static_cast<uint32_t>(index) + static_cast<uint32_t>(key);
+  x ^= x >> 16;
+  x *= 0x21f0aaadu;
+  x ^= static_cast<uint32_t>(key >> 32) + static_cast<uint32_t>(index >> 32) * 0x9e3779b9u;
+  x ^= x >> 15;
+  x *= 0x735a2d97u;
+  x ^= x >> 15;
+  return x;
+}
+
+// A stream's key out of a wider stream's and a number (Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom Number
+// Generators").
+FUSEDOPT_HD uint64_t stream(uint64_t key, uint64_t number) {
+  uint64_t z = key + (number + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+// To one of the two neighbours in the narrower type, to each with the probability that makes the mean exact.
+FUSEDOPT_HD void encode_by_chance(float x, uint32_t r, bf16& out) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  out.bits = static_cast<uint16_t>(x != x ? 0x7fc0u : (bits + (r >> 16)) >> 16);
+}
+
+FUSEDOPT_HD void encode_by_chance(float x, uint32_t r, f16& out) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t sign = bits & 0x80000000u;
+  const uint32_t magnitude = bits ^ sign;
+  const uint32_t normal = (magnitude - 0x38000000u + (r >> 19)) >> 13;
+  // A half below 2^-14 counts in units of 2^-24. The comparison of a fraction of 24 bits is exact.
+  const float units = magnitude < 0x38800000u ? bit_cast<float>(magnitude) * 16777216.0f : 0.0f;
+  const int32_t whole = static_cast<int32_t>(units);
+  const float above = units - static_cast<float>(whole);
+  const uint32_t denormal = static_cast<uint32_t>(whole) + (static_cast<float>(r >> 8) * 5.9604644775390625e-8f < above);
+  uint32_t half = magnitude < 0x38800000u ? denormal : normal;
+  half = magnitude >= 0x47800000u || half > 0x7c00u ? 0x7c00u : half;
+  out.bits = static_cast<uint16_t>((sign >> 16) | (magnitude > 0x7f800000u ? 0x7e00u : half));
+}
+
+FUSEDOPT_HD void encode_by_chance(double x, uint32_t r, bf16& out) { encode_by_chance(static_cast<float>(x), r, out); }
+FUSEDOPT_HD void encode_by_chance(double x, uint32_t r, f16& out) { encode_by_chance(static_cast<float>(x), r, out); }
+// Wider types are as wide as the arithmetic.
+template <class T>
+FUSEDOPT_HD void encode_by_chance(T x, uint32_t, float& out) {
+  encode(x, out);
+}
+template <class T>
+FUSEDOPT_HD void encode_by_chance(T x, uint32_t, double& out) {
+  encode(x, out);
+}
+
+// A float32 in two halves: the upper is its bfloat16, ties away from zero so that what is left fits the lower.
+FUSEDOPT_HD bf16 upper_half(float x) {
+  return {static_cast<uint16_t>(x != x ? 0x7fc0u : (bit_cast<uint32_t>(x) + 0x8000u) >> 16)};
+}
+FUSEDOPT_HD int16_t lower_half(float x) {
+  const uint32_t rest = bit_cast<uint32_t>(x) - (uint32_t{upper_half(x).bits} << 16);
+  return static_cast<int16_t>(x != x ? 0 : static_cast<int32_t>(rest));
+}
+FUSEDOPT_HD float join(float upper, int16_t lower) {
+  return bit_cast<float>(bit_cast<uint32_t>(upper) + static_cast<uint32_t>(static_cast<int32_t>(lower)));
+}
+
+// What `stored` lacks of x; nothing where the one or the other is not finite.
+FUSEDOPT_HD float lacking(float x, float stored) {
+  const float rest = x - stored;
+  return rest - rest == 0.0f ? rest : 0.0f;
+}
+
+// A code of 8 bits counts the root of what it stands for: the square root with a sign, or the fourth root of what has
+// none, in units of the block's largest. So small numbers keep their relative size over 4 or 9 decades where an even
+// scale has 2 (the idea of a compressed scale is Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization").
+constexpr float kSignedUnit = 1.0f / 127.0f, kUnsignedUnit = 1.0f / 255.0f;
+// The block's largest comes back as itself, so that coding once more changes nothing.
+static_assert(127.0f * kSignedUnit == 1.0f && 255.0f * kUnsignedUnit == 1.0f);
+
+FUSEDOPT_HD float decode(int8_t code, float scale) {
+  const float root = static_cast<float>(code) * kSignedUnit;
+  return root * absolute(root) * scale;
+}
+FUSEDOPT_HD float decode(uint8_t code, float scale) {
+  const float root = static_cast<float>(code) * kUnsignedUnit, square = root * root;
+  return square * square * scale;
+}
+
+FUSEDOPT_HD float inverse_of(float scale) { return scale > 0.0f ? 1.0f / scale : 0.0f; }
+
+// Not below 0, not above `most`, and 0 for what is no number.
+FUSEDOPT_HD int32_t count_of(float x, int32_t most) {
+  const float most_ = static_cast<float>(most);
+  return static_cast<int32_t>(x > 0.0f ? (x < most_ ? x : most_) : 0.0f);
+}
+
+// `offset` is 0.5 to round to the nearest code, or a draw from [0, 1). (By chance it is the root whose mean is exact.)
+FUSEDOPT_HD void encode(float x, float inverse, float offset, int8_t& out) {
+  const int32_t code = count_of(sqrt(absolute(x) * inverse) * 127.0f + offset, 127);
+  out = static_cast<int8_t>(x < 0.0f ? -code : code);
+}
+// What is above 0 stays so: a divisor must not vanish.
+FUSEDOPT_HD void encode(float x, float inverse, float offset, uint8_t& out) {
+  const int32_t code = count_of(sqrt(sqrt(clamp_negative(x) * inverse)) * 255.0f + offset, 255);
+  out = static_cast<uint8_t>(x > 0.0f && code == 0 ? 1 : code);
+}
+
+FUSEDOPT_HD float offset_of(uint32_t r) { return static_cast<float>(r >> 8) * 5.9604644775390625e-8f; }
+
+// The bits of a magnitude are in its order, with what is no number above all.
+FUSEDOPT_HD uint32_t magnitude_of(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
+
+template <class F>
+FUSEDOPT_HD void with_code(fusedopt::Dtype dtype, F&& f) {
+  dtype == fusedopt::Dtype::i8 ? f(int8_t()) : f(uint8_t());
+}
+
+}  // namespace FUSEDOPT_NAMESPACE

@@ -1,0 +1,211 @@
+"""What an optimizer keeps beside the groups and states of torch's: averages, copies, exact params; its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from . import _C
+from .precision import PARTNERS, Precision, check_ema_decay, unpacked, warn_of_losses
+
+
+class KeptState(Optimizer):
+    """The part of a fused optimizer that its options of precision.py are about."""
+
+    # Made by the first step. Not part of __getstate__, so a copied optimizer makes its own.
+    _plan: _C.Plan | None = None
+    # The state dict being loaded, while it is.
+    _loading: Mapping[str, Any] | None = None
+
+    _precision = Precision()
+    _ema_decay: float | None = None
+    # Whether params are copied out in fewer bits.
+    _copies = False
+    # How many steps a loaded or copied optimizer has rounded by chance.
+    _draws = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: self.__dict__[name] for name in _OWN_STATE if name in self.__dict__}
+        if self._plan is not None and self._precision.seed is not None:
+            own["_draws"] = self._plan.draws
+        return {**super().__getstate__(), **own}
+
+    @property
+    def ema_decay(self) -> float | None:
+        """The factor of the params' moving average, None if there is none; read at every step."""
+        return self._ema_decay
+
+    @ema_decay.setter
+    def ema_decay(self, ema_decay: float | None) -> None:
+        check_ema_decay(ema_decay)
+        if (ema_decay is None) != (self._ema_decay is None):
+            raise ValueError("ema_decay is None or a number from the constructor on; construct the optimizer anew")
+        self._ema_decay = ema_decay
+
+    @contextmanager
+    def ema_parameters(self) -> Iterator[None]:
+        """Put the moving average of every param in the param's place, until the context ends.
+
+        Params that have not been stepped keep their values. Inside, ``AveragedModel(model)`` of torch.optim.swa_utils,
+        or any copy of the model, takes the average over.
+
+        Raises:
+            RuntimeError: there is no average, for want of `ema_decay=` in the constructor.
+
+        Example:
+            >>> param = torch.nn.Parameter(torch.zeros(1))
+            >>> optimizer = fusedopt.SGD([param], lr=1.0, ema_decay=0.5)
+            >>> for _ in range(2):
+            ...     param.grad = torch.ones(1)
+            ...     optimizer.step()
+            >>> with optimizer.ema_parameters():
+            ...     param.item()
+            -1.5
+            >>> param.item()
+            -2.0
+        """
+        if self._ema_decay is None:
+            raise RuntimeError("there is no average of the params; construct the optimizer with ema_decay=")
+        params = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, {})]
+        before = [p.detach().clone() for p in params]
+        try:
+            with torch.no_grad():
+                for p in params:
+                    p.copy_(self.state[p]["ema"])
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in zip(params, before, strict=True):
+                    p.copy_(value)
+
+    def copy_params_to(self, copies: Mapping[torch.Tensor, torch.Tensor]) -> None:
+        """Have every step write params out in fewer bits as well, in the same pass over memory.
+
+        What an optimizer over float32 params on the host needs to feed a model that computes in 16 bits.
+
+        Args:
+            copies: for each float32 param the bfloat16 or float16 tensor of its shape, on its device, that gets its
+                rounded value. It is written by the next step that the param takes.
+
+        Raises:
+            ValueError: a tensor does not fit its param, or this optimizer keeps master weights or compensations, which
+                are for params in 16 bits.
+
+        Example:
+            >>> param, copy = torch.nn.Parameter(torch.zeros(2)), torch.zeros(2, dtype=torch.bfloat16)
+            >>> optimizer = fusedopt.SGD([param], lr=1.0)
+            >>> optimizer.copy_params_to({param: copy})
+            >>> param.grad = torch.ones(2)
+            >>> optimizer.step()
+            >>> copy.tolist()
+            [-1.0, -1.0]
+        """
+        if self._precision.partner is not None:
+            raise ValueError(
+                "copies are for float32 params, and this optimizer was constructed with master_weights or "
+                "rounding='kahan', which are for params in 16 bits"
+            )
+        owned = {id(p) for group in self.param_groups for p in group["params"]}
+        for index, (param, copy) in enumerate(copies.items()):
+            fits = copy.shape == param.shape and copy.device == param.device and copy.dtype in _HALVES
+            if id(param) not in owned or param.dtype != torch.float32 or not fits:
+                raise ValueError(
+                    f"copy {index} is {copy.dtype} of shape {list(copy.shape)} on {copy.device}; give for a float32 "
+                    "param of this optimizer a bfloat16 or float16 tensor of its shape on its device"
+                )
+        for param, copy in copies.items():
+            self.state[param]["copy"] = copy
+        self._copies = True
+        self._plan = None
+
+    def _pack_states(self) -> None:
+        """Bring states that torch has made to their storages."""
+        if not self._precision.states:
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                if self.state.get(p):
+                    self._precision.pack(self.state[p], p)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The checkpoint, which torch.optim's class of this name loads as well.
+
+        States in codes are in it as float32, from which loading makes the same codes again. What other options keep is
+        under further keys, which torch leaves alone: `master`, `remainder`, `compensation` and `ema` in a param's
+        state, `rounding_draws` at the top.
+        """
+        if not (self._precision.states or self._precision.seed is not None or self._copies):
+            return super().state_dict()
+        # Before any post-hook sees the dict.
+        handle = self.register_state_dict_post_hook(_unpack, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this class or of torch.optim's.
+
+        As torch's, but float32 state of a 16-bit param stays float32: rounding it away would cost what it was kept for.
+        What was saved under other options is converted; a warning says what that loses, if anything. Load the model
+        first: some options complete its params.
+
+        Args:
+            state_dict: what `state_dict()` of either returned.
+        """
+        # The last pre-hook sees the dict as all others left it.
+        handle = self.register_load_state_dict_pre_hook(_remember)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._loading is None:
+            return
+        params = [p for group in self.param_groups for p in group["params"]]
+        saved = [index for group in self._loading["param_groups"] for index in group["params"]]
+        counters = _C.counters(getattr(self, "_rule", ""))
+        losses: list[str | None] = []
+        for index, param in zip(saved, params, strict=True):
+            for key, value in self._loading["state"].get(index, {}).items():
+                if key == "step" or not isinstance(value, torch.Tensor):
+                    continue
+                # A file that torch wrote after it had loaded one may have all of them rounded.
+                wide = value.dtype == torch.float32 or (key in counters and value.dtype in _HALVES)
+                if wide and (param.dtype in _HALVES or key == "ema"):
+                    self.state[param][key] = value.to(param.device, torch.float32)
+                elif key == "remainder" and value.dtype == torch.int16:
+                    self.state[param][key] = value.to(param.device, copy=True)
+            if any(key in PARTNERS for key in self.state.get(param, {})):
+                losses.append(self._precision.match_partner(self.state[param], param))
+            if "ema" in self.state.get(param, {}) and not self._precision.average:
+                del self.state[param]["ema"]
+                losses.append("'ema' is dropped")
+        self._pack_states()
+        self._draws = int(self._loading.get("rounding_draws", 0))
+        if self._plan is not None:
+            self._plan.draws = self._draws
+        warn_of_losses(losses)
+
+
+def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    ours = cast(KeptState, optimizer)
+    state = {key: unpacked(value) if isinstance(value, dict) else value for key, value in state_dict["state"].items()}
+    draws = {"rounding_draws": ours._plan.draws if ours._plan is not None else ours._draws}
+    return {**state_dict, "state": state, **(draws if ours._precision.seed is not None else {})}
+
+
+def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    cast(KeptState, optimizer)._loading = state_dict
+
+
+# What a copy takes along beside what torch's classes keep.
+_OWN_STATE = ("max_grad_norm", "_ema_decay", "_precision", "_copies", "_draws")
+_HALVES = (torch.bfloat16, torch.float16)

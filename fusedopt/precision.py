@@ -1,0 +1,277 @@
+"""What an optimizer keeps beside its rule's states, and in which storage: the options, their checks and conversions."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+StateDtype = str | torch.dtype | Mapping[str, str | torch.dtype] | None
+
+_FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CODES = {"int8": torch.int8, "uint8": torch.uint8}
+_HALVES = (torch.bfloat16, torch.float16)
+
+# Averages of gradients, which come back to what they forget: 8 bits are enough for them. The second lot are never
+# negative, so that the code needs no sign.
+_SIGNED = {"exp_avg", "momentum_buffer", "grad_avg", "exp_avg_diff", "neg_pre_grad"}
+_UNSIGNED = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf"}
+
+# As csrc/step.h and csrc/bindings/options.h have them.
+CODE_BLOCK = 256
+LEAST_CODED = 4096
+
+# master_weights and rounding by the key of the tensor that they keep.
+_PARTNERS = {"float32": "master", "remainder": "remainder"}
+PARTNERS = ("master", "remainder", "compensation")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The options of an optimizer, checked against its rule's states by `of`."""
+
+    states: Mapping[str, str] = field(default_factory=dict)  # storages by the names of states
+    partner: str | None = None
+    seed: int | None = None  # rounding by chance; None: to the nearest
+    average: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        names: Iterable[str],
+        state_dtype: StateDtype,
+        master_weights: str | None,
+        rounding: str,
+        rounding_seed: int,
+        ema_decay: float | None,
+    ) -> Precision:
+        if master_weights not in (None, *_PARTNERS):
+            raise ValueError(f"Invalid master_weights: {master_weights!r}; use None, 'float32' or 'remainder'")
+        if rounding not in ("nearest", "stochastic", "kahan"):
+            raise ValueError(f"Invalid rounding: {rounding!r}; use 'nearest', 'stochastic' or 'kahan'")
+        if master_weights is not None and rounding == "kahan":
+            raise ValueError(
+                f"rounding='kahan' keeps what rounding takes from a param, and master_weights={master_weights!r} keeps "
+                "the param itself exactly; use one of them"
+            )
+        check_ema_decay(ema_decay)
+        if isinstance(rounding_seed, bool) or not isinstance(rounding_seed, int) or not 0 <= rounding_seed < 2**64:
+            raise ValueError(f"Invalid rounding_seed: {rounding_seed!r}; use an integer from 0 to 2**64 - 1")
+        partner = "compensation" if rounding == "kahan" else _PARTNERS.get(master_weights or "")
+        seed = rounding_seed if rounding == "stochastic" else None
+        return cls(_storages(list(names), state_dtype), partner, seed, ema_decay is not None)
+
+    def check_params(self, params: Iterable[Tensor]) -> None:
+        """Raise ValueError for options that none of these params can have a use for, or that one cannot have."""
+        if self.partner is None:
+            return
+        option = "rounding='kahan'" if self.partner == "compensation" else f"master_weights={_OPTION[self.partner]!r}"
+        dtypes = [p.dtype for p in params]
+        if self.partner == "remainder" and torch.float16 in dtypes:
+            raise ValueError(
+                "master_weights='remainder' keeps the low half of a float32 whose upper half is a bfloat16, and one of "
+                "the params is torch.float16; use master_weights='float32'"
+            )
+        if dtypes and not any(dtype in _HALVES for dtype in dtypes):
+            raise ValueError(
+                f"{option} is for params in 16 bits, and these are {dtypes[0]}; leave it out or convert the model"
+            )
+
+    def for_plan(self, copies: bool = False) -> dict[str, Any]:
+        """As csrc/bindings/options.h reads them."""
+        given: dict[str, Any] = {}
+        if self.states:
+            given["states"] = dict(self.states)
+        if self.partner or copies:
+            given["partner"] = self.partner or "copy"
+        if self.seed is not None:
+            given["seed"] = self.seed
+        if self.average:
+            given["average"] = True
+        return given
+
+    # Conversions of a param's state dict, for what was saved under other options or made by torch.
+
+    def pack(self, state: dict[str, Any], param: Tensor) -> None:
+        """Bring states to their storages, in place."""
+        for name, storage in self.states.items():
+            value = state.get(name)
+            if not isinstance(value, Tensor) or value.dtype in _CODES.values():
+                continue
+            if storage in _FLOATS:
+                if not value.is_complex():
+                    state[name] = value.to(_FLOATS[storage])
+            elif param.numel() >= LEAST_CODED and not value.is_complex():
+                state[name], state[name + "_scale"] = encode(value, storage == "int8")
+            else:
+                state[name] = value.float() if value.dtype in _HALVES else value
+
+    def match_partner(self, state: dict[str, Any], param: Tensor) -> str | None:
+        """Make this option's partner of a param out of another's, in place; say what that loses, if anything."""
+        found = next((name for name in PARTNERS if name in state), None)
+        if found is None or found == self.partner:
+            return None
+        exact = exact_param(param, found, state.pop(found))
+        if self.partner is None or param.dtype not in _HALVES:
+            return f"the bits that '{found}' has beyond the param are dropped"
+        state[self.partner] = _partner_of(exact, param, self.partner)
+        same = exact_param(param, self.partner, state[self.partner]).equal(exact)
+        return None if same else f"'{self.partner}' holds '{found}' with fewer bits"
+
+
+_OPTION = {partner: option for option, partner in _PARTNERS.items()}
+
+
+def check_ema_decay(ema_decay: float | None) -> None:
+    if ema_decay is not None and not 0.0 <= ema_decay <= 1.0:
+        raise ValueError(f"Invalid ema_decay: {ema_decay}; use a number from 0 to 1, or None to keep no average")
+
+
+def _storages(names: list[str], state_dtype: StateDtype) -> dict[str, str]:
+    if state_dtype is None:
+        return {}
+    if isinstance(state_dtype, Mapping):
+        unknown = [name for name in state_dtype if name not in names]
+        if unknown:
+            raise ValueError(f"Invalid state_dtype: there is no state {unknown[0]!r}; the states are {names}")
+        wanted = dict(state_dtype)
+    else:
+        wanted = dict.fromkeys(names, state_dtype)
+    return {name: _storage(name, dtype) for name, dtype in wanted.items()}
+
+
+def _storage(name: str, dtype: str | torch.dtype) -> str:
+    text = str(dtype).removeprefix("torch.")
+    if text not in {**_FLOATS, **_CODES}:
+        raise ValueError(f"Invalid state_dtype: {dtype!r}; use one of {', '.join([*_FLOATS, *_CODES])}")
+    if text in _FLOATS:
+        return text
+    if name not in _SIGNED | _UNSIGNED:
+        raise ValueError(
+            f"Invalid state_dtype: {name!r} is no average that forgets, and in {text} it would stand still; give the "
+            "states that are by name, as in state_dtype={'exp_avg': 'int8'}"
+        )
+    return "uint8" if name in _UNSIGNED else "int8"
+
+
+def exact_param(param: Tensor, partner: str, tensor: Tensor) -> Tensor:
+    """The float32 that a 16-bit param and its partner stand for."""
+    if partner == "master":
+        return tensor
+    value = param.detach().float()
+    if partner == "compensation":
+        return value + tensor.float()
+    return (value.view(torch.int32) + tensor.to(torch.int32)).view(torch.float32)
+
+
+def _partner_of(exact: Tensor, param: Tensor, partner: str) -> Tensor:
+    if partner == "master":
+        return exact
+    value = param.detach().float()
+    if partner == "compensation":
+        return (exact - value).to(param.dtype)
+    # Half a unit above an even param is one more than the lower half holds.
+    return (exact.view(torch.int32) - value.view(torch.int32)).clamp(-(2**15), 2**15 - 1).to(torch.int16)
+
+
+# The code of csrc/precision.h, in torch's operations, for checkpoints.
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The elements of a dense tensor in the order of its memory."""
+    order = sorted(range(tensor.ndim), key=lambda d: -tensor.stride(d))
+    return tensor.permute(order).reshape(-1)
+
+
+def _like(flat: Tensor, model: Tensor) -> Tensor:
+    """A tensor with the shape and strides of `model` out of its elements in the order of memory."""
+    made = torch.empty_like(model, dtype=flat.dtype)
+    order = sorted(range(made.ndim), key=lambda d: -made.stride(d))
+    made.permute(order).copy_(flat.view([made.shape[d] for d in order]))
+    return made
+
+
+def _blocks(flat: Tensor) -> Tensor:
+    rest = -flat.numel() % CODE_BLOCK
+    return torch.nn.functional.pad(flat, (0, rest)).view(-1, CODE_BLOCK)
+
+
+def encode(value: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """The 8-bit codes of a tensor, rounded to nearest, and the scale of each 256 in the order of its memory."""
+    blocks = _blocks(_flat(value.detach().float()))
+    scales = blocks.abs().amax(1)
+    inverse = torch.where(scales > 0, 1 / scales, 0.0)[:, None]
+    if signed:
+        codes = ((blocks.abs() * inverse).sqrt() * 127 + 0.5).nan_to_num(0).clamp(0, 127).trunc() * blocks.sign()
+    else:
+        codes = ((blocks.clamp(min=0) * inverse).sqrt().sqrt() * 255 + 0.5).nan_to_num(0).clamp(0, 255).trunc()
+        codes = torch.where((blocks > 0) & (codes == 0), 1, codes)
+    flat = codes.view(-1)[: value.numel()].to(torch.int8 if signed else torch.uint8)
+    return _like(flat, value), scales
+
+
+def decode(codes: Tensor, scales: Tensor) -> Tensor:
+    """What codes and scales stand for, in float32."""
+    blocks = _blocks(_flat(codes).float())
+    if codes.dtype == torch.int8:
+        root = blocks * torch.tensor(1 / 127, dtype=torch.float32)
+        numbers = root * root.abs() * scales[:, None]
+    else:
+        square = (blocks * torch.tensor(1 / 255, dtype=torch.float32)).square()
+        numbers = square * square * scales[:, None]
+    return _like(numbers.view(-1)[: codes.numel()], codes)
+
+
+def unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A param's state as torch.optim can load it: codes decoded, and without what only this process can use."""
+    made = {}
+    for name, value in state.items():
+        if name == "copy" or (name.endswith("_scale") and name.removesuffix("_scale") in state):
+            continue
+        coded = isinstance(value, Tensor) and value.dtype in _CODES.values() and name + "_scale" in state
+        made[name] = decode(value, state[name + "_scale"]) if coded else value
+    return made
+
+
+def warn_of_losses(losses: Iterable[str | None]) -> None:
+    for loss in dict.fromkeys(losses):
+        if loss:
+            warnings.warn(
+                f"the state was saved under other options: {loss}; give the options it was saved with to keep all",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+# What every constructor of a plan-stepped optimizer takes beside torch's arguments.
+ARGUMENTS = """\
+max_grad_norm: multiply gradients, inside the update, so that the norm of all of them together is at most this;
+    None leaves them alone. `grad_norm` tells the norm.
+ema_decay: keep an exponential moving average of the params with this factor, in `ema_parameters()`.
+state_dtype: what states are stored in: "float32", "bfloat16", "float16", "int8" (blocks of 256 codes and a
+    float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by the names of states.
+master_weights: for params in 16 bits: "float32" keeps a float32 copy to update, "remainder" only the low half
+    of it, beside bfloat16 params that are its upper half.
+rounding: of params and states in fewer bits than the arithmetic: "nearest"; "stochastic", up or down by
+    chance so that the mean is exact; "kahan", to nearest with what that takes from a param kept beside it.
+rounding_seed: where the draws of "stochastic" start.
+"""
+
+
+def describe_arguments(doc: str) -> str:
+    """A class's docstring with these arguments at the end of its own."""
+    indent = "        "
+    text = "".join(f"{indent}{line}\n" if line else "\n" for line in ARGUMENTS.splitlines())
+    head, mark, tail = doc.partition("\n\n    Raises:")
+    return f"{head}\n{text.rstrip()}{mark}{tail}" if mark else doc
+
+
+def with_options(signature: inspect.Signature, options: Iterable[inspect.Parameter]) -> inspect.Signature:
+    """A signature with the options at its end, in the place of `**options` if it has that."""
+    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    return signature.replace(parameters=[*kept, *options])

@@ -1,0 +1,65 @@
+"""The options that optimizers take beside torch's arguments, as tests combine them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from cases import Case
+from runs import random_gradients, train
+from support import params_of
+from torch import Tensor
+
+from fusedopt.precision import _SIGNED, _UNSIGNED
+
+
+@dataclass(frozen=True)
+class Options:
+    """`kwargs` for params of `dtypes`; `codes`: states of 8 bits where the rule has such as can be."""
+
+    name: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    codes: bool = False
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
+
+    def of(self, case: Case) -> dict[str, Any]:
+        names = [name for name in case.states if name in _SIGNED | _UNSIGNED] if self.codes else []
+        return {**self.kwargs, **({"state_dtype": dict.fromkeys(names, "int8")} if names else {})}
+
+    def __str__(self) -> str:
+        return self.name
+
+
+EVERY = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+OPTIONS = [
+    Options("master", {"master_weights": "float32"}),
+    Options("remainder", {"master_weights": "remainder"}, dtypes=(torch.bfloat16,)),
+    Options("kahan", {"rounding": "kahan"}),
+    Options("stochastic", {"rounding": "stochastic", "rounding_seed": 7}),
+    Options("bfloat16-state", {"state_dtype": "bfloat16"}, dtypes=(torch.float32, torch.float64)),
+    Options("float32-state", {"state_dtype": torch.float32}, dtypes=EVERY),
+    Options("codes", codes=True, dtypes=EVERY),
+    Options("codes-stochastic", {"rounding": "stochastic"}, codes=True, dtypes=(torch.float32, torch.bfloat16)),
+    Options("average", {"ema_decay": 0.9}, dtypes=EVERY),
+    Options("master-average-codes", {"master_weights": "float32", "ema_decay": 0.9}, codes=True),
+    Options("remainder-average", {"master_weights": "remainder", "ema_decay": 0.5}, dtypes=(torch.bfloat16,)),
+]
+PAIRS = [(options, dtype) for options in OPTIONS for dtype in options.dtypes]
+
+SIZES = [(5, 7), (), (4096,), (3, 1700)]
+
+
+def values(dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(size, generator=generator).to(dtype) for size in SIZES]
+
+
+def steps(optimizer: Any, count: int = 4, dtype: torch.dtype | None = None, seed: int = 1) -> Any:
+    train(optimizer, random_gradients(params_of(optimizer), count, seed, dtype))
+    return optimizer
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)

@@ -1,0 +1,256 @@
+"""Master weights, roundings, states in other storages, averages, copies: against the same step without them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import ONE_PER_OPTIMIZER, Case, named
+from layouts import OF_ONE_SHAPE
+from options import OPTIONS, Options, same, steps, values
+from runs import give, random_gradients, train
+from support import params_of
+from torch import Tensor
+from torch.nn import Parameter
+
+import fusedopt
+from fusedopt import _C
+from fusedopt.precision import CODE_BLOCK, LEAST_CODED, decode, encode, exact_param
+
+HALVES = (torch.bfloat16, torch.float16)
+one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@one_per_optimizer
+def test_master_weights_are_the_float32_run(case: Case, dtype: torch.dtype) -> None:
+    ours = steps(case.ours([Parameter(v) for v in values(dtype)], master_weights="float32", state_dtype="float32"), 5)
+    wide = case.ours([Parameter(v.float()) for v in values(dtype)])
+    train(wide, random_gradients(params_of(ours), 5))
+    for p, q in zip(params_of(ours), params_of(wide), strict=True):
+        assert same(ours.state[p]["master"], q.detach())
+        assert same(p.detach(), q.detach().to(dtype))
+        for key, value in wide.state[q].items():
+            assert value is None or same(ours.state[p][key], value)
+
+
+@one_per_optimizer
+def test_remainder_is_the_master_in_two_halves(case: Case) -> None:
+    ours = steps(case.ours([Parameter(v) for v in values(torch.bfloat16)], master_weights="remainder"), 6)
+    master = steps(case.ours([Parameter(v) for v in values(torch.bfloat16)], master_weights="float32"), 6)
+    for p, q in zip(params_of(ours), params_of(master), strict=True):
+        assert ours.state[p]["remainder"].dtype == torch.int16
+        assert same(exact_param(p, "remainder", ours.state[p]["remainder"]), master.state[q]["master"])
+        # Ties alone may be rounded the other way.
+        apart = p.detach() != q.detach()
+        assert not (apart & (ours.state[p]["remainder"] != -(2**15))).any()
+
+
+def test_remainder_holds_every_float32() -> None:
+    """All upper halves with the lower halves around the ends and the ties."""
+    upper = torch.arange(2**16, dtype=torch.int64) << 16
+    lower = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    bits = (upper[:, None] + lower).flatten()
+    exact = torch.where(bits >= 2**31, bits - 2**32, bits).to(torch.int32).view(torch.float32)
+    param = Parameter(torch.zeros(exact.numel(), dtype=torch.bfloat16))
+    optimizer = fusedopt.SGD([param], lr=1.0, master_weights="remainder")
+    give(param, -exact)
+    optimizer.step()
+    joined = exact_param(param, "remainder", optimizer.state[param]["remainder"])
+    finite = exact.isfinite()
+    assert torch.equal(joined[finite], exact[finite] + 0.0)
+    assert torch.equal(param.detach().isnan(), exact.isnan())
+    assert torch.equal(param.detach()[exact.isinf()].float(), exact[exact.isinf()])
+
+
+KAHAN_AND_OTHERS: dict[str, dict[str, Any]] = {
+    "kahan": {"rounding": "kahan"},
+    "nearest": {},
+    "master": {"master_weights": "float32"},
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@one_per_optimizer
+def test_kahan_stays_near_the_float32_run(case: Case, dtype: torch.dtype) -> None:
+    """The pair carries 16 bits of significand: two bfloat16s, or 22 of two float16s."""
+    runs = {
+        name: steps(case.ours([Parameter(v) for v in values(dtype)], state_dtype="float32", **options), 40)
+        for name, options in {
+            "kahan": {"rounding": "kahan"},
+            "nearest": {},
+            "master": {"master_weights": "float32"},
+        }.items()
+    }
+    errors = dict.fromkeys(("kahan", "nearest"), 0.0)
+    for p, q, exact in zip(*map(params_of, runs.values()), strict=True):
+        master = runs["master"].state[exact]["master"].double()
+        pair = exact_param(p, "compensation", runs["kahan"].state[p]["compensation"]).double()
+        errors["kahan"] += (pair - master).abs().sum().item()
+        errors["nearest"] += (q.detach().double() - master).abs().sum().item()
+    assert errors["kahan"] < errors["nearest"] / 20
+
+
+def test_kahan_survives_what_is_not_finite() -> None:
+    param = Parameter(torch.tensor([1.0, 3e38, -1.0], dtype=torch.bfloat16))
+    optimizer = fusedopt.SGD([param], lr=1.0, rounding="kahan")
+    give(param, torch.tensor([float("-inf"), -3e38, float("nan")]))
+    optimizer.step()
+    give(param, torch.zeros(3))
+    optimizer.step()
+    assert param.isinf().tolist() == [True, True, False]
+    assert param.isnan().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "start", "step"),
+    [
+        (torch.bfloat16, 1.0, 2**-10),  # an eighth of the spacing
+        (torch.bfloat16, -1.0, 3 * 2**-9),
+        (torch.float16, 1.0, 2**-13),
+        (torch.float16, -5.0, 2**-11),
+        (torch.float16, 2**-20, 2**-27),  # among its denormals
+    ],
+    ids=str,
+)
+def test_stochastic_rounding_is_unbiased(dtype: torch.dtype, start: float, step: float) -> None:
+    """The mean of many draws is the exact result, within five standard errors, over elements and over steps."""
+    count, rounds = 20_000, 16
+    param = Parameter(torch.full((count,), start, dtype=dtype))
+    optimizer = fusedopt.SGD([param], lr=1.0, rounding="stochastic", rounding_seed=11)
+    for _ in range(rounds):
+        give(param, torch.full((count,), -step))
+        optimizer.step()
+    moved = param.detach().double() - start
+    spread = moved.std().item() / count**0.5
+    assert spread > 0
+    assert abs(moved.mean().item() - rounds * step) < 5 * spread
+    # Neighbours, and an element with itself a step later, share nothing.
+    centred = moved - moved.mean()
+    assert abs((centred[1:] * centred[:-1]).mean().item()) < 5 * moved.var().item() / count**0.5
+
+
+def test_stochastic_rounding_leaves_what_fits() -> None:
+    for dtype in HALVES:
+        every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+        every = every[every.isfinite()]
+        param = Parameter(every.clone())
+        fusedopt_step(param, torch.zeros(param.numel()), rounding="stochastic")
+        assert torch.equal(param.detach(), every)
+
+
+def fusedopt_step(param: Parameter, grad: Tensor, **options: Any) -> Any:
+    optimizer = fusedopt.SGD([param], lr=1.0, **options)
+    give(param, grad)
+    optimizer.step()
+    return optimizer
+
+
+def test_draws_depend_on_seed_step_and_place_alone() -> None:
+    def run(seed: int, threads: int = 1, isa: str | None = None, parts: int = 1) -> Tensor:
+        before, chosen = torch.get_num_threads(), _C.chosen_isa()[0]
+        torch.set_num_threads(threads)
+        if isa:
+            _C.use_isa(isa)
+        try:
+            param = Parameter(torch.ones(600_001, dtype=torch.bfloat16))
+            optimizer = fusedopt.SGD([param], lr=1.0, rounding="stochastic", rounding_seed=seed)
+            for i in range(3):
+                if i and parts > 1:  # a resumed run goes on with the draws
+                    resumed = fusedopt.SGD([param], lr=1.0, rounding="stochastic", rounding_seed=seed)
+                    resumed.load_state_dict(optimizer.state_dict())
+                    optimizer = resumed
+                give(param, torch.full((param.numel(),), 2**-10))
+                optimizer.step()
+            return param.detach().clone()
+        finally:
+            torch.set_num_threads(before)
+            _C.use_isa(chosen)
+
+    first = run(5)
+    assert same(run(5, parts=3), first)
+    assert same(run(5, threads=2), first)
+    assert not same(run(6), first)
+    for isa in _C.supported_isas():
+        assert same(run(5, isa=isa), first)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes_keep_relative_size(signed: bool) -> None:
+    numbers = torch.logspace(-6, 0, 4096)
+    numbers = numbers * torch.tensor([1.0, -1.0]).repeat(2048) if signed else numbers
+    numbers = numbers[torch.randperm(4096, generator=torch.Generator().manual_seed(0))]
+    codes, scales = encode(numbers, signed)
+    back = decode(codes, scales)
+    assert scales.numel() == 4096 // CODE_BLOCK
+    decades = 2 if signed else 4
+    large = numbers.abs() > 10.0**-decades
+    assert ((back - numbers).abs() / numbers.abs())[large].max() < 0.5
+    assert signed or (back > 0).all()
+    again = encode(back, signed)
+    assert torch.equal(again[0], codes)
+    assert torch.equal(again[1], scales)
+
+
+@pytest.mark.parametrize("code", range(-128, 256))
+def test_every_code_comes_back(code: int) -> None:
+    for signed in (True, False):
+        if not (-127 <= code <= 127 if signed else 0 <= code <= 255):
+            continue
+        codes = torch.full((300,), code, dtype=torch.int8 if signed else torch.uint8)
+        codes[0] = 127 if signed else 255
+        codes[CODE_BLOCK] = codes[0]
+        for scale in (1.0, 3e-30, 1.7, 6e33):
+            scales = torch.full((2,), scale)
+            again = encode(decode(codes, scales), signed)
+            assert torch.equal(again[0], codes)
+            assert torch.equal(again[1], scales)
+
+
+def coded(case: Case) -> dict[str, Any]:
+    return next(o for o in OPTIONS if o.name == "codes").of(case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@one_per_optimizer
+def test_a_step_on_codes_is_decode_step_encode(case: Case, dtype: torch.dtype) -> None:
+    """The engine's codes are those of the formula, bit for bit."""
+    ours = case.ours([Parameter(v) for v in values(dtype)], **coded(case))
+    plain = case.ours([Parameter(v) for v in values(dtype)], state_dtype="float32")
+    for grads in random_gradients(params_of(ours), 4):
+        for optimizer in (ours, plain):
+            train(optimizer, [grads])
+        for p, q in zip(params_of(ours), params_of(plain), strict=True):
+            assert same(p.detach(), q.detach())
+            for name in coded(case).get("state_dtype", {}):
+                value, state = plain.state[q].get(name), ours.state[p]
+                if p.numel() < LEAST_CODED:
+                    assert value is None or state[name].dtype == torch.float32
+                    assert name + "_scale" not in state
+                    continue
+                codes, scales = encode(value, state[name].dtype == torch.int8)
+                assert same(state[name], codes)
+                assert same(state[name + "_scale"], scales)
+                plain.state[q][name] = decode(codes, scales)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_params_of_any_layout(options: Options) -> None:
+    """The same numbers as for contiguous params, in what is kept too."""
+    dtype = options.dtypes[0]
+    shape = OF_ONE_SHAPE[0].shape
+    value = torch.randn(shape).to(dtype)
+    if "stochastic" in options.name:  # draws go by the order of memory
+        return
+    case = named("adamw")
+    placed = [case.ours([Parameter(layout.place(value).tensor)], **options.of(case)) for layout in OF_ONE_SHAPE]
+    for optimizer in placed:
+        steps(optimizer, 3)
+    first = placed[0]
+    (p,) = params_of(first)
+    for optimizer in placed[1:]:
+        (q,) = params_of(optimizer)
+        assert same(q.detach(), p.detach())
+        for key, kept in first.state[p].items():
+            assert same(optimizer.state[q][key], kept)

@@ -1,0 +1,177 @@
+"""Averages, copies, cleared gradients and checkpoints of optimizers with options for precision."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from cases import ONE_PER_OPTIMIZER, Case, named
+from options import OPTIONS, PAIRS, Options, same, steps, values
+from runs import random_gradients, train
+from support import params_of
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fusedopt
+from fusedopt.precision import exact_param
+
+HALVES = (torch.bfloat16, torch.float16)
+one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+
+
+@pytest.mark.parametrize("options", [o for o in OPTIONS if "average" in o.name], ids=str)
+@one_per_optimizer
+def test_the_average_is_torchs(case: Case, options: Options) -> None:
+    """AveragedModel's over the exact params, from the first step on."""
+    decay = options.kwargs["ema_decay"]
+    model = torch.nn.ParameterList([Parameter(v.to(options.dtypes[0])) for v in values(torch.float32)])
+    ours = case.ours(model.parameters(), **options.of(case))
+    exact = torch.nn.ParameterList([Parameter(p.detach().float()) for p in model])
+    averaged = AveragedModel(exact, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    for grads in random_gradients(list(model), 4):
+        train(ours, [grads])
+        for p, q in zip(model, exact, strict=True):
+            partner = next((name for name in ("master", "remainder") if name in ours.state[p]), None)
+            q.data = exact_param(p, partner, ours.state[p][partner]).clone() if partner else p.detach().float()
+        averaged.update_parameters(exact)
+    for p, expected in zip(model, averaged.module, strict=True):
+        assert same(ours.state[p]["ema"], expected.detach())
+
+
+def test_the_average_goes_into_models() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = steps(fusedopt.AdamW(model.parameters(), ema_decay=0.5), 5)
+    before = copy.deepcopy(model.state_dict())
+    with optimizer.ema_parameters():
+        averaged = AveragedModel(model)
+        assert same(model.weight.detach(), optimizer.state[model.weight]["ema"])
+    assert same(averaged.module.weight.detach(), optimizer.state[model.weight]["ema"])
+    assert all(same(value, before[name]) for name, value in model.state_dict().items())
+    optimizer.ema_decay = 0.0
+    steps(optimizer, 1)
+    assert same(optimizer.state[model.weight]["ema"], model.weight.detach())
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_copies_are_the_rounded_params(dtype: torch.dtype) -> None:
+    params = [Parameter(v) for v in values(torch.float32)]
+    copies = {p: torch.zeros_like(p, dtype=dtype) for p in params[1:]}
+    optimizer = fusedopt.AdamW(params)
+    optimizer.copy_params_to(copies)
+    plain = steps(fusedopt.AdamW([Parameter(v) for v in values(torch.float32)]))
+    steps(optimizer)
+    assert all(same(p.detach(), q.detach()) for p, q in zip(params, params_of(plain), strict=True))
+    assert all(same(made, p.detach().to(dtype)) for p, made in copies.items())
+    assert all("copy" not in state for state in optimizer.state_dict()["state"].values())
+
+
+@pytest.mark.parametrize("name", ["sgd-momentum", "adamw", "lamb"])
+def test_gradients_are_cleared_in_the_same_pass(name: str) -> None:
+    case = named(name)
+    ours, plain = (case.ours([Parameter(v) for v in values(torch.float32)]) for _ in range(2))
+    for grads in random_gradients(params_of(ours), 3):
+        for optimizer in (ours, plain):
+            for p, grad in zip(params_of(optimizer), grads, strict=True):
+                p.grad = grad.clone()
+        given = [p.grad for p in params_of(ours)]
+        versions = [g._version for g in given if g is not None]
+        ours.step(zero_grad=True)
+        plain.step()
+        assert all(p.grad is g and not g.any() for p, g in zip(params_of(ours), given, strict=True) if g is not None)
+        assert all(g._version > v for g, v in zip(given, versions, strict=True) if g is not None)
+    assert all(same(p.detach(), q.detach()) for p, q in zip(params_of(ours), params_of(plain), strict=True))
+
+
+def test_gradients_are_cleared_also_where_a_step_is_skipped_or_hooked_or_left_to_torch() -> None:
+    param, embedding = Parameter(torch.ones(3)), torch.nn.Embedding(5, 2, sparse=True)
+    optimizer: Any = fusedopt.SGD([param, embedding.weight], lr=0.1)
+    called = []
+    optimizer.register_step_post_hook(lambda *_: called.append(1))
+    param.grad = torch.full((3,), float("inf"))
+    optimizer.found_inf, optimizer.grad_scale = torch.tensor(1.0), torch.tensor(2.0)
+    optimizer.step(zero_grad=True)
+    del optimizer.found_inf, optimizer.grad_scale
+    assert not param.grad.any()
+    assert torch.equal(param.detach(), torch.ones(3))
+    embedding(torch.tensor([1])).sum().backward()
+    optimizer.step(zero_grad=True)
+    assert embedding.weight.grad is not None
+    assert not embedding.weight.grad.to_dense().any()
+    assert called == [1, 1]
+
+
+@pytest.mark.parametrize(("options", "dtype"), PAIRS, ids=str)
+@one_per_optimizer
+def test_a_resumed_run_is_the_run(case: Case, options: Options, dtype: torch.dtype) -> None:
+    straight = steps(case.ours([Parameter(v) for v in values(dtype)], **options.of(case)), 3)
+    half = steps(case.ours([Parameter(v) for v in values(dtype)], **options.of(case)), 3)
+    file = io.BytesIO()
+    torch.save(half.state_dict(), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = case.ours([Parameter(p.detach().clone()) for p in params_of(half)], **options.of(case))
+    resumed.load_state_dict(saved)
+    copied = copy.deepcopy(half)
+    for optimizer in (straight, resumed, copied):
+        steps(optimizer, 3, seed=2)
+        for p, q in zip(params_of(optimizer), params_of(straight), strict=True):
+            assert same(p.detach(), q.detach())
+            assert set(optimizer.state[p]) == set(straight.state[q])
+            for key, value in straight.state[q].items():
+                assert value is None or same(optimizer.state[p][key], value), key
+
+
+@pytest.mark.parametrize(("options", "dtype"), [pair for pair in PAIRS if pair[1] != torch.float64], ids=str)
+@pytest.mark.parametrize("case", [case for case in ONE_PER_OPTIMIZER if case.has_twin], ids=str)
+def test_torch_loads_what_is_saved(case: Case, options: Options, dtype: torch.dtype) -> None:
+    ours = steps(case.ours([Parameter(v) for v in values(dtype)], **options.of(case)), 3)
+    theirs = case.torchs([Parameter(p.detach().clone()) for p in params_of(ours)])
+    theirs.load_state_dict(ours.state_dict())
+    steps(theirs, 1)
+    for p, state in zip(params_of(theirs), ours.state_dict()["state"].values(), strict=True):
+        for key in case.states:
+            if isinstance(state.get(key), Tensor):
+                assert state[key].is_floating_point()
+                assert state[key].shape == p.shape
+    back = case.ours([Parameter(p.detach().clone()) for p in params_of(theirs)], **options.of(case))
+    back.load_state_dict(theirs.state_dict())
+    steps(back, 1)
+
+
+def test_partners_convert_into_each_other() -> None:
+    options: dict[str, dict[str, Any]] = {
+        "master": {"master_weights": "float32"},
+        "remainder": {"master_weights": "remainder"},
+        "compensation": {"rounding": "kahan"},
+    }
+    for source, given in options.items():
+        saved = steps(fusedopt.AdamW([Parameter(v) for v in values(torch.bfloat16)], **given))
+        exact = [exact_param(p, source, saved.state[p][source]) for p in params_of(saved)]
+        for target, wanted in options.items():
+            loaded = fusedopt.AdamW([Parameter(p.detach().clone()) for p in params_of(saved)], **wanted)
+            if target == "compensation" and source != target:
+                with pytest.warns(UserWarning, match=f"'compensation' holds '{source}' with fewer bits"):
+                    loaded.load_state_dict(saved.state_dict())
+            else:
+                loaded.load_state_dict(saved.state_dict())
+            for p, value in zip(params_of(loaded), exact, strict=True):
+                assert set(loaded.state[p]) & set(options) == {target}
+                joined = exact_param(p, target, loaded.state[p][target])
+                torch.testing.assert_close(joined, value, rtol=2**-15 if target == "compensation" else 0, atol=0)
+
+
+def test_what_cannot_be_kept_is_said() -> None:
+    saved = steps(
+        fusedopt.AdamW([Parameter(v) for v in values(torch.bfloat16)], master_weights="float32", ema_decay=0.9)
+    )
+    plain = fusedopt.AdamW([Parameter(v) for v in values(torch.bfloat16)])
+    with pytest.warns(UserWarning, match="saved under other options") as warned:
+        plain.load_state_dict(saved.state_dict())
+    text = "\n".join(str(w.message) for w in warned)
+    assert "the bits that 'master' has beyond the param are dropped" in text
+    assert "'ema' is dropped" in text
+    assert not {"master", "ema"} & set(plain.state[params_of(plain)[0]])
