@@ -1,5 +1,5 @@
-// Codecs of more than one piece: numbers rounded by chance, params in two halves, and states whose blocks share a scale.
-// As in codec.h, all of it is arithmetic that every backend repeats to the bit.
+// Codecs of more than one piece: numbers rounded by chance, params in two halves, and states whose blocks share a
+// scale. As in codec.h, all of it is arithmetic that every backend repeats to the bit.
 #pragma once
 
 #include "codec.h"
@@ -44,7 +44,8 @@ FUSEDOPT_HD void encode_by_chance(float x, uint32_t r, f16& out) {
   const float units = magnitude < 0x38800000u ? bit_cast<float>(magnitude) * 16777216.0f : 0.0f;
   const int32_t whole = static_cast<int32_t>(units);
   const float above = units - static_cast<float>(whole);
-  const uint32_t denormal = static_cast<uint32_t>(whole) + (static_cast<float>(r >> 8) * 5.9604644775390625e-8f < above);
+  const uint32_t denormal =
+      static_cast<uint32_t>(whole) + (static_cast<float>(r >> 8) * 5.9604644775390625e-8f < above);
   uint32_t half = magnitude < 0x38800000u ? denormal : normal;
   half = magnitude >= 0x47800000u || half > 0x7c00u ? 0x7c00u : half;
   out.bits = static_cast<uint16_t>((sign >> 16) | (magnitude > 0x7f800000u ? 0x7e00u : half));

@@ -154,9 +154,10 @@ inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
     for (size_t i = 0; i < keys_.size(); ++i) {
       const int known = static_cast<int>(i);
       if (PyUnicode_Check(key) && PyUnicode_Compare(key, keys_[i].ptr()) == 0)
-        role = known < rule_->states                     ? known
-               : known < rule_->states + rule_->counters ? kMaxStates + known - rule_->states
-                                                         : kOwn + options_.keys[known - rule_->states - rule_->counters].at;
+        role = known < rule_->states ? known
+               : known < rule_->states + rule_->counters
+                   ? kMaxStates + known - rule_->states
+                   : kOwn + options_.keys[known - rule_->states - rule_->counters].at;
     }
     signature.keys.push_back(borrow(key));
     signature.role.push_back(role);
@@ -249,7 +250,8 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     }
     TensorImpl* state = unpack(found[k]).unsafeGetTensorImpl();
     const bool reachable = plain(*state) && state->device() == source.param->device();
-    const bool fits = (options_.coded(k) ? storage_of_state : storage_of)(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param);
+    const bool fits = (options_.coded(k) ? storage_of_state : storage_of)(*state, row.state_dtype[k]) &&
+                      is_complex(*state) == is_complex(*source.param);
     if (!reachable || !fits || !equal(state->sizes(), source.param->sizes())) {
       if (state->is_inference()) state->bump_version();
       if (state->is_inference() || dispatches_to_python(*state)) return Found::leftover;

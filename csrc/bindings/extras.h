@@ -31,7 +31,8 @@ inline Plan::Found Plan::read_attached(Row& row, Source& source, PyObject* const
     if (!THPVariable_Check(value)) fail(source, name + "is not a tensor");
     TensorImpl* tensor = unpack(value).unsafeGetTensorImpl();
     if (!plain(*tensor) || tensor->device() != source.param->device())
-      fail(source, name + "is not a dense tensor on " + source.param->device().str() + "; move it to the param's device");
+      fail(source,
+           name + "is not a dense tensor on " + source.param->device().str() + "; move it to the param's device");
     const at::ScalarType type = tensor->dtype().toScalarType();
     if (at >= kScaleTensor) {
       if (type != at::kFloat || tensor->numel() != blocks_of(*source.param) || !tensor->is_contiguous())
@@ -92,8 +93,8 @@ inline void Plan::make_attached(size_t i, py::dict& entry) {
     } else if (options_.master) {
       made = param.to(at::kFloat);
     } else {
-      made = at::zeros_like(param, param.options().dtype(options_.pair == Pair::remainder ? at::kShort
-                                                                                           : param.scalar_type()));
+      made = at::zeros_like(param,
+                            param.options().dtype(options_.pair == Pair::remainder ? at::kShort : param.scalar_type()));
     }
     entry[key.name] = py::reinterpret_steal<py::object>(THPVariable_Wrap(made));
     source.attached[at] = made.unsafeGetTensorImpl();
@@ -112,9 +113,9 @@ inline bool Plan::attached_as_before(const Source& source) const {
     if (!before) continue;
     const TensorImpl* now = unpack(source.attached_object[key.at]).unsafeGetTensorImpl();
     if (now != before || now->key_set() != source.keys || now->dtype() != source.attached_type[key.at]) return false;
-    if (key.at >= kScaleTensor ? now->numel() != blocks_of(*source.param) || !now->is_contiguous()
-                               : !equal(now->sizes(), source.param->sizes()) ||
-                                     !equal(now->strides(), source.param->strides()))
+    if (key.at >= kScaleTensor
+            ? now->numel() != blocks_of(*source.param) || !now->is_contiguous()
+            : !equal(now->sizes(), source.param->sizes()) || !equal(now->strides(), source.param->strides()))
       return false;
     if (source.device != kHost && device_index(*now) != source.device) return false;
   }

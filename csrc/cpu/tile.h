@@ -122,15 +122,15 @@ FUSEDOPT_ONCE inline void load_codes(const TileOperand<T>& codes, const float* s
     for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
       const float scale = scales[(begin + at) / fusedopt::kCodeBlock];
       const int64_t end = fusedopt::kCodeBlock < n - at ? fusedopt::kCodeBlock : n - at;
-      codes.template each_of<decltype(type)>(begin + at, end, [=](const auto& x, int64_t i) {
-        out[at + i] = static_cast<T>(decode(x, scale));
-      });
+      codes.template each_of<decltype(type)>(
+          begin + at, end, [=](const auto& x, int64_t i) { out[at + i] = static_cast<T>(decode(x, scale)); });
     }
   });
 }
 
 template <class T>
-FUSEDOPT_ONCE inline void store_codes(const TileOperand<T>& codes, const Row& row, int state, int64_t begin, int64_t n) {
+FUSEDOPT_ONCE inline void store_codes(const TileOperand<T>& codes, const Row& row, int state, int64_t begin,
+                                      int64_t n) {
   const T* in = codes.buffer();
   float* scales = row.extras->scales[state];
   const bool stochastic = row.extras->stochastic;
@@ -150,9 +150,8 @@ FUSEDOPT_ONCE inline void store_codes(const TileOperand<T>& codes, const Row& ro
           encode(static_cast<float>(in[at + i]), inverse, offset_of(draw(own, begin + at + i)), x);
         });
       } else {
-        codes.template each_of<decltype(type)>(begin + at, end, [=](auto& x, int64_t i) {
-          encode(static_cast<float>(in[at + i]), inverse, 0.5f, x);
-        });
+        codes.template each_of<decltype(type)>(
+            begin + at, end, [=](auto& x, int64_t i) { encode(static_cast<float>(in[at + i]), inverse, 0.5f, x); });
       }
     }
   });
@@ -172,9 +171,8 @@ class TileParam {
   FUSEDOPT_ONCE T* load(int64_t begin, int64_t n) const {
     T* p = param_.load(begin, n);
     if (extras_.pair == Pair::remainder)
-      partner_.template each_of<int16_t>(begin, n, [p](const int16_t& x, int64_t i) {
-        p[i] = static_cast<T>(join(static_cast<float>(p[i]), x));
-      });
+      partner_.template each_of<int16_t>(
+          begin, n, [p](const int16_t& x, int64_t i) { p[i] = static_cast<T>(join(static_cast<float>(p[i]), x)); });
     if (extras_.pair == Pair::compensation)
       partner_.each(begin, n, [p](const auto& x, int64_t i) { p[i] += static_cast<T>(decode(x)); });
     return p;

@@ -45,7 +45,6 @@ struct AnyRow {
   __device__ bool any_coded() const { return extras && extras->coded; }
   __device__ fusedopt::Pair pair() const { return extras ? extras->pair : fusedopt::Pair::none; }
   __device__ bool has(uint8_t flag) const { return extras && (extras->flags & flag); }
-
 };
 
 template <class R, class T>
@@ -63,8 +62,7 @@ class AnyElement {
     const T p = load(of_.row.param, of_.row.dtypes[0], 0);
     if (of_.pair() == Pair::remainder)
       return static_cast<T>(join(static_cast<float>(p), static_cast<const int16_t*>(of_.extras->partner)[partner()]));
-    if (of_.pair() == Pair::compensation)
-      return p + load(of_.extras->partner, of_.extras->partner_dtype, kPartnerAt);
+    if (of_.pair() == Pair::compensation) return p + load(of_.extras->partner, of_.extras->partner_dtype, kPartnerAt);
     return p;
   }
   __device__ T grad() const { return load(of_.row.grad, of_.row.dtypes[1], 1); }

@@ -61,7 +61,9 @@ inline int find_mix(MixList<Mixes...>, const fusedopt::Row& row, const fusedopt:
 
 inline int kernel_of(const fusedopt::Row& row, const fusedopt::Rule& rule) {
   const bool wide = row.param_dtype == fusedopt::Dtype::f64;
-  int mix = row.layout || row.extras ? -1 : wide ? find_mix(DoubleMixes(), row, rule) : find_mix(FloatMixes(), row, rule);
+  int mix = row.layout || row.extras ? -1
+            : wide                   ? find_mix(DoubleMixes(), row, rule)
+                                     : find_mix(FloatMixes(), row, rule);
   if (mix < 0)
     mix = kAnyMix + wide;
   else if (wide)
