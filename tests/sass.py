@@ -298,8 +298,7 @@ def read(text: str) -> tuple[Table, str]:
     archs = header.split()[1:]
     table = {}
     for row in rows:
-        name, numbers = re.split(r"(?<=>) +", row, maxsplit=1)
-        cells = numbers.split()
+        name, *cells = row.rsplit(maxsplit=2 * len(archs))  # names may hold spaces
         table[name] = {arch: " ".join(cells[2 * at : 2 * at + 2]) for at, arch in enumerate(archs)}
     return table, re.findall(r"nvcc (\w[\w.]*\w)", first)[0]
 

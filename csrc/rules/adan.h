@@ -26,8 +26,8 @@ struct Adan : RuleDefaults {
     Scalars<double> c;
     c.step_size = h.lr / (1 - pown(h.beta1, step));
     c.step_size_diff = h.lr * h.beta2 / (1 - pown(h.beta2, step));
-    c.decay = h.no_prox != 0 ? 1 - decay : 1;
-    c.shrinkage = h.no_prox != 0 ? 1 : 1 / (1 + decay);
+    c.decay = h.no_prox != 0 ? decay : 0;
+    c.shrinkage = h.no_prox != 0 ? 0 : decay / (1 + decay);
     c.beta1 = h.beta1;
     c.weight1 = 1 - h.beta1;
     c.beta2 = h.beta2;
@@ -49,7 +49,10 @@ struct Adan : RuleDefaults {
     const T ahead = fma(c.beta2, difference, g);
     n = fma(c.beta3, n, c.weight3 * ahead * ahead);
     const T denominator = fma(sqrt(n), c.inverse_sqrt_correction3, c.eps);
-    p = (p * c.decay - fma(c.step_size, m, c.step_size_diff * v) / denominator) * c.shrinkage;
+    // What is taken from the param is small, so its rounding is nothing; a factor near 1 would round the same way in
+    // every step.
+    p = fma(-c.decay, p, p) - fma(c.step_size, m, c.step_size_diff * v) / denominator;
+    p = fma(-c.shrinkage, p, p);
     neg_pre_grad = -g;
   }
 };
