@@ -183,6 +183,8 @@ class KeptState(Optimizer):
                     self.state[param][key] = value.to(param.device, torch.float32)
                 elif key == "remainder" and value.dtype == torch.int16:
                     self.state[param][key] = value.to(param.device, copy=True)
+                elif key in ("master", "remainder") and self.state[param].pop(key, None) is not None:
+                    losses.append(f"torch has rounded '{key}', which starts anew from the param")
             if any(key in PARTNERS for key in self.state.get(param, {})):
                 losses.append(self._precision.match_partner(self.state[param], param))
             if "ema" in self.state.get(param, {}) and not self._precision.average:

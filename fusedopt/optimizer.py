@@ -82,7 +82,10 @@ class FusedStep(KeptState, Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         owner = next(c for c in cls.__mro__ if "__init__" in vars(c) and c is not FusedStep)
-        signature = inspect.signature(owner)
+        signature = inspect.signature(owner.__init__)
+        signature = signature.replace(
+            parameters=list(signature.parameters.values())[1:], return_annotation=inspect._empty
+        )
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
         torchs_or_open = owner.__module__.startswith("torch.optim.") or takes_any
         # inspect would find the one that a base class was given.

@@ -201,15 +201,20 @@ def _blocks(flat: Tensor) -> Tensor:
     return torch.nn.functional.pad(flat, (0, rest)).view(-1, CODE_BLOCK)
 
 
+def _root(numbers: Tensor) -> Tensor:
+    """The square root rounded to the nearest float32, which torch.sqrt is not where a vector library computes it."""
+    return numbers.double().sqrt().float()
+
+
 def encode(value: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """The 8-bit codes of a tensor, rounded to nearest, and the scale of each 256 in the order of its memory."""
     blocks = _blocks(_flat(value.detach().float()))
     scales = blocks.abs().amax(1)
     inverse = torch.where(scales > 0, 1 / scales, 0.0)[:, None]
     if signed:
-        codes = ((blocks.abs() * inverse).sqrt() * 127 + 0.5).nan_to_num(0).clamp(0, 127).trunc() * blocks.sign()
+        codes = (_root(blocks.abs() * inverse) * 127 + 0.5).nan_to_num(0).clamp(0, 127).trunc() * blocks.sign()
     else:
-        codes = ((blocks.clamp(min=0) * inverse).sqrt().sqrt() * 255 + 0.5).nan_to_num(0).clamp(0, 255).trunc()
+        codes = (_root(_root(blocks.clamp(min=0) * inverse)) * 255 + 0.5).nan_to_num(0).clamp(0, 255).trunc()
         codes = torch.where((blocks > 0) & (codes == 0), 1, codes)
     flat = codes.view(-1)[: value.numel()].to(torch.int8 if signed else torch.uint8)
     return _like(flat, value), scales

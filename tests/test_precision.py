@@ -217,7 +217,8 @@ def coded(case: Case) -> dict[str, Any]:
 def test_a_step_on_codes_is_decode_step_encode(case: Case, dtype: torch.dtype) -> None:
     """The engine's codes are those of the formula, bit for bit."""
     ours = case.ours([Parameter(v) for v in values(dtype)], **coded(case))
-    plain = case.ours([Parameter(v) for v in values(dtype)], state_dtype="float32")
+    wide = dict.fromkeys(coded(case).get("state_dtype", {}), "float32")
+    plain = case.ours([Parameter(v) for v in values(dtype)], state_dtype=wide)
     for grads in random_gradients(params_of(ours), 4):
         for optimizer in (ours, plain):
             train(optimizer, [grads])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from typing import Any
 
 import pytest
@@ -107,6 +108,8 @@ def test_gradients_are_cleared_also_where_a_step_is_skipped_or_hooked_or_left_to
 @pytest.mark.parametrize(("options", "dtype"), PAIRS, ids=str)
 @one_per_optimizer
 def test_a_resumed_run_is_the_run(case: Case, options: Options, dtype: torch.dtype) -> None:
+    if dtype == torch.float64 and len(case.counters) > 1:
+        pytest.skip("torch casts counters other than `step` to the param's dtype when it loads them")
     straight = steps(case.ours([Parameter(v) for v in values(dtype)], **options.of(case)), 3)
     half = steps(case.ours([Parameter(v) for v in values(dtype)], **options.of(case)), 3)
     file = io.BytesIO()
@@ -138,7 +141,11 @@ def test_torch_loads_what_is_saved(case: Case, options: Options, dtype: torch.dt
                 assert state[key].is_floating_point()
                 assert state[key].shape == p.shape
     back = case.ours([Parameter(p.detach().clone()) for p in params_of(theirs)], **options.of(case))
-    back.load_state_dict(theirs.state_dict())
+    if {"master", "remainder"} & set(ours.state[params_of(ours)[0]]):
+        with pytest.warns(UserWarning, match=r"torch has rounded '\w+', which starts anew from the param"):
+            back.load_state_dict(theirs.state_dict())
+    else:
+        back.load_state_dict(theirs.state_dict())
     steps(back, 1)
 
 
@@ -153,15 +160,18 @@ def test_partners_convert_into_each_other() -> None:
         exact = [exact_param(p, source, saved.state[p][source]) for p in params_of(saved)]
         for target, wanted in options.items():
             loaded = fusedopt.AdamW([Parameter(p.detach().clone()) for p in params_of(saved)], **wanted)
-            if target == "compensation" and source != target:
-                with pytest.warns(UserWarning, match=f"'compensation' holds '{source}' with fewer bits"):
-                    loaded.load_state_dict(saved.state_dict())
-            else:
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
                 loaded.load_state_dict(saved.state_dict())
+            kept = True
             for p, value in zip(params_of(loaded), exact, strict=True):
                 assert set(loaded.state[p]) & set(options) == {target}
                 joined = exact_param(p, target, loaded.state[p][target])
-                torch.testing.assert_close(joined, value, rtol=2**-15 if target == "compensation" else 0, atol=0)
+                torch.testing.assert_close(joined, value, rtol=2**-15 if target == "compensation" else 2**-23, atol=0)
+                kept = kept and torch.equal(joined, value)
+            assert kept or "compensation" in (source, target)
+            expected = [] if kept else [f"'{target}' holds '{source}' with fewer bits"]
+            assert [str(w.message).partition(": ")[2].partition(";")[0] for w in warned] == expected
 
 
 def test_what_cannot_be_kept_is_said() -> None:

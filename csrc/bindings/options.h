@@ -69,7 +69,8 @@ struct Options {
     const at::ScalarType own = param.dtype().toScalarType();
     if (!state[k]) return own;
     if (is_complex(param)) return coded(k) ? own : c10::toComplexType(*state[k]);
-    return coded(k) && param.numel() < kLeastCoded ? at::kFloat : *state[k];
+    if (coded(k) && param.numel() < kLeastCoded) return own == at::kDouble ? own : at::kFloat;
+    return *state[k];
   }
 };
 

@@ -66,7 +66,7 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
     const double initial = rule_->initial_state(hypers.data(), k);
     // Codes begin with zeros, and a block of equal numbers has no need of them.
     const at::ScalarType storage =
-        options_.coded(k) && initial != 0 ? at::kFloat : options_.storage_of_state(k, *source.param);
+        options_.coded(k) && initial != 0 ? source.param->dtype().toScalarType() : options_.storage_of_state(k, *source.param);
     at::Tensor value = at::zeros_like(rule_->like_grad(k) ? param.grad() : param, param.options().dtype(storage));
     if (initial != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(initial) : value.fill_(initial);
     entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
@@ -278,7 +278,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, bool clears
     read_counts(source);
   }
   if (options_.any()) {
-    const PyObject* decay = attribute("ema_decay");
+    const PyObject* decay = attribute("_ema_decay");
     set_draws(options_.average && decay ? to_number(const_cast<PyObject*>(decay), "ema_decay").value : 0);
   }
   run();
