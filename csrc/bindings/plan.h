@@ -35,8 +35,9 @@ class Plan {
 
   // One step of `optimizer`. Everything is checked first; then either all is written or an exception leaves all as it
   // was. Params that no engine takes come back as [(group index, [params])], nothing having been written; a second call
-  // with `engine_only` then steps the others.
-  py::object step(py::object optimizer, bool engine_only);
+  // with `engine_only` then steps the others. Gradients are divided by `divisor`, unless it is None: then by
+  // optimizer.grad_scale, if there is one.
+  py::object step(py::object optimizer, bool engine_only, py::object divisor);
 
   // Sends the groups' numbers to the device for the steps that were captured into graphs, which read them there.
   void refresh(py::object optimizer);
