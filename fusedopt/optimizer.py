@@ -12,6 +12,7 @@ from torch.optim import optimizer as _torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from . import _C
+from .max_grad_norm import ClippedStep
 
 Leftover = list[tuple[int, list[torch.Tensor]]]
 
@@ -29,7 +30,7 @@ _NON_NEGATIVE = {
 }
 
 
-class FusedStep(Optimizer):
+class FusedStep(ClippedStep):
     """A torch.optim class, named after this one in a subclass's bases, whose `step` is one pass over memory.
 
     Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors
@@ -74,6 +75,7 @@ class FusedStep(Optimizer):
             RuntimeError: a gradient or a state does not fit its param. Nothing has been written then.
         """
         if torch.compiler.is_compiling():
+            self._refuse_tracing()
             return self._torch_step(closure)
         # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
         if self._observed() and type(self).step is FusedStep.step:
@@ -100,10 +102,12 @@ class FusedStep(Optimizer):
         plan = self._plan
         if plan is None:
             plan = self._plan = self._make_plan()
-        leftover = plan.step(self)
+        norm, divisor = self._clip()
+        leftover = plan.step(self, divisor=divisor)
         if leftover:
-            self._step_leftover(leftover)
-            plan.step(self, engine_only=True)
+            self._step_leftover(leftover, divisor)
+            plan.step(self, engine_only=True, divisor=divisor)
+        self.grad_norm = norm
         return loss
 
     def _read_scaling(self) -> float:
@@ -120,7 +124,7 @@ class FusedStep(Optimizer):
         """torch's own step, without the hooks torch may have wrapped around it."""
         return unhooked(super().step, self)(closure)
 
-    def _step_leftover(self, leftover: Leftover) -> None:
+    def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
         # Sparse gradients first: most of torch's optimizers refuse them, and then nothing has been written yet.
         for sparse in (True, False):
             groups = []
@@ -129,7 +133,7 @@ class FusedStep(Optimizer):
                 if chosen:
                     groups.append(self._leftover_group(self.param_groups[index], chosen, sparse))
             if groups:
-                with self._only(groups), self._plain_grads(groups):
+                with self._only(groups), self._plain_grads(groups, divisor):
                     self._torch_step()
 
     def _leftover_group(self, group: dict[str, Any], params: list[torch.Tensor], sparse: bool) -> dict[str, Any]:
@@ -155,13 +159,13 @@ class FusedStep(Optimizer):
             self.param_groups = all_groups
 
     @contextmanager
-    def _plain_grads(self, groups: list[dict[str, Any]]) -> Iterator[None]:
-        """The gradients of `groups` as torch's step can take them: unscaled, lazy conjugations and negations done."""
+    def _plain_grads(self, groups: list[dict[str, Any]], divisor: float | torch.Tensor | None = None) -> Iterator[None]:
+        """The gradients of `groups` as torch's step takes them: scaled and clipped, no lazy conjugation or negation."""
         scaler: dict[str, Any] = {}
         for name in ("grad_scale", "found_inf"):
             if name in self.__dict__:
                 scaler[name] = self.__dict__.pop(name)
-        scale = scaler.get("grad_scale")
+        scale = scaler.get("grad_scale") if divisor is None else divisor
         grads = [(p, p.grad) for group in groups for p in group["params"]]
         try:
             for p, grad in grads:

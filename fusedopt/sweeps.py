@@ -35,14 +35,17 @@ class SweepStep(FusedStep):
             with torch.enable_grad():
                 loss = closure()
         multiplier = self._read_scaling()
+        self.grad_norm, divisor = self._clip()
         if self._skipped:
             return loss
+        if divisor is not None:
+            multiplier = 1 / float(divisor)
         with torch.no_grad():
             if all(self._takes(param) for _, _, param in self._with_grads()):
                 self._sweep(multiplier)
             else:
                 groups = [{**g, "params": [p for p in g["params"] if p.grad is not None]} for g in self.param_groups]
-                with self._plain_grads(groups):
+                with self._plain_grads(groups, divisor):
                     self._torch_step()
         return loss
 

@@ -12,7 +12,7 @@
 namespace fusedopt {
 
 inline NormOrder norm_order(double p) {
-  if (!(p > 0)) throw py::value_error("the engines have norms of positive order, not " + std::to_string(p));
+  if (!(p > 0)) throw py::value_error("norm_type is " + std::to_string(p) + "; give a positive number or inf");
   const Term term = p == 2 ? Term::square : p == 1 ? Term::absolute : std::isinf(p) ? Term::largest : Term::power;
   return {term, p};
 }

@@ -225,7 +225,10 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
   } const release{found_inf_, grad_scale_};
   skipped_there_ = at::Tensor();
   skipped_ = scaling(attribute("found_inf"), "found_inf", 0, found_inf_) != 0;
-  PyObject* scale = divisor.is_none() ? attribute("grad_scale") : divisor.ptr();
+  // Under a dispatch mode torch steps all params, and a number may be one that must not be read.
+  PyObject* scale = c10::impl::TorchDispatchModeTLS::any_modes_set() ? nullptr
+                    : divisor.is_none()                              ? attribute("grad_scale")
+                                                                     : divisor.ptr();
   multiplier_ = 1 / scaling(scale, "grad_scale", 1, grad_scale_);
   if (skipped_) return py::none();
 
