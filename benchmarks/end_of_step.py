@@ -46,7 +46,7 @@ TASKS = (
 
 
 class Trainee:
-    """Params with an optimizer, whose gradients are written anew before every turn since torch's clipping scales them."""
+    """Params with an optimizer; gradients are written anew before every turn, since torch's clipping scales them."""
 
     def __init__(self, task: Task, grads: Sequence[Tensor], library: Any) -> None:
         self.values = grads
@@ -66,7 +66,7 @@ class Trainee:
             self.scaler.scale(torch.zeros(()))  # as a loss would be, which makes the scale
 
     def prepare(self) -> None:
-        torch._foreach_copy_([param.grad for param in self.params], list(self.values))
+        torch._foreach_copy_([param.grad for param in self.params if param.grad is not None], list(self.values))
 
     def call(self) -> None:
         if self.scaler is None:

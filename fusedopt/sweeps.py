@@ -35,8 +35,9 @@ class SweepStep(FusedStep):
             with torch.enable_grad():
                 loss = closure()
         multiplier = self._read_scaling()
-        self.grad_norm, divisor = self._clip()
+        norm, divisor = self._clip()
         if self._skipped:
+            self.grad_norm = norm
             return loss
         if divisor is not None:
             multiplier = 1 / float(divisor)
@@ -47,6 +48,7 @@ class SweepStep(FusedStep):
                 groups = [{**g, "params": [p for p in g["params"] if p.grad is not None]} for g in self.param_groups]
                 with self._plain_grads(groups, divisor):
                     self._torch_step()
+        self.grad_norm = norm
         return loss
 
     def _takes(self, param: torch.Tensor) -> bool:

@@ -41,12 +41,13 @@ def random_grads(dtype: torch.dtype = torch.float32, shapes: Sequence[tuple[int,
 
 
 def oracle(grads: Sequence[Tensor], order: float) -> float:
-    sizes = torch.cat([grad.detach().resolve_conj().to(torch.complex128).abs().flatten() for grad in grads])
-    return float(torch.linalg.vector_norm(sizes, order))
+    """Sums of it are rounded once."""
+    sizes = torch.cat([grad.detach().resolve_conj().to(torch.complex128).abs().flatten() for grad in grads]).tolist()
+    return max(sizes) if order == INF else math.fsum(size**order for size in sizes) ** (1 / order)
 
 
 def assert_rounded(norm: Tensor, expected: float) -> None:
-    """No further from the expected number than half an ulp and what the oracle's own sum may be off."""
+    """No further from the expected number than half an ulp, or some roundings of a double."""
     assert norm.shape == ()
     eps = torch.finfo(norm.dtype).eps
     slack = 0.501 if norm.dtype == torch.float32 else 8
@@ -78,7 +79,9 @@ def test_norm_and_gradients(dtype: torch.dtype, order: float) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_agrees_with_torch(dtype: torch.dtype, order: float) -> None:
-    grads = random_grads(dtype)
+    if dtype == torch.float16 and order < 1:
+        pytest.skip("torch's overflows")
+    grads = [grad for grad in random_grads(dtype) if grad.numel() > 0]  # of none, torch's has no largest
     ours, torchs = params_with(*grads), params_with(*grads)
     norm = fusedopt.clip_grad_norm_(ours, 0.37, norm_type=order, foreach=False)
     expected = TORCHS(torchs, 0.37, norm_type=order)
@@ -132,8 +135,9 @@ def test_more_chunks_than_one_level_of_sums_holds() -> None:
 
 
 def test_the_square_of_a_large_float_does_not_overflow() -> None:
-    total = fusedopt.local_grad_norm(params_with(torch.full((3,), 3e38), torch.tensor([2e-30])))
-    assert_rounded(fusedopt.norm_from_local(total), math.sqrt(3) * 3e38)
+    large = torch.full((3,), 3e38)
+    total = fusedopt.local_grad_norm(params_with(large, torch.tensor([2e-30])))
+    assert_rounded(fusedopt.norm_from_local(total), math.sqrt(3) * large[0].item())
     for value in (INF, -INF, NAN):
         assert not torch.isfinite(fusedopt.local_grad_norm(params_with(torch.tensor([1.0, value]))))
 

@@ -27,7 +27,7 @@ def spread(*size: int, dtype: torch.dtype) -> Tensor:
     """Random numbers over some orders of magnitude, so that the order of additions shows."""
     if dtype.is_complex:
         return torch.complex(*(spread(*size, dtype=dtype.to_real()) for _ in range(2)))
-    return (torch.randn(*size, dtype=torch.float64) * torch.exp(2 * torch.randn(*size, dtype=torch.float64))).to(dtype)
+    return (torch.randn(size, dtype=torch.float64) * torch.exp(2 * torch.randn(size, dtype=torch.float64))).to(dtype)
 
 
 def results(grads: list[Tensor], order: float) -> list[Tensor]:

@@ -77,7 +77,9 @@ class Grads {
     if (held_.size() != other.held_.size() || !leftover_.empty() || !other.leftover_.empty()) return false;
     for (size_t i = 0; i < held_.size(); ++i) {
       const Held &mine = held_[i], &its = other.held_[i];
-      if (!mine.tensor.is_same(its.tensor) || mine.data != its.data || mine.version != its.version) return false;
+      if (!mine.tensor.is_same(its.tensor) || mine.memory.unsafeGetStorageImpl() != its.memory.unsafeGetStorageImpl() ||
+          mine.data != its.data || mine.version != its.version)
+        return false;
     }
     return true;
   }
@@ -120,8 +122,10 @@ class Grads {
   }
 
  private:
+  // What lives cannot have its address taken by another: equal addresses are equal things.
   struct Held {
     at::Tensor tensor;
+    c10::Storage memory;
     const void* data;
     uint32_t version;
   };
@@ -165,7 +169,7 @@ class Grads {
       part.entries.push_back(entry);
       part.tensors.push_back(impl);
     }
-    held_.push_back({grad, entry.data, impl->version_counter().current_version()});
+    held_.push_back({grad, impl->unsafe_storage(), entry.data, impl->version_counter().current_version()});
     return true;
   }
 
