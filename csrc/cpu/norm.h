@@ -47,10 +47,18 @@ struct GradNorm {
     return largest;
   }
 
-  // A product of two floats is exact in double, so an fma would change nothing.
+  // A product of two floats is exact in double, so an fma would change nothing. Halves are widened in a loop of their
+  // own: a vector of them is four of doubles, and decoding float16 in quarters takes nearly twice as long.
   template <class S>
   static double squares(const S* x, int64_t n) {
-    return accumulate(x, n, [](double sum, double e) { return sum + e * e; }, total_of);
+    if constexpr (sizeof(S) == 2) {
+      alignas(64) float wide[kChunk];
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) wide[i] = decode(x[i]);
+      return squares(wide, n);
+    } else {
+      return accumulate(x, n, [](double sum, double e) { return sum + e * e; }, total_of);
+    }
   }
   static double sum_of_chunk(const double* x, int64_t n) {
     return accumulate(x, n, [](double sum, double e) { return sum + e; }, total_of);
