@@ -20,6 +20,7 @@ namespace py = pybind11;
 
 #include "bindings/factored.h"
 #include "bindings/history.h"
+#include "bindings/norm.h"
 #include "bindings/plugin.h"
 #include "bindings/run.h"
 #include "bindings/sweep.h"
@@ -68,7 +69,8 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Plan>(m, "Plan", py::module_local(), "A rule bound to one optimizer's params, checked and run by step().")
       .def(py::init<std::string, py::dict, bool, py::dict>(), py::arg("rule"), py::arg("defaults"),
            py::arg("device_counters") = false, py::arg("options") = py::dict())
-      .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false, py::arg("clears_grad") = false)
+      .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false, py::arg("divisor") = py::none(),
+           py::arg("clears_grad") = false)
       .def_property("draws", &Plan::draws, &Plan::set_draws_done)
       .def("refresh", &Plan::refresh, py::arg("optimizer"))
       .def_property_readonly("skipped", &Plan::skipped)
@@ -84,7 +86,8 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<FactoredPlan>(m, "FactoredPlan", py::module_local(), "Adafactor's steps over one optimizer's params.")
       .def(py::init<>())
-      .def("step", &FactoredPlan::step, py::arg("optimizer"), py::arg("engine_only") = false)
+      .def("step", &FactoredPlan::step, py::arg("optimizer"), py::arg("engine_only") = false,
+           py::arg("divisor") = py::none())
       .def(
           "refresh", [](const FactoredPlan&, const py::object&) {}, py::arg("optimizer"))
       .def_property_readonly("skipped", &FactoredPlan::skipped)
@@ -97,6 +100,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("states"), py::arg("multiplier") = 1.0, py::arg("slices") = py::list());
 
   history::bind(m);
+  bind_norm(m);
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
   m.def("built_isas", [] {

@@ -11,6 +11,7 @@ from .adamax import Adamax
 from .adan import Adan
 from .asgd import ASGD
 from .capabilities import capabilities
+from .clipping import clip_grad_norm_, local_grad_norm, norm_from_local
 from .compiled import compile_rule
 from .generic import GenericOptimizer, WeightDecay
 from .lamb import LAMB
@@ -22,6 +23,7 @@ from .radam import RAdam
 from .replace import replace
 from .rmsprop import RMSprop
 from .rprop import Rprop
+from .scaler import GradScaler
 from .sgd import SGD
 from .sparse_adam import SparseAdam
 
@@ -39,6 +41,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "GenericOptimizer",
+    "GradScaler",
     "Lion",
     "NAdam",
     "RAdam",
@@ -47,7 +50,10 @@ __all__ = [
     "SparseAdam",
     "WeightDecay",
     "capabilities",
+    "clip_grad_norm_",
     "compile_rule",
+    "local_grad_norm",
+    "norm_from_local",
     "replace",
 ]
 if hasattr(_torch.optim, "Muon"):  # from torch 2.9 on

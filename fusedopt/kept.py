@@ -209,5 +209,5 @@ def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 
 # What a copy takes along beside what torch's classes keep.
-_OWN_STATE = ("max_grad_norm", "_ema_decay", "_precision", "_copies", "_draws")
+_OWN_STATE = ("_ema_decay", "_precision", "_copies", "_draws")
 _HALVES = (torch.bfloat16, torch.float16)

@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer
 
 from . import _C
 from .kept import KeptState
+from .max_grad_norm import ClippedStep
 from .precision import Precision, StateDtype, describe_arguments, with_options
 
 Leftover = list[tuple[int, list[torch.Tensor]]]
@@ -32,7 +33,7 @@ _NON_NEGATIVE = {
 }
 
 
-class FusedStep(KeptState, Optimizer):
+class FusedStep(KeptState, ClippedStep):
     """A torch.optim class, named after this one in a subclass's bases, whose `step` is one pass over memory.
 
     Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors
@@ -50,7 +51,7 @@ class FusedStep(KeptState, Optimizer):
     _step_supports_amp_scaling = True
     # What optimizers without a plan know of their last step.
     _skipped = False
-    # Whether the constructor takes the options of precision.py, which a plan can serve.
+    # Whether the constructor takes the options of precision.py, which a plan can serve. All take the first.
     _has_options: ClassVar[bool] = True
 
     def __init__(
@@ -64,14 +65,13 @@ class FusedStep(KeptState, Optimizer):
         rounding_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        given = (max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
-        if not self._has_options and given != (None, None, None, None, "nearest", 0):
+        given = (ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        if not self._has_options and given != (None, None, None, "nearest", 0):
             raise TypeError(
-                f"{type(self).__name__} takes none of {', '.join(p.name for p in _OPTIONS)}: its step is more than one "
-                "pass, and they are for those that are one"
+                f"{type(self).__name__} takes none of {', '.join(p.name for p in _OPTIONS[1:])}: its step is more than "
+                "one pass, and they are for those that are one"
             )
-        if max_grad_norm is not None:
-            self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = max_grad_norm
         names = _C.states(self._rule) if self._has_options else []
         self._precision = Precision.of(names, state_dtype, master_weights, rounding, rounding_seed, ema_decay)
         self._ema_decay = ema_decay
@@ -89,9 +89,10 @@ class FusedStep(KeptState, Optimizer):
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
         torchs_or_open = owner.__module__.startswith("torch.optim.") or takes_any
         # inspect would find the one that a base class was given.
-        cls.__signature__ = with_options(signature, _OPTIONS) if torchs_or_open and cls._has_options else None  # type: ignore[attr-defined]
-        if cls.__signature__ is not None and cls.__doc__:  # type: ignore[attr-defined]
-            cls.__doc__ = describe_arguments(cls.__doc__)
+        options = _OPTIONS if cls._has_options else _OPTIONS[:1]
+        cls.__signature__ = with_options(signature, options) if torchs_or_open else None  # type: ignore[attr-defined]
+        if torchs_or_open and cls.__doc__:
+            cls.__doc__ = describe_arguments(cls.__doc__, len(options))
 
     @property
     def step_skipped(self) -> torch.Tensor:
@@ -121,6 +122,7 @@ class FusedStep(KeptState, Optimizer):
                     "torch.compile would trace torch's own step, which knows no state_dtype, master_weights, "
                     "rounding or ema_decay; call step() outside of it"
                 )
+            self._refuse_tracing()
             return self._torch_step(closure)
         # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
         if self._observed() and type(self).step is FusedStep.step:
@@ -148,13 +150,16 @@ class FusedStep(KeptState, Optimizer):
         plan = self._plan
         if plan is None:
             plan = self._plan = self._make_plan()
+        norm, divisor = self._clip()
         # Of a step that a GPU alone knows to be skipped the engine would leave the gradients.
         in_pass = zero_grad and "found_inf" not in self.__dict__ and self._has_options
-        leftover = plan.step(self, False, in_pass) if in_pass else plan.step(self)
+        flags = {"clears_grad": True} if in_pass else {}
+        leftover = plan.step(self, divisor=divisor, **flags)
         if leftover:
             if self._precision == Precision():
-                self._step_leftover(leftover)
-            plan.step(self, True)
+                self._step_leftover(leftover, divisor)
+            plan.step(self, engine_only=True, divisor=divisor)
+        self.grad_norm = norm
         if zero_grad and (leftover or not in_pass):
             self._clear_grads()
         return loss
@@ -182,7 +187,7 @@ class FusedStep(KeptState, Optimizer):
         """torch's own step, without the hooks torch may have wrapped around it."""
         return unhooked(super().step, self)(closure)
 
-    def _step_leftover(self, leftover: Leftover) -> None:
+    def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
         # Sparse gradients first: most of torch's optimizers refuse them, and then nothing has been written yet.
         for sparse in (True, False):
             groups = []
@@ -191,7 +196,7 @@ class FusedStep(KeptState, Optimizer):
                 if chosen:
                     groups.append(self._leftover_group(self.param_groups[index], chosen, sparse))
             if groups:
-                with self._only(groups), self._plain_grads(groups):
+                with self._only(groups), self._plain_grads(groups, divisor):
                     self._torch_step()
 
     def _leftover_group(self, group: dict[str, Any], params: list[torch.Tensor], sparse: bool) -> dict[str, Any]:
@@ -217,13 +222,13 @@ class FusedStep(KeptState, Optimizer):
             self.param_groups = all_groups
 
     @contextmanager
-    def _plain_grads(self, groups: list[dict[str, Any]]) -> Iterator[None]:
-        """The gradients of `groups` as torch's step can take them: unscaled, lazy conjugations and negations done."""
+    def _plain_grads(self, groups: list[dict[str, Any]], divisor: float | torch.Tensor | None = None) -> Iterator[None]:
+        """The gradients of `groups` as torch's step takes them: scaled and clipped, no lazy conjugation or negation."""
         scaler: dict[str, Any] = {}
         for name in ("grad_scale", "found_inf"):
             if name in self.__dict__:
                 scaler[name] = self.__dict__.pop(name)
-        scale = scaler.get("grad_scale")
+        scale = scaler.get("grad_scale") if divisor is None else divisor
         grads = [(p, p.grad) for group in groups for p in group["params"]]
         try:
             for p, grad in grads:

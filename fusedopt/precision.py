@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -254,7 +255,7 @@ def warn_of_losses(losses: Iterable[str | None]) -> None:
 
 
 # What every constructor of a plan-stepped optimizer takes beside torch's arguments.
-ARGUMENTS = """\
+ARGUMENTS = """
 max_grad_norm: multiply gradients, inside the update, so that the norm of all of them together is at most this;
     None leaves them alone. `grad_norm` tells the norm.
 ema_decay: keep an exponential moving average of the params with this factor, in `ema_parameters()`.
@@ -268,10 +269,11 @@ rounding_seed: where the draws of "stochastic" start.
 """
 
 
-def describe_arguments(doc: str) -> str:
-    """A class's docstring with these arguments at the end of its own."""
+def describe_arguments(doc: str, count: int) -> str:
+    """A class's docstring with the first of these arguments at the end of its own."""
     indent = "        "
-    text = "".join(f"{indent}{line}\n" if line else "\n" for line in ARGUMENTS.splitlines())
+    chosen = "".join(re.split(r"^(?=\w)", ARGUMENTS, flags=re.MULTILINE)[1 : count + 1])
+    text = "".join(f"{indent}{line}\n" for line in chosen.splitlines())
     head, mark, tail = doc.partition("\n\n    Raises:")
     return f"{head}\n{text.rstrip()}{mark}{tail}" if mark else doc
 

@@ -66,9 +66,9 @@ class Standalone(FusedStep):
             f"{type(self).__name__} cannot be traced: torch has no step of it; call step() outside of torch.compile"
         )
 
-    def _step_leftover(self, leftover: Leftover) -> None:
+    def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
         groups = [{**self.param_groups[index], "params": params} for index, params in leftover]
-        with self._only(groups), self._plain_grads(groups), self._float_counters(groups):
+        with self._only(groups), self._plain_grads(groups, divisor), self._float_counters(groups):
             refused = cast(_C.Plan, self._plan).step(self)
         if refused:
             raise RuntimeError(self._refusal(groups[refused[0][0]], [p for _, params in refused for p in params]))

@@ -37,19 +37,21 @@ class SweepStep(FusedStep):
             with torch.enable_grad():
                 loss = closure()
         multiplier = self._read_scaling()
+        norm, divisor = self._clip()
         if not self._skipped:
-            self._step_all(multiplier)
+            self._step_all(multiplier if divisor is None else 1 / float(divisor), divisor)
+        self.grad_norm = norm
         if zero_grad:
             self._clear_grads()
         return loss
 
-    def _step_all(self, multiplier: float) -> None:
+    def _step_all(self, multiplier: float, divisor: float | torch.Tensor | None) -> None:
         with torch.no_grad():
             if all(self._takes(param) for _, _, param in self._with_grads()):
                 self._sweep(multiplier)
             else:
                 groups = [{**g, "params": [p for p in g["params"] if p.grad is not None]} for g in self.param_groups]
-                with self._plain_grads(groups):
+                with self._plain_grads(groups, divisor):
                     self._torch_step()
 
     def _takes(self, param: torch.Tensor) -> bool:

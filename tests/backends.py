@@ -165,6 +165,7 @@ class Emulated(Backend):
 
     def adopt(self, optimizer: Any) -> Any:
         optimizer._plan = optimizer._make_plan(self.engine)
+        optimizer._engine = self.engine
         return optimizer
 
     @contextmanager

@@ -2,6 +2,8 @@
 // torch.
 #pragma once
 
+#include <vector>
+
 #include "../cuda/engine.h"
 #include "tensor.h"
 
@@ -28,6 +30,12 @@ inline void* current_stream(int) { return g_stream; }
 struct OnDevice {
   explicit OnDevice(int) {}
 };
+
+// What a captured step has allocated stays for its replays, as it does in the memory pool of a CUDA graph.
+inline void keep_for_replays(bool captured, const at::Tensor& memory) {
+  static std::vector<at::Tensor>& kept = *new std::vector<at::Tensor>();
+  if (captured) kept.push_back(memory);
+}
 
 // While it lives, what is allocated does not belong to the graph being captured.
 class OffCapture {
@@ -63,6 +71,9 @@ inline void* current_stream(int index) {
   static const py::object& raw = *new py::object(py::module_::import("torch._C").attr("_cuda_getCurrentRawStream"));
   return reinterpret_cast<void*>(raw(index).cast<uintptr_t>());
 }
+
+// The graph's memory pool keeps it.
+inline void keep_for_replays(bool, const at::Tensor&) {}
 
 // Makes a device current while it lives.
 class OnDevice {

@@ -14,7 +14,7 @@ namespace fusedopt {
 class FactoredPlan {
  public:
   // As Plan::step: params that no engine takes come back as [(group index, [params])], nothing having been written.
-  py::object step(py::object optimizer, bool engine_only);
+  py::object step(py::object optimizer, bool engine_only, py::object divisor);
   // Whether the last step was skipped: a bool, or on a device that alone knows it a tensor, zero if not.
   py::object skipped() const;
 
@@ -258,12 +258,12 @@ inline void FactoredPlan::run() {
   for (const FactoredSource& source : sources_) source.bump_versions();
 }
 
-inline py::object FactoredPlan::step(py::object optimizer, bool engine_only) {
+inline py::object FactoredPlan::step(py::object optimizer, bool engine_only, py::object divisor) {
   if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
   const Ref dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
-  const auto scaling = [&](const char* name, double absent, at::Tensor& on_device) {
+  const auto attribute = [&](const char* name) { return PyDict_GetItemString(dict.ptr(), name); };
+  const auto scaling = [&](PyObject* found, const char* name, double absent, at::Tensor& on_device) {
     on_device = at::Tensor();
-    PyObject* found = PyDict_GetItemString(dict.ptr(), name);
     if (!found || found == Py_None) return absent;
     const Number number = to_number(found, name);
     if (number.device) on_device = unpack(found);
@@ -278,8 +278,9 @@ inline py::object FactoredPlan::step(py::object optimizer, bool engine_only) {
     }
   } const release{*this};
   skipped_there_ = at::Tensor();
-  skipped_ = scaling("found_inf", 0, found_inf_) != 0;
-  multiplier_ = 1 / scaling("grad_scale", 1, grad_scale_);
+  skipped_ = scaling(attribute("found_inf"), "found_inf", 0, found_inf_) != 0;
+  PyObject* scale = divisor.is_none() ? attribute("grad_scale") : divisor.ptr();
+  multiplier_ = 1 / scaling(scale, "grad_scale", 1, grad_scale_);
   if (skipped_) return py::none();
 
   const Ref state = optimizer.attr("state"), groups = optimizer.attr("param_groups");

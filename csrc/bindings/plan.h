@@ -40,8 +40,9 @@ class Plan {
 
   // One step of `optimizer`. Everything is checked first; then either all is written or an exception leaves all as it
   // was. Params that no engine takes come back as [(group index, [params])], nothing having been written; a second call
-  // with `engine_only` then steps the others. `clears_grad`: gradients are zero afterwards.
-  py::object step(py::object optimizer, bool engine_only, bool clears_grad);
+  // with `engine_only` then steps the others. Gradients are divided by `divisor`, unless it is None: then by
+  // optimizer.grad_scale, if there is one. With `clears_grad` they are zero afterwards.
+  py::object step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad);
 
   // Sends the groups' numbers to the device for the steps that were captured into graphs, which read them there.
   void refresh(py::object optimizer);

@@ -220,7 +220,7 @@ inline void Plan::run() {
   bump_versions();
 }
 
-inline py::object Plan::step(py::object optimizer, bool engine_only, bool clears_grad) {
+inline py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad) {
   if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
   rule_ = find();
   const Ref dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
@@ -230,9 +230,8 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, bool clears
   };
 
   // What GradScaler has put into device memory stays there unread, for as long as nothing on the host depends on it.
-  const auto scaling = [&](const char* name, double absent, at::Tensor& on_device) {
+  const auto scaling = [&](PyObject* found, const char* name, double absent, at::Tensor& on_device) {
     on_device = at::Tensor();
-    PyObject* found = attribute(name);
     const Number number = found ? to_number(found, name) : Number{absent};
     if (number.device) on_device = unpack(found);
     return number.device ? absent : number.value;
@@ -242,8 +241,12 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, bool clears
     ~Release() { found_inf = grad_scale = at::Tensor(); }
   } const release{found_inf_, grad_scale_};
   skipped_there_ = at::Tensor();
-  skipped_ = scaling("found_inf", 0, found_inf_) != 0;
-  multiplier_ = 1 / scaling("grad_scale", 1, grad_scale_);
+  skipped_ = scaling(attribute("found_inf"), "found_inf", 0, found_inf_) != 0;
+  // Under a dispatch mode torch steps all params, and a number may be one that must not be read.
+  PyObject* scale = c10::impl::TorchDispatchModeTLS::any_modes_set() ? nullptr
+                    : divisor.is_none()                              ? attribute("grad_scale")
+                                                                     : divisor.ptr();
+  multiplier_ = 1 / scaling(scale, "grad_scale", 1, grad_scale_);
   if (skipped_) return py::none();
   clears_grad_ = clears_grad;
 

@@ -78,14 +78,14 @@ bool is_wide(const Row& row) { return row.param_dtype == Dtype::f64; }
 
 const std::vector<Isa>& built_isas() {
   static const std::vector<Isa> isas = {
-      {"generic", true, rules_generic, history_generic, factored_generic},
+      {"generic", true, rules_generic, history_generic, factored_generic, norm_generic},
 #ifdef FUSEDOPT_X86
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), rules_avx2, history_avx2,
-       factored_avx2},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), rules_avx2, history_avx2, factored_avx2,
+       norm_avx2},
       {"avx512",
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"),
-       rules_avx512, history_avx512, factored_avx512},
+       rules_avx512, history_avx512, factored_avx512, norm_avx512},
 #endif
   };
   return isas;

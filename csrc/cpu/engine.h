@@ -6,6 +6,7 @@
 
 #include "../factored.h"
 #include "../history.h"
+#include "../norm.h"
 #include "../plugin.h"
 #include "../step.h"
 
@@ -17,6 +18,7 @@ struct Isa {
   RulesOf rules;
   const history::Kernels& (*history)();
   const FactoredKernels* (*factored)();
+  const NormKernels& (*norm)();
 };
 
 // Every instruction set that was built, narrowest first.

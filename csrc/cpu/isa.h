@@ -3,6 +3,7 @@
 
 #include "../factored.h"
 #include "../history.h"
+#include "../norm.h"
 #include "../step.h"
 
 // Clang has no `#pragma GCC target`: it builds the generic kernels only. So does who asks for no others.
@@ -25,5 +26,8 @@ const FactoredKernels* factored_avx512();
 const history::Kernels& history_generic();
 const history::Kernels& history_avx2();
 const history::Kernels& history_avx512();
+const NormKernels& norm_generic();
+const NormKernels& norm_avx2();
+const NormKernels& norm_avx512();
 
 }  // namespace fusedopt

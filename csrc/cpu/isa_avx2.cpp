@@ -13,6 +13,7 @@
 #ifndef FUSEDOPT_RULE
 #include "factored.h"
 #include "history.h"
+#include "norm.h"
 #endif
 
 namespace fusedopt {
@@ -20,6 +21,7 @@ const Rule* rules_avx2(int& count) { return fusedopt_avx2::rule_table(fusedopt_a
 #ifndef FUSEDOPT_RULE  // a shared object brings a rule and nothing else
 const FactoredKernels* factored_avx2() { return fusedopt_avx2::factored_kernels(); }
 const history::Kernels& history_avx2() { return fusedopt_avx2::history_kernels(); }
+const NormKernels& norm_avx2() { return fusedopt_avx2::norm_kernels(); }
 #endif
 }  // namespace fusedopt
 #endif

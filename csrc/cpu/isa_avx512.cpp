@@ -13,6 +13,7 @@
 #ifndef FUSEDOPT_RULE
 #include "factored.h"
 #include "history.h"
+#include "norm.h"
 #endif
 
 namespace fusedopt {
@@ -20,6 +21,7 @@ const Rule* rules_avx512(int& count) { return fusedopt_avx512::rule_table(fusedo
 #ifndef FUSEDOPT_RULE  // a shared object brings a rule and nothing else
 const FactoredKernels* factored_avx512() { return fusedopt_avx512::factored_kernels(); }
 const history::Kernels& history_avx512() { return fusedopt_avx512::history_kernels(); }
+const NormKernels& norm_avx512() { return fusedopt_avx512::norm_kernels(); }
 #endif
 }  // namespace fusedopt
 #endif

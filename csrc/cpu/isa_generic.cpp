@@ -5,6 +5,7 @@
 #ifndef FUSEDOPT_RULE
 #include "factored.h"
 #include "history.h"
+#include "norm.h"
 #endif
 
 namespace fusedopt {
@@ -12,5 +13,6 @@ const Rule* rules_generic(int& count) { return fusedopt_generic::rule_table(fuse
 #ifndef FUSEDOPT_RULE  // a shared object brings a rule and nothing else
 const FactoredKernels* factored_generic() { return fusedopt_generic::factored_kernels(); }
 const history::Kernels& history_generic() { return fusedopt_generic::history_kernels(); }
+const NormKernels& norm_generic() { return fusedopt_generic::norm_kernels(); }
 #endif
 }  // namespace fusedopt

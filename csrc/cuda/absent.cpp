@@ -4,6 +4,7 @@
 #include "engine.h"
 #include "history.h"
 #include "factored.h"
+#include "norm.h"
 
 namespace fusedopt::cuda {
 
@@ -34,6 +35,12 @@ void products(const history::Products&, bool, void*, double*, const Place&) { ab
 void direction(const history::Direction&, bool, void*, double*, const Place&) { absent(); }
 void move(const history::Move&, bool, const Place&) { absent(); }
 void gather(const history::Gather&, bool, const Place&) { absent(); }
+
+bool ready_for_norm(const Place&) { absent(); }
+int64_t norm_scratch(int64_t) { absent(); }
+void measure(const NormEntry*, const NormEntry*, const NormOrder&, double*, const Place&) { absent(); }
+void clip(const double*, const Number&, const ClipRequest&, const ClipOutput&, const Place&) { absent(); }
+void scale(const NormEntry*, const NormEntry*, const Number&, const Place&) { absent(); }
 
 bool ready_for_factored(const Place&) { absent(); }
 FactoredLaunch::FactoredLaunch(const FactoredStep&) { absent(); }

@@ -55,14 +55,7 @@ void load(int device, const RuleKernels& kernels) {
 }
 
 // The most words that a launch's parameters hold on this machine.
-int largest_patch() {
-  static const int words = [] {
-    int driver = 0;
-    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010 && CUDART_VERSION >= 12010 ? kLargePatch
-                                                                                                      : kSmallPatch;
-  }();
-  return words;
-}
+int largest_patch() { return large_parameters() ? kLargePatch : kSmallPatch; }
 
 }  // namespace
 

@@ -47,20 +47,7 @@ int class_of(const Factored& t) {
 
 }  // namespace
 
-bool ready_for_factored(const Place& place) {
-  check_earlier(cudaPeekAtLastError());
-  use(place.device);
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_earlier(cudaStreamIsCapturing(static_cast<cudaStream_t>(place.stream), &status));
-  cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, fusedopt_cuda::factored_prepare);
-  if (error != cudaSuccess) {
-    cudaGetLastError();
-    fail(error, "this build of fusedopt holds " + built_for() +
-                    " and has no kernel for device cuda:" + std::to_string(place.device));
-  }
-  return status == cudaStreamCaptureStatusActive;
-}
+bool ready_for_factored(const Place& place) { return ready_with(place, fusedopt_cuda::factored_prepare); }
 
 // Entries, starts of each class, then the sums.
 FactoredLaunch::FactoredLaunch(const FactoredStep& step) : step_(step), tensors_(step.last - step.first) {

@@ -28,6 +28,37 @@ inline void use(int device) {
   if (now != device) check_earlier(cudaSetDevice(device));
 }
 
+// Whether the stream is being captured into a graph. Throws if an earlier kernel failed, or if this build has none of
+// these kernels for the device. They are brought there, which a capture may forbid at a first launch.
+template <class... Kernels>
+bool ready_with(const Place& place, Kernels*... kernels) {
+  check_earlier(cudaPeekAtLastError());
+  use(place.device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_earlier(cudaStreamIsCapturing(static_cast<cudaStream_t>(place.stream), &status));
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaSuccess;
+  ((error = error == cudaSuccess ? cudaFuncGetAttributes(&attributes, kernels) : error), ...);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    fail(error, "this build of fusedopt holds " + built_for() +
+                    " and has no kernel for device cuda:" + std::to_string(place.device));
+  }
+  return status == cudaStreamCaptureStatusActive;
+}
+
+// Whether a launch carries 32,764 bytes of parameters, and not only 4 KiB.
+inline bool large_parameters() {
+  static const bool large = [] {
+    int driver = 0;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010 && CUDART_VERSION >= 12010;
+  }();
+  return large;
+}
+
 // Puts on the stream what start(config) launches.
 template <class F>
 void put(const Place& place, uint32_t blocks, unsigned threads, F&& start) {

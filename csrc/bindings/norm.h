@@ -1,0 +1,290 @@
+// The gradients of a list of params as Python hands it over: their norm, and their scaling. Included by bindings.cpp,
+// after torch.
+#pragma once
+
+#include <deque>
+#include <unordered_map>
+
+#include "../cpu/norm_engine.h"
+#include "../cuda/norm.h"
+#include "group.h"
+
+namespace fusedopt {
+
+inline NormOrder norm_order(double p) {
+  if (!(p > 0)) throw py::value_error("norm_type is " + std::to_string(p) + "; give a positive number or inf");
+  const Term term = p == 2 ? Term::square : p == 1 ? Term::absolute : std::isinf(p) ? Term::largest : Term::power;
+  return {term, p};
+}
+
+inline py::object to_python(const at::Tensor& tensor) {
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
+}
+
+inline at::Tensor scalar(double value, at::ScalarType dtype) {
+  const at::Tensor tensor = at::empty({}, at::TensorOptions(at::kCPU).dtype(dtype));
+  if (dtype == at::kDouble)
+    *tensor.mutable_data_ptr<double>() = value;
+  else
+    *tensor.mutable_data_ptr<float>() = static_cast<float>(value);
+  return tensor;
+}
+
+// A number for a kernel on `device`; `keep` holds it there.
+inline Number number_for(int device, const py::object& value, const std::string& what, at::Tensor& keep) {
+  Number number = to_number(value.ptr(), what);
+  if (!number.device) return number;
+  keep = unpack(value.ptr());
+  if (device == kHost) return {keep.item().toDouble()};
+  keep = keep.to(torch_device(device), /*non_blocking=*/true);
+  number.device = keep.unsafeGetTensorImpl()->data();
+  return number;
+}
+
+class Grads {
+ public:
+  // Of tensors, or of the params in param_groups; with `values` the tensors themselves stand for their gradients.
+  Grads(const py::object& params, bool values) : values_(values) {
+    const Ref list = py::reinterpret_steal<py::object>(PySequence_Fast(params.ptr(), "parameters are not a list"));
+    if (!list) throw py::error_already_set();
+    // A dispatch mode (FakeTensorMode, make_fx, a flop counter) must see operations.
+    observed_ = c10::impl::TorchDispatchModeTLS::any_modes_set();
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list.ptr()); ++i) {
+      PyObject* item = PySequence_Fast_GET_ITEM(list.ptr(), i);
+      if (!PyDict_Check(item)) {
+        add(item, [&] { return "parameters[" + std::to_string(i) + "]"; });
+        continue;
+      }
+      PyObject* group = PyDict_GetItemString(item, "params");
+      if (!is_sequence(group))
+        throw py::type_error("param_groups[" + std::to_string(i) +
+                             "]['params'] is not a list; assign a list of tensors");
+      for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(group); ++k)
+        add(PySequence_Fast_GET_ITEM(group, k),
+            [&] { return param_label(list.ptr(), static_cast<int>(i), static_cast<int>(k)); });
+    }
+  }
+  Grads(const Grads&) = delete;
+
+  // Gradients that no engine takes.
+  const py::list& leftover() const { return leftover_; }
+  // Whether torch would compute the norm in double.
+  bool wide() const { return wide_; }
+  bool empty() const { return held_.empty(); }
+
+  // Whether these are the same gradients, and nobody has written to them.
+  bool same_as(const Grads& other) const {
+    if (held_.size() != other.held_.size() || !leftover_.empty() || !other.leftover_.empty()) return false;
+    for (size_t i = 0; i < held_.size(); ++i) {
+      const Held &mine = held_[i], &its = other.held_[i];
+      if (!mine.tensor.is_same(its.tensor) || mine.memory.unsafeGetStorageImpl() != its.memory.unsafeGetStorageImpl() ||
+          mine.data != its.data || mine.version != its.version)
+        return false;
+    }
+    return true;
+  }
+
+  // The sum of |g|^p over those that the engines take, or the largest |g|, as a double where the first of them is.
+  py::object measure(double p) {
+    const NormOrder order = norm_order(p);
+    at::Tensor total;
+    for (const Part& part : parts_) {
+      const at::Tensor one = part.entries.empty()   ? at::Tensor()
+                             : part.device == kHost ? measure_on_host(part, order)
+                                                    : measure_on_device(part, order);
+      const at::Tensor its =
+          one.defined() ? one : at::zeros({}, at::TensorOptions(torch_device(part.device)).dtype(at::kDouble));
+      if (!total.defined())
+        total = its;
+      else if (order.term == Term::largest)
+        total = total.maximum(its.to(total.device()));
+      else
+        total = total.add(its.to(total.device()));
+    }
+    return to_python(total.defined() ? total : at::zeros({}, at::TensorOptions(at::kCPU).dtype(at::kDouble)));
+  }
+
+  // Multiplies them, those in the list twice two times.
+  void scale(const py::object& coefficient) {
+    for (const Part& part : parts_)
+      for (const NormEntry& entry : part.entries)
+        for (int d = 0; entry.layout && d < entry.layout->dims; ++d)
+          if (entry.layout->stride[kParam][d] == 0 && entry.layout->size[d] > 1)
+            throw std::runtime_error(
+                "a gradient cannot be scaled in place: more than one of its elements refers to a single memory "
+                "location. Please clone() the gradient before.");
+    for (Part& part : parts_) {
+      at::Tensor keep;
+      const Number by = number_for(part.device, coefficient, "the coefficient", keep);
+      for (const std::vector<NormEntry>& wave : waves_of(part)) scale_wave(part.device, wave, by);
+    }
+    for (const Held& held : held_) held.tensor.unsafeGetTensorImpl()->bump_version();
+  }
+
+ private:
+  // What lives cannot have its address taken by another: equal addresses are equal things.
+  struct Held {
+    at::Tensor tensor;
+    c10::Storage memory;
+    const void* data;
+    uint32_t version;
+  };
+  struct Part {
+    int device;
+    std::vector<NormEntry> entries;
+    std::vector<TensorImpl*> tensors;  // of the entries
+    int64_t numel;
+  };
+
+  template <class Label>
+  void add(PyObject* object, Label&& label) {
+    if (!THPVariable_Check(object))
+      throw py::type_error(label() + " is a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
+                           "; give tensors");
+    const at::Tensor& tensor = unpack(object);
+    const at::Tensor& grad = values_ ? tensor : tensor.unsafeGetTensorImpl()->grad();
+    if (!grad.defined()) return;
+    if (observed_ || !enter(grad)) leftover_.append(to_python(grad));
+  }
+
+  // False if no engine can read it.
+  bool enter(const at::Tensor& grad) {
+    TensorImpl* impl = grad.unsafeGetTensorImpl();
+    NormEntry entry = {};
+    if (!plain(*impl) || !storage_of(*impl, entry.dtype)) return false;
+    if (!impl->is_non_overlapping_and_dense()) {
+      const TensorImpl* operands[] = {impl};
+      Layout layout;
+      if (!make_layout(operands, 1, layout)) return false;
+      if (!dense(layout, 1)) entry.layout = &layouts_.emplace_back(layout);
+    }
+    wide_ = wide_ || entry.dtype == Dtype::f64;
+    Part& part = part_on(device_index(*impl));
+    if (impl->numel() > 0) {
+      entry.complex = is_complex(*impl);
+      entry.numel = impl->numel() * (entry.complex ? 2 : 1);
+      entry.data = const_cast<void*>(read_of(*impl, impl->dtype().itemsize()));
+      entry.chunks_end = entry.chunks() + (part.entries.empty() ? 0 : part.entries.back().chunks_end);
+      part.numel += entry.numel;
+      part.entries.push_back(entry);
+      part.tensors.push_back(impl);
+    }
+    held_.push_back({grad, impl->unsafe_storage(), entry.data, impl->version_counter().current_version()});
+    return true;
+  }
+
+  Part& part_on(int device) {
+    for (Part& part : parts_)
+      if (part.device == device) return part;
+    return parts_.emplace_back(Part{device, {}, {}, 0});
+  }
+
+  // From this many elements on other Python threads may run meanwhile; what they could free is held.
+  static constexpr int64_t kReleaseGil = 1 << 21;
+  template <class F>
+  static void without_gil(int64_t numel, F&& f) {
+    if (numel < kReleaseGil) return f();
+    const py::gil_scoped_release release;
+    f();
+  }
+
+  static at::Tensor measure_on_host(const Part& part, const NormOrder& order) {
+    const int threads = at::get_num_threads();
+    double total = 0;
+    without_gil(part.numel, [&] {
+      total = cpu::measure(part.entries.data(), part.entries.data() + part.entries.size(), order, threads);
+    });
+    return scalar(total, at::kDouble);
+  }
+
+  static at::Tensor measure_on_device(const Part& part, const NormOrder& order) {
+    const OnDevice guard(part.device);
+    const cuda::Place place = {part.device, current_stream(part.device)};
+    const bool captured = cuda::ready_for_norm(place);
+    const at::Tensor scratch = at::empty({cuda::norm_scratch(part.entries.back().chunks_end)},
+                                         at::TensorOptions(torch_device(part.device)).dtype(at::kDouble));
+    keep_for_replays(captured, scratch);
+    cuda::measure(part.entries.data(), part.entries.data() + part.entries.size(), order,
+                  scratch.mutable_data_ptr<double>(), place);
+    return scratch.select(0, 0);
+  }
+
+  // Entries that may be scaled at once: a gradient that is listed again has to wait for its first turn.
+  static std::vector<std::vector<NormEntry>> waves_of(const Part& part) {
+    std::vector<std::vector<NormEntry>> waves;
+    std::unordered_map<const void*, size_t> turns;
+    for (size_t i = 0; i < part.entries.size(); ++i) {
+      NormEntry entry = part.entries[i];
+      entry.data = data_of(*part.tensors[i]);
+      const size_t turn = turns[entry.data]++;
+      if (turn == waves.size()) waves.emplace_back();
+      std::vector<NormEntry>& wave = waves[turn];
+      entry.chunks_end = entry.chunks() + (wave.empty() ? 0 : wave.back().chunks_end);
+      wave.push_back(entry);
+    }
+    return waves;
+  }
+
+  static void scale_wave(int device, const std::vector<NormEntry>& wave, const Number& by) {
+    const NormEntry *first = wave.data(), *last = first + wave.size();
+    if (device == kHost) {
+      const int threads = at::get_num_threads();
+      without_gil(last[-1].chunks_end * kChunk, [&] { cpu::scale(first, last, by.value, threads); });
+      return;
+    }
+    const OnDevice guard(device);
+    const cuda::Place place = {device, current_stream(device)};
+    cuda::ready_for_norm(place);
+    cuda::scale(first, last, by, place);
+  }
+
+  bool values_, observed_ = false, wide_ = false;
+  py::list leftover_;
+  std::vector<Held> held_;
+  std::vector<Part> parts_;
+  std::deque<Layout> layouts_;
+};
+
+// (norm, coefficient, divisor) of clip.h, where the total is: on the host a tensor and two numbers, on a device three
+// tensors. `scale` is what gradients are to be divided by first, or None.
+inline py::tuple clip_of(const py::object& total_object, double p, const py::object& scale, double max_norm,
+                         bool wide) {
+  if (!THPVariable_Check(total_object.ptr())) throw py::type_error("the total is not a tensor");
+  const at::Tensor& total = unpack(total_object.ptr());
+  if (total.scalar_type() != at::kDouble || total.numel() != 1 || !plain(*total.unsafeGetTensorImpl()))
+    throw py::value_error("the total is not one float64 on the CPU or a CUDA device");
+  const ClipRequest request = {norm_order(p), max_norm, wide};
+  const at::ScalarType dtype = wide ? at::kDouble : at::kFloat;
+  const int device = device_index(*total.unsafeGetTensorImpl());
+  at::Tensor keep;
+  const Number by = scale.is_none() ? Number{1} : number_for(device, scale, "grad_scale", keep);
+  if (device == kHost) {
+    const cpu::Clipped result = cpu::clip(*total.const_data_ptr<double>(), by.value, request);
+    return py::make_tuple(to_python(scalar(result.norm, dtype)), result.coefficient, result.divisor);
+  }
+  const OnDevice guard(device);
+  const cuda::Place place = {device, current_stream(device)};
+  const bool captured = cuda::ready_for_norm(place);
+  const auto options = at::TensorOptions(torch_device(device));
+  const at::Tensor norm = at::empty({}, options.dtype(dtype)), numbers = at::empty({2}, options.dtype(at::kDouble));
+  keep_for_replays(captured, norm);
+  keep_for_replays(captured, numbers);
+  cuda::clip(total.const_data_ptr<double>(), by, request,
+             {norm.unsafeGetTensorImpl()->mutable_data(), numbers.mutable_data_ptr<double>()}, place);
+  return py::make_tuple(to_python(norm), to_python(numbers.select(0, 0)), to_python(numbers.select(0, 1)));
+}
+
+inline void bind_norm(py::module_& m) {
+  py::class_<Grads>(m, "Grads", py::module_local(), "The gradients of a list of params: their norm and their scaling.")
+      .def(py::init<py::object, bool>(), py::arg("params"), py::arg("values") = false)
+      .def_property_readonly("leftover", &Grads::leftover)
+      .def_property_readonly("wide", &Grads::wide)
+      .def_property_readonly("empty", &Grads::empty)
+      .def("same_as", &Grads::same_as, py::arg("other"))
+      .def("measure", &Grads::measure, py::arg("norm_type"))
+      .def("scale", &Grads::scale, py::arg("coefficient"));
+  m.def("clip", &clip_of, py::arg("total"), py::arg("norm_type"), py::arg("scale"), py::arg("max_norm"),
+        py::arg("wide"));
+}
+
+}  // namespace fusedopt
