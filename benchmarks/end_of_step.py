@@ -1,4 +1,4 @@
-"""The end of a training step on GPT-2's shapes: clipping, with and without a GradScaler, against torch's own.
+"""What surrounds a step, done inside it: clipping, unscaling, master weights, averages, 8-bit states; against torch.
 
 python benchmarks/end_of_step.py [--quick] [--threads N] [--out FILE]
 """
@@ -28,72 +28,145 @@ import fusedopt
 OURS, CONTROL, RIVAL = "fusedopt", "fusedopt again", "torch"
 MAX_NORM = 1.0  # below the norm of random gradients, so every step clips
 SCALE = 2.0**10
+EMA_DECAY = 0.999
+
+
+# What makes the end of a step out of params that have gradients.
+Build = Callable[[list[Parameter]], Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done after a backward pass: by ours inside the step, by torch one after another."""
+    """What is done after a backward pass: by ours inside the step, by the rival one after another."""
 
     name: str
-    scaled: bool
+    ours: Build
+    theirs: Build
     asked: float
+    suite: str = "gpt2"
+    dtype: torch.dtype = torch.float32
+    grad_scale: float = 1.0
+    # How far apart params may be after three steps of 0.001: a thousandth of one.
+    atol: float = 1e-6
+
+
+def clipped(params: list[Parameter]) -> Callable[[], object]:
+    return fusedopt.AdamW(params, max_grad_norm=MAX_NORM).step
+
+
+def clip_then_step(params: list[Parameter]) -> Callable[[], object]:
+    optimizer = torch.optim.AdamW(params, fused=True)
+
+    def call() -> None:
+        torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
+        optimizer.step()
+
+    return call
+
+
+def scaled(make: Any, optimizer: Any, unscale: Callable[[Any], object]) -> Callable[[], object]:
+    scaler = make("cpu", init_scale=SCALE)
+    scaler.scale(torch.zeros(()))  # as a loss would be, which makes the scale
+
+    def call() -> None:
+        unscale(scaler)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return call
+
+
+def clipped_by_scaler(params: list[Parameter]) -> Callable[[], object]:
+    return scaled(fusedopt.GradScaler, fusedopt.AdamW(params, max_grad_norm=MAX_NORM), lambda scaler: None)
+
+
+def unscale_clip_step(params: list[Parameter]) -> Callable[[], object]:
+    optimizer = torch.optim.AdamW(params, fused=True)
+
+    def unscale(scaler: Any) -> None:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
+
+    return scaled(torch.amp.GradScaler, optimizer, unscale)
+
+
+def master(params: list[Parameter]) -> Callable[[], object]:
+    return fusedopt.AdamW(params, master_weights="float32", state_dtype="float32").step
+
+
+def step_on_master(params: list[Parameter]) -> Callable[[], object]:
+    wide = [Parameter(param.detach().float()) for param in params]
+    for param in wide:
+        param.grad = torch.empty_like(param)
+    optimizer = torch.optim.AdamW(wide, fused=True)
+    narrow = [param.detach() for param in params]
+
+    def call() -> None:
+        torch._foreach_copy_([param.grad for param in wide], [param.grad for param in params])
+        optimizer.step()
+        torch._foreach_copy_(narrow, [param.detach() for param in wide])
+
+    return call
+
+
+def averaged(params: list[Parameter]) -> Callable[[], object]:
+    return fusedopt.AdamW(params, ema_decay=EMA_DECAY).step
+
+
+def step_then_average(params: list[Parameter]) -> Callable[[], object]:
+    optimizer = torch.optim.AdamW(params, fused=True)
+    averages = [param.detach().clone() for param in params]
+
+    def call() -> None:
+        optimizer.step()
+        torch._foreach_lerp_(averages, [param.detach() for param in params], 1 - EMA_DECAY)
+
+    return call
+
+
+def coded(params: list[Parameter]) -> Callable[[], object]:
+    return fusedopt.AdamW(params, state_dtype="int8").step
+
+
+def plain(params: list[Parameter]) -> Callable[[], object]:
+    return fusedopt.AdamW(params).step
 
 
 TASKS = (
-    Task("gpt2-adamw: clip + step", scaled=False, asked=1.25),
-    Task("gpt2-adamw: GradScaler unscale_ + clip + step", scaled=True, asked=1.4),
+    Task("gpt2-adamw: clip + step", clipped, clip_then_step, 1.25),
+    Task("gpt2-adamw: GradScaler unscale_ + clip + step", clipped_by_scaler, unscale_clip_step, 1.4, grad_scale=SCALE),
+    Task("gpt2-adamw: bfloat16 params, float32 master", master, step_on_master, 1.3, dtype=torch.bfloat16, atol=4e-3),
+    Task("gpt2-adamw: step + moving average", averaged, step_then_average, 1.3),
+    # 8-bit codes against our own float32 state; their roundings are some per cent of a step.
+    Task("1x32Mi-adamw: 8-bit state against float32 state", coded, plain, 1.0, suite="1x32Mi", atol=3e-3),
 )
 
 
 class Trainee:
-    """Params with an optimizer; gradients are written anew before every turn, since torch's clipping scales them."""
+    """Params with an end of a step; gradients are written anew before every turn, as torch scales them to clip."""
 
-    def __init__(self, task: Task, grads: Sequence[Tensor], library: Any) -> None:
+    def __init__(self, build: Build, grads: Sequence[Tensor]) -> None:
         self.values = grads
         self.params = [Parameter(torch.ones_like(grad)) for grad in grads]
         for param in self.params:
             param.grad = torch.empty_like(param)
-        self.ours = library is fusedopt
-        if self.ours:
-            self.optimizer: Any = fusedopt.AdamW(self.params)
-            self.optimizer.max_grad_norm = MAX_NORM
-        else:
-            self.optimizer = torch.optim.AdamW(self.params, fused=True)
-        self.scaler: Any = None
-        if task.scaled:
-            make = fusedopt.GradScaler if self.ours else torch.amp.GradScaler
-            self.scaler = make("cpu", init_scale=SCALE)
-            self.scaler.scale(torch.zeros(()))  # as a loss would be, which makes the scale
+        self.call = build(self.params)
 
     def prepare(self) -> None:
         torch._foreach_copy_([param.grad for param in self.params if param.grad is not None], list(self.values))
 
-    def call(self) -> None:
-        if self.scaler is None:
-            if not self.ours:
-                torch.nn.utils.clip_grad_norm_(self.params, MAX_NORM)
-            self.optimizer.step()
-            return
-        if not self.ours:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.params, MAX_NORM)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
 
 def trainees(task: Task, suite: Suite) -> dict[str, Trainee]:
     generator = torch.Generator().manual_seed(0)
-    scale = SCALE if task.scaled else 1.0
-    grads = [torch.randn(shape, generator=generator).mul_(scale) for shape in suite.shapes]
-    return {name: Trainee(task, grads, torch if name == RIVAL else fusedopt) for name in (OURS, RIVAL, CONTROL)}
+    grads = [torch.randn(shape, generator=generator).mul_(task.grad_scale).to(task.dtype) for shape in suite.shapes]
+    return {name: Trainee(task.theirs if name == RIVAL else task.ours, grads) for name in (OURS, RIVAL, CONTROL)}
 
 
 def measure(task: Task, suite: Suite, effort: Effort, tick: Callable[[], object]) -> dict[str, Any]:
     entrants = trainees(task, suite)
     contestants = [Contestant(name, entrant.call, entrant.prepare) for name, entrant in entrants.items()]
     warm_up(contestants, effort.warmup)
-    # Three AdamW steps of 0.001 on equal gradients: 1e-6 is a thousandth of one.
-    torch.testing.assert_close(entrants[OURS].params, entrants[RIVAL].params, rtol=0, atol=1e-6)
+    torch.testing.assert_close(entrants[OURS].params, entrants[RIVAL].params, rtol=0, atol=task.atol)
     rounds = interleave(contestants, effort, tick)
     ratio = compare(rounds[RIVAL], rounds[OURS])
     return {
@@ -126,13 +199,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    suite = SUITES["gpt2"].cut() if options.quick else SUITES["gpt2"]
     effort = Effort(rounds=5, seconds=1) if options.quick else Effort(rounds=41, seconds=120)
     findings = []
     console = Console()
     with Progress(console=console, transient=True) as progress:
         for task in TASKS:
             bar = progress.add_task(task.name, total=effort.rounds)
+            suite = SUITES[task.suite].cut() if options.quick else SUITES[task.suite]
             findings.append(measure(task, suite, effort, lambda: progress.advance(bar)))  # noqa: B023
     console.print(table_of(findings))
     if options.out:

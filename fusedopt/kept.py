@@ -29,7 +29,7 @@ class KeptState(Optimizer):
     _draws = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in _OWN_STATE if name in self.__dict__}
+        own = {name: getattr(self, name) for name in _OWN_STATE if getattr(self, name) != getattr(KeptState, name)}
         if self._plan is not None and self._precision.seed is not None:
             own["_draws"] = self._plan.draws
         return {**super().__getstate__(), **own}
