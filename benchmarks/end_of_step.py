@@ -102,7 +102,9 @@ def step_on_master(params: list[Parameter]) -> Callable[[], object]:
     narrow = [param.detach() for param in params]
 
     def call() -> None:
-        torch._foreach_copy_([param.grad for param in wide], [param.grad for param in params])
+        torch._foreach_copy_(
+            [p.grad for p in wide if p.grad is not None], [p.grad for p in params if p.grad is not None]
+        )
         optimizer.step()
         torch._foreach_copy_(narrow, [param.detach() for param in wide])
 

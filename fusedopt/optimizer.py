@@ -82,7 +82,7 @@ class FusedStep(KeptState, ClippedStep):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         owner = next(c for c in cls.__mro__ if "__init__" in vars(c) and c is not FusedStep)
-        signature = inspect.signature(owner.__init__)
+        signature = inspect.signature(vars(owner)["__init__"])
         signature = signature.replace(
             parameters=list(signature.parameters.values())[1:], return_annotation=inspect._empty
         )
@@ -126,7 +126,7 @@ class FusedStep(KeptState, ClippedStep):
             return self._torch_step(closure)
         # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
         if self._observed() and type(self).step is FusedStep.step:
-            given = {"zero_grad": True} if zero_grad else {}
+            given: dict[str, Any] = {"zero_grad": True} if zero_grad else {}
             return _observed_step(self, **given) if closure is None else _observed_step(self, closure, **given)
         return self._fused_step(closure, zero_grad)
 

@@ -185,14 +185,14 @@ def _partner_of(exact: Tensor, param: Tensor, partner: str) -> Tensor:
 
 def _flat(tensor: Tensor) -> Tensor:
     """The elements of a dense tensor in the order of its memory."""
-    order = sorted(range(tensor.ndim), key=lambda d: -tensor.stride(d))
+    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
     return tensor.permute(order).reshape(-1)
 
 
 def _like(flat: Tensor, model: Tensor) -> Tensor:
     """A tensor with the shape and strides of `model` out of its elements in the order of memory."""
     made = torch.empty_like(model, dtype=flat.dtype)
-    order = sorted(range(made.ndim), key=lambda d: -made.stride(d))
+    order = sorted(range(made.ndim), key=made.stride, reverse=True)
     made.permute(order).copy_(flat.view([made.shape[d] for d in order]))
     return made
 

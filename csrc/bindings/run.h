@@ -65,8 +65,8 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
     const at::Tensor& param = unpack(slot.param);
     const double initial = rule_->initial_state(hypers.data(), k);
     // Codes begin with zeros, and a block of equal numbers has no need of them.
-    const at::ScalarType storage =
-        options_.coded(k) && initial != 0 ? source.param->dtype().toScalarType() : options_.storage_of_state(k, *source.param);
+    const at::ScalarType storage = options_.coded(k) && initial != 0 ? source.param->dtype().toScalarType()
+                                                                     : options_.storage_of_state(k, *source.param);
     at::Tensor value = at::zeros_like(rule_->like_grad(k) ? param.grad() : param, param.options().dtype(storage));
     if (initial != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(initial) : value.fill_(initial);
     entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
