@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import _C
 
@@ -189,4 +190,7 @@ def _total_of_one(grad: Tensor, norm_type: float, engine: ModuleType, local: boo
         return _total(engine.Grads([grad.to_local()], values=True), norm_type, engine, local)
     norm: Any = torch.linalg.vector_norm(grad, norm_type)
     norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).double()
+    # A subclass need not have memory that a kernel can read. What a dispatch mode makes cannot be read at all.
+    if type(norm) is not Tensor and _get_current_dispatch_mode() is None:
+        norm = torch.tensor(float(norm), dtype=torch.float64)
     return cast(Tensor, norm if norm_type == math.inf else norm**norm_type)
