@@ -19,6 +19,7 @@ from .lbfgs import LBFGS
 from .lion import Lion
 from .nadam import NAdam
 from .radam import RAdam
+from .release import step_in_backward
 from .replace import replace
 from .rmsprop import RMSprop
 from .rprop import Rprop
@@ -49,6 +50,7 @@ __all__ = [
     "capabilities",
     "compile_rule",
     "replace",
+    "step_in_backward",
 ]
 if hasattr(_torch.optim, "Muon"):  # from torch 2.9 on
     from .muon import Muon
