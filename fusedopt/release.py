@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,8 @@ def step_in_backward(model: nn.Module, optimizer: Optimizer) -> GradientRelease:
         the updates.
 
     Raises:
-        TypeError: `optimizer` is not one of fusedopt's, is an LBFGS, or its class overrides `step`; `model` is no module.
+        TypeError: `optimizer` is not one of fusedopt's, is an LBFGS, or its class overrides `step`; or `model` is no
+            module.
         ValueError: the optimizer clips (the norm of all gradients is known only after the last), differentiates its
             step, has no param of the model that requires a gradient, or one that is released already; or the model
             averages its gradients over processes after they are accumulated.
@@ -220,7 +221,7 @@ class _ParamStep:
         found = optimizer.state.get(param)
         self.state = {} if found is None else {param: found}
         try:
-            if self.plan is None or self.plan.step(self):
+            if self.plan is None or self.plan.step(cast(Optimizer, self)):
                 self._step_whole(optimizer, group)
             elif found is None and param in self.state:
                 optimizer.state[param] = self.state[param]
@@ -246,7 +247,7 @@ def _checked(optimizer: Optimizer) -> FusedStep:
     if isinstance(optimizer, LBFGS):
         raise TypeError("LBFGS cannot step in backward: its direction is made of the gradients of all params together")
     if not isinstance(optimizer, FusedStep):
-        raise TypeError(f"a {name} of {type(optimizer).__module__} cannot step in backward; use one of fusedopt's own")
+        raise TypeError(f"{type(optimizer).__module__}.{name} cannot step in backward; use an optimizer of fusedopt's")
     if type(optimizer).step is not FusedStep.step:
         raise TypeError(f"{name} overrides step(), which updates in backward would pass by; give one that does not")
     _refuse_clipping(optimizer)
@@ -283,7 +284,7 @@ def _params_to_release(model: nn.Module, optimizer: FusedStep) -> list[Tensor]:
                 # One whose optimizer is gone has nothing to say any more.
                 if isinstance(hook, _ParamStep) and hook.release._optimizer() is not None:
                     raise ValueError(
-                        f"{label(group, group_index, index)} is stepped in backward already, by a "
+                        f"{label(group, group_index, index)} is stepped in backward already, by "
                         f"{hook.release._name}; remove() that handle first"
                     )
                 if isinstance(hook, _ParamStep):

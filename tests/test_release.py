@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, ONE_PER_OPTIMIZER, Case, named
+from cases import CASES, ONE_PER_OPTIMIZER, Case
 from support import assert_identical, params_of, save_and_load, snapshot, versions
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
@@ -94,7 +94,9 @@ def test_muon_agrees_up_to_its_batched_products() -> None:
             fusedopt.step_in_backward(model, optimizer)
         loop(model, optimizer)
         ends.append(params_of(optimizer))
-    for p, q, start in zip(*ends, params_of(fusedopt.Muon([p for p in network().parameters() if p.ndim == 2])), strict=True):
+    for p, q, start in zip(
+        *ends, params_of(fusedopt.Muon([p for p in network().parameters() if p.ndim == 2])), strict=True
+    ):
         assert not torch.equal(p, start)
         # The products are in bfloat16.
         torch.testing.assert_close(p, q, rtol=2**-7, atol=2**-9)
@@ -339,9 +341,10 @@ def test_a_param_is_released_once() -> None:
     model = network()
     first = fusedopt.AdamW(model[0].parameters())
     handle = fusedopt.step_in_backward(model, first)
-    second = fusedopt.SGD([{"params": model[2].parameters()}, {"params": [("w", model[0].weight)]}], lr=0.1) if False else None
     for optimizer in (first, fusedopt.SGD(model.parameters(), lr=0.1)):
-        with pytest.raises(ValueError, match=r"param 0 of group 0 is stepped in backward already, by a AdamW; remove\(\)"):
+        with pytest.raises(
+            ValueError, match=r"param 0 of group 0 is stepped in backward already, by AdamW; remove\(\)"
+        ):
             fusedopt.step_in_backward(model, optimizer)
     handle.remove()
     fusedopt.step_in_backward(model, first).remove()
