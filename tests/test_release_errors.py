@@ -52,7 +52,7 @@ class Sign(fusedopt.GenericOptimizer):
 
 def clipping(model: nn.Module) -> fusedopt.SGD:
     optimizer = fusedopt.SGD(model.parameters(), lr=0.1)
-    optimizer.max_grad_norm = 0.5  # type: ignore[attr-defined,unused-ignore]
+    optimizer.max_grad_norm = 0.5
     return optimizer
 
 
@@ -125,14 +125,14 @@ def test_what_is_no_model() -> None:
 
 def test_clipping_that_is_set_later() -> None:
     model, optimizer = released()
-    optimizer.max_grad_norm = 0.5  # type: ignore[attr-defined,unused-ignore]
+    optimizer.max_grad_norm = 0.5
     before = snapshot(optimizer)
     with pytest.raises(ValueError, match=r"max_grad_norm=0.5 needs the norm of all gradients"):
         backward(model)
     with pytest.raises(ValueError, match=r"max_grad_norm=0.5 needs the norm of all gradients"):
         optimizer.step()
     assert_identical(snapshot(optimizer), before)
-    optimizer.max_grad_norm = None  # type: ignore[attr-defined,unused-ignore]
+    optimizer.max_grad_norm = None
     backward(model)
     assert not torch.equal(next(model.parameters()), before[0][0])
 
