@@ -221,9 +221,13 @@ def run(variants: Sequence[Variant], course: Course, workers: int, console: Cons
             for seed in range(course.seeds)
             for variant in variants
         }
-        for job in as_completed(jobs):
-            losses[jobs[job]] = job.result()
-            progress.update(task, advance=1, description="{} (seed {})".format(*jobs[job]))
+        try:
+            for job in as_completed(jobs):
+                losses[jobs[job]] = job.result()
+                progress.update(task, advance=1, description="{} (seed {})".format(*jobs[job]))
+        except BaseException:  # also of an impatient user, who would otherwise wait for all that has not begun
+            pool.shutdown(cancel_futures=True)
+            raise
     seeds = range(course.seeds)
     return [Result(variant, np.array([losses[variant.name, seed] for seed in seeds])) for variant in variants]
 

@@ -264,4 +264,9 @@ def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 _HALVES = (torch.bfloat16, torch.float16)
 _plain_dispatch = torch.Tensor.__torch_dispatch__
-_observed_step = Optimizer.profile_hook_step(FusedStep._fused_step)
+
+
+@Optimizer.profile_hook_step
+def _observed_step(optimizer: FusedStep, closure: Callable[[], Any] | None = None) -> Any:
+    """The step of whatever class, some of which have their own, within hooks and under a profiler."""
+    return optimizer._fused_step(closure)

@@ -84,14 +84,13 @@ def step_in_backward(model: nn.Module, optimizer: Optimizer) -> GradientRelease:
                 f"{where} is a DistributedDataParallel, which averages gradients after they are accumulated and so "
                 "after they would be gone; call optimizer.step() after backward as usual"
             )
-    released = _params_to_release(model, fused)
-    return GradientRelease(fused, released)
+    return GradientRelease(fused, _places(model, fused))
 
 
 class GradientRelease:
     """What `step_in_backward` returns; leaving it as a context manager is `remove()`."""
 
-    def __init__(self, optimizer: FusedStep, params: list[Tensor]) -> None:
+    def __init__(self, optimizer: FusedStep, places: dict[Tensor, tuple[int, int]]) -> None:
         # Weak, or params would hold the optimizer that holds them, and `del optimizer` would free neither.
         self._optimizer = weakref.ref(optimizer)
         self._name = type(optimizer).__name__
@@ -99,9 +98,9 @@ class GradientRelease:
         # Backward runs a thread for each device.
         self._lock = threading.Lock()
         self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before_step)]
-        for param in params:
+        for param, place in places.items():
             plan = None if isinstance(optimizer, SweepStep) else optimizer._make_plan()
-            self._handles.append(param.register_post_accumulate_grad_hook(_ParamStep(self, plan)))
+            self._handles.append(param.register_post_accumulate_grad_hook(_ParamStep(self, plan, place)))
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -135,7 +134,6 @@ class GradientRelease:
         """
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
 
     def __enter__(self) -> GradientRelease:
         return self
@@ -178,10 +176,10 @@ class _ParamStep:
     Between steps it refers neither to the param nor to its state: a hook that did would be a cycle.
     """
 
-    def __init__(self, release: GradientRelease, plan: _C.Plan | None) -> None:
+    def __init__(self, release: GradientRelease, plan: _C.Plan | None, place: tuple[int, int]) -> None:
         self.release = release
         self.plan = plan
-        self.place = (0, 0)
+        self.place = place  # the group's index, and the param's in it
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
 
@@ -191,7 +189,7 @@ class _ParamStep:
         optimizer = self.release._optimizer_alive()
         _refuse_clipping(optimizer)
         with self.release._lock:
-            if param.grad is None or not self._find(optimizer.param_groups, param):
+            if not self._find(optimizer.param_groups, param):
                 return
             if _C.profiling():
                 with torch.profiler.record_function(f"Optimizer.step_in_backward#{type(optimizer).__name__}"):
@@ -273,9 +271,10 @@ def _refuse_differentiable(index: int, group: dict[str, Any]) -> None:
         )
 
 
-def _params_to_release(model: nn.Module, optimizer: FusedStep) -> list[Tensor]:
+def _places(model: nn.Module, optimizer: FusedStep) -> dict[Tensor, tuple[int, int]]:
+    """The params to release, each with its group's index and its own in the group."""
     in_model = {id(param) for param in model.parameters()}
-    found: dict[int, Tensor] = {}
+    found: dict[Tensor, tuple[int, int]] = {}
     for group_index, group in enumerate(optimizer.param_groups):
         for index, param in enumerate(group["params"]):
             if id(param) not in in_model or not param.requires_grad:
@@ -289,10 +288,10 @@ def _params_to_release(model: nn.Module, optimizer: FusedStep) -> list[Tensor]:
                     )
                 if isinstance(hook, _ParamStep):
                     hook.release.remove()
-            found[id(param)] = param
+            found[param] = (group_index, index)
     if not found:
         raise ValueError(
             "none of the optimizer's params is a param of the model that requires a gradient; make the optimizer of "
             "model.parameters()"
         )
-    return list(found.values())
+    return found

@@ -120,6 +120,26 @@ def test_sparse_gradients(name: str) -> None:
     assert_equal_ends(*ends)
 
 
+def test_sweeps_leave_other_params_alone() -> None:
+    """An optimizer that steps all params at once, of which one is outside of the model."""
+    ends = []
+    for release in (False, True):
+        torch.manual_seed(0)
+        model, beside = nn.Embedding(20, 4, sparse=True), nn.Embedding(20, 4, sparse=True)
+        optimizer = fusedopt.SparseAdam([*beside.parameters(), *model.parameters()], lr=0.1)
+        if release:
+            fusedopt.step_in_backward(model, optimizer)
+        for i in range(3):
+            optimizer.zero_grad()
+            rows = torch.tensor([i, 3])
+            beside(rows).sum().backward()
+            model(rows).sum().backward()
+            optimizer.step()
+        ends.append(optimizer)
+    assert_equal_ends(ends[1], ends[0])
+    assert ends[1].state[params_of(ends[1])[0]]["step"] == 3
+
+
 class Memory:
     """How many bytes the gradients of a model take, at most: each is followed from its accumulation to its end."""
 
