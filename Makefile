@@ -11,7 +11,7 @@ TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: venv build demo gallery test bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision test bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -35,6 +35,9 @@ demo: $(BUILT)
 
 gallery: $(BUILT)
 	$(BIN)/python examples/compare_optimizers.py
+
+precision: $(BUILT)
+	$(BIN)/python examples/precision.py
 
 # Once on the CPU engine; then what steps params again on the CUDA engine under its emulator, with its numbers in device
 # memory and on the host.

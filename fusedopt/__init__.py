@@ -20,6 +20,7 @@ from .lbfgs import LBFGS
 from .lion import Lion
 from .nadam import NAdam
 from .radam import RAdam
+from .release import step_in_backward
 from .replace import replace
 from .rmsprop import RMSprop
 from .rprop import Rprop
@@ -55,6 +56,7 @@ __all__ = [
     "local_grad_norm",
     "norm_from_local",
     "replace",
+    "step_in_backward",
 ]
 if hasattr(_torch.optim, "Muon"):  # from torch 2.9 on
     from .muon import Muon

@@ -304,4 +304,9 @@ _OPTIONS = [
     p for p in inspect.signature(FusedStep.__init__).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
 ]
 _plain_dispatch = torch.Tensor.__torch_dispatch__
-_observed_step = Optimizer.profile_hook_step(FusedStep._fused_step)
+
+
+@Optimizer.profile_hook_step
+def _observed_step(optimizer: FusedStep, closure: Callable[[], Any] | None = None) -> Any:
+    """The step of whatever class, some of which have their own, within hooks and under a profiler."""
+    return optimizer._fused_step(closure)

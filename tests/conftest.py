@@ -40,9 +40,30 @@ def pytest_configure(config: pytest.Config) -> None:
 _OWN_ENGINE = tuple(f"test_{name}" for name in ("benchmarks", "cuda", "examples", "generic", "gpu", "registry", "sass"))
 
 
+# What is about numbers beside tensors: counters, learning rates, GradScaler's. All else is the same wherever they lie, and
+# runs with them on the device.
+_NUMBERS = tuple(
+    f"test_{name}"
+    for name in (
+        "amp",
+        "clipping",
+        "grad_scaler",
+        "max_grad_norm",
+        "plan",
+        "precision_state",
+        "state",
+        "step",
+        "training",
+    )
+)
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    emulated = config.getoption("--cuda-emulator") is not None
-    return True if emulated and collection_path.name.startswith(_OWN_ENGINE) else None
+    numbers = config.getoption("--cuda-emulator")
+    name = collection_path.name
+    if numbers is None or not name.startswith("test_"):
+        return None
+    return True if name.startswith(_OWN_ENGINE) or (numbers == "host" and not name.startswith(_NUMBERS)) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

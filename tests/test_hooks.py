@@ -241,3 +241,23 @@ def test_apply_optimizer_in_backward(case: Case) -> None:
     for p, q, start in zip(ours, torchs, initial, strict=True):
         torch.testing.assert_close(p, q)
         assert not torch.equal(p, start)
+
+
+@pytest.mark.parametrize("name", ["Muon", "SparseAdam", "Adafactor"])
+def test_hooks_do_not_change_the_step(name: str) -> None:
+    """Optimizers that do not leave their step to a plan of one rule take their own step within hooks, too."""
+    if not hasattr(fusedopt, name):
+        pytest.skip("needs torch 2.9")
+    ends = []
+    for hooked in (False, True):
+        params = make_params([(4, 3)])
+        optimizer = getattr(fusedopt, name)(params, lr=0.1)
+        if hooked:
+            optimizer.register_step_pre_hook(lambda *_: None)
+        for i in range(3):
+            give_grads(params, i)
+            if name == "SparseAdam":
+                params[0].grad = params[0].grad.to_sparse(1)
+            optimizer.step()
+        ends.append(snapshot(optimizer))
+    assert_identical(ends[1], ends[0])
