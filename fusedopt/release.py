@@ -252,8 +252,8 @@ def _checked(optimizer: Optimizer) -> FusedStep:
     _refuse_clipping(optimizer)
     if optimizer._precision.seed is not None:
         raise ValueError(
-            "rounding='stochastic' draws by the place that a param has in a step of all of them, which steps in backward "
-            "are not; use rounding='kahan' or master_weights, or step after backward as usual"
+            "rounding='stochastic' draws by the place that a param has in a step of all of them, which steps in "
+            "backward are not; use rounding='kahan' or master_weights, or step after backward as usual"
         )
     for index, group in enumerate(optimizer.param_groups):
         _refuse_differentiable(index, group)
