@@ -40,8 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
 _OWN_ENGINE = tuple(f"test_{name}" for name in ("benchmarks", "cuda", "examples", "generic", "gpu", "registry", "sass"))
 
 
-# What is about numbers beside tensors: counters, learning rates, GradScaler's. All else is the same wherever they lie, and
-# runs with them on the device.
+# What is about numbers beside tensors: counters, learning rates, GradScaler's. All else is the same wherever they lie,
+# and runs with them on the device.
 _NUMBERS = tuple(
     f"test_{name}"
     for name in (
