@@ -6,19 +6,28 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
-// A 32-bit draw for element `index` of a stream. It is a function of its arguments, so a result depends neither on the
-// order in which elements are visited nor on who visits them. The mixing is Wellons's "lowbias32" (2018) with a second
-// word in the middle.
-FUSEDOPT_HD uint32_t draw(uint64_t key, int64_t index) {
-  uint32_t x = static_cast<uint32_t>(index) + static_cast<uint32_t>(key);
-  x ^= x >> 16;
-  x *= 0x21f0aaadu;
-  x ^= static_cast<uint32_t>(key >> 32) + static_cast<uint32_t>(index >> 32) * 0x9e3779b9u;
-  x ^= x >> 15;
-  x *= 0x735a2d97u;
-  x ^= x >> 15;
-  return x;
-}
+// 32-bit draws for up to 256 elements of a stream, from a multiple of 256 on, or for any one. A draw is a function of
+// key and index, so a result depends neither on the order in which elements are visited nor on who visits them. The
+// mixing is Wellons's "lowbias32" (2018) with a second word in the middle.
+struct Draws {
+  uint32_t low, high;  // of the index, with the key
+
+  FUSEDOPT_HD Draws(uint64_t key, int64_t first)
+      : low(static_cast<uint32_t>(first) + static_cast<uint32_t>(key)),
+        high(static_cast<uint32_t>(key >> 32) + static_cast<uint32_t>(first >> 32) * 0x9e3779b9u) {}
+
+  FUSEDOPT_HD uint32_t operator()(int64_t i) const {
+    uint32_t x = low + static_cast<uint32_t>(i);
+    x ^= x >> 16;
+    x *= 0x21f0aaadu;
+    x ^= high;
+    x ^= x >> 15;
+    x *= 0x735a2d97u;
+    x ^= x >> 15;
+    return x;
+  }
+};
+FUSEDOPT_HD uint32_t draw(uint64_t key, int64_t index) { return Draws(key, index)(0); }
 
 // A stream's key out of a wider stream's and a number (Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom Number
 // Generators").

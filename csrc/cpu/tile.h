@@ -83,7 +83,12 @@ class TileOperand {
   FUSEDOPT_ONCE void store_by_chance(int64_t begin, int64_t n) const {
     if (in_place(begin)) return;
     const uint64_t own = stream(key_of(row_), operand_);
-    each(begin, n, [=, in = buffer_](auto& x, int64_t i) { encode_by_chance(in[i], draw(own, begin + i), x); });
+    for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
+      const int64_t end = fusedopt::kCodeBlock < n - at ? fusedopt::kCodeBlock : n - at;
+      each(begin + at, end, [in = buffer_ + at, draws = Draws(own, begin + at)](auto& x, int64_t i) {
+        encode_by_chance(in[i], draws(i), x);
+      });
+    }
   }
 
   T* in_place(int64_t begin) const {
@@ -97,10 +102,12 @@ class TileOperand {
   }
   template <class Stored, class F>
   void each_of(int64_t begin, int64_t n, F&& f) const {
-    Stored* data = static_cast<Stored*>(data_);
-    if (row_.layout) return walk(data, *row_.layout, operand_, begin, n, f);
+    Stored* data = static_cast<Stored*>(data_) + begin;
+    if (row_.layout) return walk(data - begin, *row_.layout, operand_, begin, n, f);
+    // What f has captured could lie where the loop stores; a copy that nobody else knows cannot.
+    const auto visit = f;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) f(data[begin + i], i);
+    for (int64_t i = 0; i < n; ++i) visit(data[i], i);
   }
 
   T* buffer() const { return buffer_; }
@@ -146,9 +153,10 @@ FUSEDOPT_ONCE inline void store_codes(const TileOperand<T>& codes, const Row& ro
       const float scale = bit_cast<float>(largest), inverse = inverse_of(scale);
       scales[(begin + at) / fusedopt::kCodeBlock] = scale;
       if (stochastic) {
-        codes.template each_of<decltype(type)>(begin + at, end, [=](auto& x, int64_t i) {
-          encode(static_cast<float>(in[at + i]), inverse, offset_of(draw(own, begin + at + i)), x);
-        });
+        codes.template each_of<decltype(type)>(begin + at, end,
+                                               [=, from = in + at, draws = Draws(own, begin + at)](auto& x, int64_t i) {
+                                                 encode(static_cast<float>(from[i]), inverse, offset_of(draws(i)), x);
+                                               });
       } else {
         codes.template each_of<decltype(type)>(
             begin + at, end, [=](auto& x, int64_t i) { encode(static_cast<float>(in[at + i]), inverse, 0.5f, x); });
