@@ -1,23 +1,13 @@
-"""How a measurement is made: interleaved rounds, order statistics, bootstrap intervals, the facts of the machine."""
+"""How a measurement is made: interleaved rounds, order statistics, bootstrap intervals."""
 
 from __future__ import annotations
 
-import datetime
 import gc
-import hashlib
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-
-import fusedopt
 
 Rounds = dict[str, list[int]]  # contestant -> nanoseconds of a call, one figure for each round
 
@@ -170,66 +160,3 @@ def verdict(
 
 def best_of(rounds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
     return min(names, key=lambda name: float(np.median(rounds[name])))
-
-
-def machine(command: str) -> dict[str, Any]:
-    """What a reader needs to judge the numbers or to repeat them."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": command,
-        "commit": commit(),
-        "sources": sources(),
-        "cpu": cpu_model(),
-        "cores": affinity,
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "memory_gib": memory_gib(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "fusedopt": fusedopt.capabilities(),
-    }
-
-
-def stamp_of(date: str) -> str:
-    """An ISO date as file names have it."""
-    return date.partition("+")[0].replace(":", "").replace("-", "")
-
-
-def sources() -> str:
-    """A digest of everything that is built and imported, which says what was measured where there is no git."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted([*(root / "csrc").rglob("*"), *(root / "fusedopt").rglob("*.py"), root / "setup.py"]):
-        if path.is_file():
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def commit() -> str | None:
-    """The checked-out commit, with ``-dirty`` where the tree differs from it; None outside a git checkout."""
-    arguments = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
-    try:
-        done = subprocess.run(arguments, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
