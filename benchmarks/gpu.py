@@ -26,7 +26,6 @@ from gpu_table import (
     BANDWIDTH,
     COPY_SIZES,
     FOREIGN,
-    FUSED,
     LARGE,
     LAUNCH_SUITES,
     LAUNCHES,
@@ -42,7 +41,7 @@ from gpu_table import (
 )
 from rich.console import Console
 
-from fusedopt.bench.baselines import CONTROL, OURS, absent
+from fusedopt.bench.baselines import CONTROL, FUSED, OURS, absent
 from fusedopt.bench.clock import COLD, DEVICE, Clock, Cuda, Pretend
 from fusedopt.bench.contest import Contest, check_agreement, enter
 from fusedopt.bench.machine import machine, stamp_of
@@ -242,9 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clock: Clock = Pretend() if options.dry_run else Cuda()
     clock.heat()
     command = shlex.join(["python", "benchmarks/gpu.py", *(sys.argv[1:] if arguments is None else arguments)])
-    report = Report(
-        {**machine(command), "gpu": clock.facts(), "absent": [name for name in FOREIGN if name in absent()]}
-    )
+    missing = [name for name in FOREIGN if name in absent()]
+    report = Report({**machine(command), "gpu": clock.facts(), "absent": missing})
     prefix = "quick-gpu-" if options.quick or options.dry_run else "gpu-"
     out = options.out or RESULTS / f"{prefix}{stamp_of(report.machine['date'])}.json"
     run = Run(clock, report, out, options.quick, began + options.seconds, options.dry_run)
