@@ -22,17 +22,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fusedopt.bench.baselines import CONTROL, OURS
-from fusedopt.bench.method import Ratio, Rounds, Summary, compare, geometric_mean, summarise, verdict
+from fusedopt.bench.method import Ratio, Rounds, Summary, compare, geometric_mean, scaled, summarise, verdict
 from fusedopt.bench.report import REPORTED, Finding, milliseconds
 from fusedopt.bench.streaming import COPY
 
 
 def judged(ratio: Ratio, asked: float | None, at_most: bool, control: Ratio | None, spread: float) -> str:
     return REPORTED if asked is None else verdict(ratio, asked, at_most, control, spread)
-
-
-def scaled(ratio: Ratio, by: float) -> Ratio:
-    return Ratio(ratio.value * by, ratio.low * by, ratio.high * by)
 
 
 def share_of(copy: Sequence[float], copied: int, ours: Sequence[float], moved: int) -> Ratio:

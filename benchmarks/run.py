@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import memory
-import torch
 from report import contest_finding, in_loop_finding, make_table, memory_finding, temporaries_finding
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -26,6 +24,7 @@ from fusedopt.bench.contest import Contest, check_agreement, enter
 from fusedopt.bench.machine import machine, stamp_of
 from fusedopt.bench.method import Effort, interleave, warm_up
 from fusedopt.bench.report import Report, record
+from fusedopt.bench.runner import threads
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Tick = Callable[[], object]
@@ -88,16 +87,6 @@ def run_one(name: str, quick: bool, report: Report, tick: Tick) -> None:
         run_training(effort_of(name, quick), report, tick)
     else:
         run_contest(CONTESTS[name], effort_of(name, quick), report, tick)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run(names: Sequence[str], report: Report, *, quick: bool, out: Path) -> None:

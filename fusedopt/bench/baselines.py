@@ -14,13 +14,12 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 import fusedopt
 
-from .. import _C
 from .clock import Clock
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 Step = Callable[[], object]
 
-OURS, CONTROL, KERNEL = "fusedopt", "fusedopt again", "fusedopt, kernel alone"
+OURS, CONTROL = "fusedopt", "fusedopt again"
 LOOP, FOREACH, FUSED, DEFAULT = "torch for-loop", "torch foreach", "torch fused", "torch default"
 GRAPHED, OURS_GRAPHED, COMPILED = "torch fused, graphed", "fusedopt, graphed", "torch compiled"
 
@@ -36,6 +35,8 @@ GRAPHED, OURS_GRAPHED, COMPILED = "torch fused, graphed", "fusedopt, graphed", "
 @dataclass(frozen=True)
 class Baseline(ABC):
     name: str
+    # Whether new gradients have to come in the tensors of the old ones, whose addresses a graph has captured.
+    keeps_gradients: ClassVar[bool] = False
 
     def absent(self) -> str:
         """Why it cannot run on this machine at all; empty if it can."""
@@ -104,16 +105,12 @@ class Replay:
         self.replay()
 
 
-def graph_lacks(contest: Contest, device: torch.device) -> str:
-    if contest.fresh:
-        return "a graph replays over the same gradients, and these are new before each step"
-    return needs_cuda(device)
-
-
 @dataclass(frozen=True)
 class TorchGraphed(Torch):
+    keeps_gradients = True
+
     def lacks(self, contest: Contest, device: torch.device) -> str:
-        return super().lacks(contest, device) or graph_lacks(contest, device)
+        return super().lacks(contest, device) or needs_cuda(device)
 
     def wrap(self, optimizer: torch.optim.Optimizer, clock: Clock) -> Step:
         return Replay(optimizer.step, clock)
@@ -121,8 +118,10 @@ class TorchGraphed(Torch):
 
 @dataclass(frozen=True)
 class OursGraphed(Baseline):
+    keeps_gradients = True
+
     def lacks(self, contest: Contest, device: torch.device) -> str:
-        return graph_lacks(contest, device)
+        return needs_cuda(device)
 
     def make(self, contest: Contest, groups: list[Any]) -> torch.optim.Optimizer:
         cls = getattr(fusedopt, contest.optimizer)
@@ -160,61 +159,6 @@ class TorchCompiled(Torch):
             optimizer.step()
 
         return call
-
-
-class Sweep:
-    """A step once as usual, which makes the states, and from then on the rule's sweep over the same tensors."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self.steps = 0
-
-    def __call__(self) -> None:
-        if self.steps == 0:
-            self.optimizer.step()
-            self.bind()
-        else:
-            counters = [float(self.steps)] * self.counters
-            self.sweep(self.hypers, counters, self.params, [p.grad for p in self.params], self.states)
-        self.steps += 1
-
-    def bind(self) -> None:
-        (group,) = self.optimizer.param_groups
-        rule = self.optimizer._rule  # type: ignore[attr-defined]
-        facts = _C.rules()[rule]
-        self.sweep = _C.Sweep(rule)
-        known = {**self.optimizer._rule_defaults, **group}  # type: ignore[attr-defined]
-        self.hypers = [hyper(known, name) for name in facts["hypers"]]
-        self.counters = len(facts["counters"])
-        self.params = [p for p in group["params"] if p.numel()]
-        kept = [[self.optimizer.state[p].get(name) for name in facts["states"]] for p in self.params]
-        self.states = [[state for state in states if state is not None] for states in kept]
-
-
-def hyper(known: Mapping[str, Any], name: str) -> float:
-    """``betas.1`` is the second of ``betas``."""
-    key, _, index = name.partition(".")
-    value = known[key]
-    return float(value[int(index)] if index else value)
-
-
-@dataclass(frozen=True)
-class KernelAlone(Ours):
-    """The rule over the tensors of the step, without the optimizer around it: no hooks, no groups, no state to look up.
-
-    What remains of the host is the lists that the tensors come in. It covers what a sweep covers: one group, no
-    counter but the step, and the variant of a rule without options. The check of results tells whether it did.
-    """
-
-    def lacks(self, contest: Contest, device: torch.device) -> str:
-        if device.type != "cpu":
-            return "device time says it on CUDA"
-        rule = _C.rules().get(getattr(getattr(fusedopt, contest.optimizer), "_rule", ""))
-        plain = rule is not None and set(rule["counters"]) <= {"step"} and not contest.suite.rows
-        return "" if plain and contest.group_count == 1 else "the rule takes more than one plain sweep"
-
-    def wrap(self, optimizer: torch.optim.Optimizer, clock: Clock) -> Step:
-        return Sweep(optimizer)
 
 
 @dataclass(frozen=True)
@@ -332,7 +276,6 @@ BASELINES: dict[str, Baseline] = {
     for baseline in (
         Ours(OURS),
         Ours(CONTROL),
-        KernelAlone(KERNEL),
         OursGraphed(OURS_GRAPHED),
         Torch(LOOP, {"foreach": False}),
         Torch(FOREACH, {"foreach": True}),

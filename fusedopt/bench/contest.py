@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .baselines import BASELINES, CONTROL, OURS, Baseline
 from .clock import Clock, Cpu
+from .kernel import KERNEL, Sweep
 from .method import Contestant
 from .placement import CONTIGUOUS, place
 from .streaming import BARE, FLOORS, BareLoop
@@ -141,6 +142,7 @@ class Entrant:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.contest, self.pool = contest, pool
+        self.in_place = baseline.keeps_gradients
         self.dtype = dtype or contest.dtype
         # Own copies, so that no contestant finds its data in the cache thanks to another.
         self.params = [
@@ -165,8 +167,15 @@ class Entrant:
             self.convert_state(self.contest.state_dtype)
         if self.turn >= 3 and not self.contest.fresh:
             return
+        self.renew(self.in_place)
+
+    def renew(self, in_place: bool) -> None:
+        """The next gradients, in new tensors or in those that there are."""
         for param, grad in zip(self.params, self.draw(), strict=True):
-            param.grad = grad
+            if in_place and param.grad is not None and not grad.is_sparse:
+                param.grad.copy_(grad)
+            else:
+                param.grad = grad
         self.turn += 1
 
     def convert_state(self, dtype: torch.dtype) -> None:
@@ -214,9 +223,11 @@ def enter(contest: Contest, clock: Clock | None = None) -> tuple[dict[str, Entra
     """Everybody's parameters, and the contestants in the order of the first round; on the CPU without a clock."""
     clock = clock or Cpu()
     stage = Stage(contest, clock.device)
-    names = (OURS, *(name for name in contest.rivals if name not in FLOORS), CONTROL)
+    names = (OURS, *(name for name in contest.rivals if name not in (*FLOORS, KERNEL)), CONTROL)
     entrants = {name: stage.entrant(name) for name in names}
     contestants = [entrant.contestant(name, clock) for name, entrant in entrants.items()]
+    if KERNEL in contest.rivals:
+        contestants.append(Contestant(KERNEL, Sweep(contest, stage.pool.total)))
     if BARE in contest.rivals:
         contestants.append(Contestant(BARE, BareLoop(stage.pool.total)))
     return entrants, contestants

@@ -122,12 +122,20 @@ def summarise(samples: Sequence[float]) -> Summary:
     return Summary(float(median), float(p20), float(p80))
 
 
+def medians_drawn(rounds: Mapping[str, Sequence[float]], draws: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
+    """Medians of resampled rounds. All contestants draw the same ones, which keeps the pairing."""
+    lengths = {len(samples) for samples in rounds.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"paired samples must have equal lengths, got {' and '.join(map(str, sorted(lengths)))}")
+    count = lengths.pop()
+    picks = np.random.default_rng(seed).integers(count, size=(draws, count))
+    return {name: np.median(np.asarray(samples)[picks], axis=1) for name, samples in rounds.items()}
+
+
 def bootstrap(numerator: Sequence[float], denominator: Sequence[float], draws: int = 2000, seed: int = 0) -> np.ndarray:
-    """Ratios of medians over resampled rounds. Both sides draw the same rounds, which keeps the pairing."""
-    if len(numerator) != len(denominator):
-        raise ValueError(f"paired samples must have equal lengths, got {len(numerator)} and {len(denominator)}")
-    picks = np.random.default_rng(seed).integers(len(numerator), size=(draws, len(numerator)))
-    return np.median(np.asarray(numerator)[picks], axis=1) / np.median(np.asarray(denominator)[picks], axis=1)
+    """Ratios of medians over resampled rounds."""
+    drawn = medians_drawn({"above": numerator, "below": denominator}, draws, seed)
+    return drawn["above"] / drawn["below"]
 
 
 def compare(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
@@ -143,6 +151,15 @@ def geometric_mean(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> 
     return Ratio(float(value), float(low), float(high))
 
 
+def scaled(ratio: Ratio, by: float) -> Ratio:
+    return Ratio(ratio.value * by, ratio.low * by, ratio.high * by)
+
+
+def steady(control: Ratio, spread: float) -> bool:
+    """Whether two copies of one program were about equally fast, without which a measurement proves nothing."""
+    return 1 / spread <= control.value <= spread
+
+
 def verdict(
     ratio: Ratio, asked: float, at_most: bool = False, control: Ratio | None = None, spread: float = 1.25
 ) -> str:
@@ -151,7 +168,7 @@ def verdict(
     Noisy is a measurement whose A/A control, two copies of one program, is off by a quarter (``spread``): it can prove
     nothing.
     """
-    if control is not None and not 1 / spread <= control.value <= spread:
+    if control is not None and not steady(control, spread):
         return "noisy"
     if ratio.value <= asked if at_most else ratio.value >= asked:
         return "met"

@@ -56,6 +56,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     measurements: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    fits: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = False
 
     def as_json(self) -> str:

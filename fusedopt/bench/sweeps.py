@@ -1,0 +1,99 @@
+"""What a step costs, tensor by tensor and element by element: two sweeps, and one line through all of their points."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .suites import Suite
+
+TENSORS, ELEMENTS = KINDS = ("tensors", "elements")
+# Of so many elements each is a tensor of the first sweep.
+EACH = 64
+COUNTS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
+SIZES = tuple(2**power for power in range(6, 27, 2))
+
+
+def suites_of(kind: str, quick: bool = False) -> list[Suite]:
+    """Quickly: every other point, the ends among them, up to 2^22 elements."""
+    if kind == TENSORS:
+        counts = COUNTS[::2] if quick else COUNTS
+        return [Suite(f"sweep-{n}x{EACH}", ((EACH,),) * n, n, EACH * n) for n in counts]
+    sizes = [size for size in SIZES[::2] if size <= 2**22] if quick else SIZES
+    return [Suite(f"sweep-1x{n}", ((n,),), 1, n) for n in sizes]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Nanoseconds of a step: ``fixed`` + ``per_tensor`` for each tensor + ``per_element`` for each element.
+
+    A cost is None where the points do not tell it from another.
+    """
+
+    fixed: float
+    per_tensor: float | None
+    per_element: float | None
+
+    def at(self, tensors: int, elements: int) -> float:
+        return self.fixed + (self.per_tensor or 0) * tensors + (self.per_element or 0) * elements
+
+    def __str__(self) -> str:
+        parts = [span(self.fixed)]
+        parts += [] if self.per_tensor is None else [f"{span(self.per_tensor)}/tensor"]
+        parts += [] if self.per_element is None else [f"{span(self.per_element)}/element"]
+        return " + ".join(parts)
+
+
+def span(nanoseconds: float) -> str:
+    """With three digits, in the unit that suits."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:.3g} {unit}"
+    return f"{nanoseconds:.3g} ns"
+
+
+def fit(points: Sequence[tuple[int, int, float]]) -> Cost:
+    """The costs, none below zero, that miss the points (tensors, elements, nanoseconds) least.
+
+    Misses count as shares of the times, because the points span five orders of magnitude and the largest would leave
+    nothing to the others. Least squares without negative costs are the best of the unconstrained ones over each subset
+    of the costs that has none.
+    """
+    tensors, elements, times = (np.asarray(column, dtype=float) for column in zip(*points, strict=True))
+    columns = {"fixed": np.ones_like(times)}
+    if len(set(tensors)) > 1:
+        columns["per_tensor"] = tensors
+    # In a sweep of equal tensors elements and tensors grow together: what an element costs is in what a tensor does.
+    if len(set(elements / tensors)) > 1:
+        columns["per_element"] = elements
+    best: tuple[float, dict[str, float]] = (float("inf"), {})
+    for count in range(1, len(columns) + 1):
+        for names in itertools.combinations(columns, count):
+            system = np.stack([columns[name] / times for name in names], axis=1)
+            costs, *_ = np.linalg.lstsq(system, np.ones_like(times), rcond=None)
+            missed = float(np.sum((system @ costs - 1) ** 2))
+            if (costs >= 0).all() and missed < best[0]:
+                best = missed, dict(zip(names, map(float, costs), strict=True))
+    found = {**dict.fromkeys(columns, 0.0), **best[1]}
+    return Cost(found["fixed"], found.get("per_tensor"), found.get("per_element"))
+
+
+def fit_all(measurements: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The cost of each contestant over all points of the sweeps, by clock and by what was measured."""
+    points: dict[tuple[str, ...], list[tuple[int, int, float]]] = defaultdict(list)
+    for m in measurements:
+        if "sweep" in m:
+            for contestant, summary in m["summary_ns"].items():
+                key = (contestant, m["optimizer"], m["dtype"], m["clock"])
+                points[key].append((m["tensors"], m["elements"], summary["median"]))
+    names = ("contestant", "optimizer", "dtype", "clock")
+    return [
+        {**dict(zip(names, key, strict=True)), "points": len(found), **asdict(fit(found))}
+        for key, found in points.items()
+        if len(found) >= 3
+    ]
