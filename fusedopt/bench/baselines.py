@@ -32,6 +32,10 @@ LOOP, FOREACH, FUSED, DEFAULT = "torch for-loop", "torch foreach", "torch fused"
 GRAPHED, OURS_GRAPHED, COMPILED = "torch fused, graphed", "fusedopt, graphed", "torch compiled"
 
 
+# torch.compile unrolls a step tensor by tensor.
+MOST_COMPILED = 200
+
+
 @dataclass(frozen=True)
 class Baseline(ABC):
     name: str
@@ -143,6 +147,8 @@ class TorchCompiled(Torch):
     """
 
     def lacks(self, contest: Contest, device: torch.device) -> str:
+        if contest.suite.tensors > MOST_COMPILED:
+            return f"compiling a step over more than {MOST_COMPILED} tensors takes many minutes"
         if contest.group_count > 1:
             return "is given one learning rate, a tensor, and the groups have several"
         return super().lacks(contest, device)

@@ -17,7 +17,8 @@ from .baselines import absent
 from .contest import Contest
 from .diff import difference, load
 from .extras import require
-from .machine import machine, stamp_of
+from .kernel import KERNEL
+from .machine import machine, stamp_of, where
 from .output import Output
 from .placement import LAYOUTS
 from .report import BenchError, Report
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ROUNDS, SECONDS = 30, 900.0
-QUICK_ROUNDS, QUICK_SECONDS = 7, 45.0
+QUICK_ROUNDS, QUICK_SECONDS = 7, 40.0
 INTERRUPTED = 130
 
 
@@ -94,11 +95,16 @@ def course_of(options: argparse.Namespace) -> Course:
         suites = [TRAINING]
     if options.sweep:
         found = [(kind, suite) for kind in options.sweep for suite in sweeps.suites_of(kind, options.quick)]
-        suites, kinds = [suite for _, suite in found], {suite.name: kind for kind, suite in found}
+        suites = sweeps.in_order(suite for _, suite in found)
+        kinds = {suite.name: kind for kind, suite in found}
+    baselines = selection.choose_baselines(options.baseline, options.quick)
+    if options.sweep or options.training:
+        # The kernel alone steps one tensor of its own, which is no loop and has no number of tensors.
+        baselines = tuple(name for name in baselines if name != KERNEL)
     contests = selection.contests_of(
         suites,
         options.optimizer or ["AdamW"],
-        selection.choose_baselines(options.baseline, options.quick),
+        baselines,
         dtypes=options.dtype or ["float32"],
         layouts=options.layout or ["contiguous"],
         groups=options.groups,
@@ -180,9 +186,7 @@ def show(report: Report) -> None:
     missing = report.machine["absent"]
     if missing:
         print("absent:", "; ".join(f"{name} ({reason})" for name, reason in missing.items()))
-    gpu = report.machine.get("gpu", {}).get("name")
-    where = f"{gpu} beside {report.machine['cpu']}" if gpu else report.machine["cpu"]
-    print(f"{where}, {report.machine['threads']} threads, torch {report.machine['torch']}")
+    print(where(report.machine))
     for failure in report.failures:
         print(failure, file=sys.stderr)
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ def machine(command: str) -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "fusedopt": capabilities(),
     }
+
+
+def where(facts: Mapping[str, Any]) -> str:
+    """The machine in half a line."""
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    gpu = facts.get("gpu", {}).get("name")
+    return f"{f'{gpu} beside ' if gpu else ''}{facts['cpu']}, {threads}, torch {facts['torch']}"
 
 
 def stamp_of(date: str) -> str:

@@ -12,9 +12,12 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from .baselines import OURS
 from .clock import COLD, DEVICE, STEP
+from .kernel import KERNEL
+from .machine import where
 from .method import compare
 from .report import Report
 from .selection import KNOWN_BASELINES
+from .streaming import STREAMING
 from .sweeps import EACH, KINDS, TENSORS, Cost
 
 OTHERS = KNOWN_BASELINES
@@ -57,8 +60,7 @@ def suffix(clock: str) -> str:
 
 def describe(machine: Mapping[str, Any]) -> str:
     """One line on where the numbers are from."""
-    device = machine.get("gpu", {}).get("name") or f"{machine['cpu']}, {machine['threads']} threads"
-    return f"{device}, torch {machine['torch']}, {machine['date'][:10]}"
+    return f"{where(machine)}, {machine['date'][:10]}"
 
 
 def rows_figure(names: Sequence[str], xlabel: str, title: str, caption: str) -> tuple[Figure, Any]:
@@ -105,7 +107,7 @@ def speedups(measurements: Sequence[Measurement], clock: str, caption: str) -> F
     axes.set_xscale("log")
     axes.axvline(1, color="0.3", linewidth=1)
     for y, m in enumerate(measurements):
-        rivals = [name for name in m["rounds_ns"] if name in OTHERS]
+        rivals = [name for name in m["rounds_ns"] if name in OTHERS and name != KERNEL]
         for i, name in enumerate(rivals):
             ratio = compare(m["rounds_ns"][name], m["rounds_ns"][OURS])
             error = [[max(ratio.value - ratio.low, 0)], [max(ratio.high - ratio.value, 0)]]
@@ -121,9 +123,10 @@ def speedups(measurements: Sequence[Measurement], clock: str, caption: str) -> F
 
 
 def streaming_rates(measurements: Sequence[Measurement]) -> dict[str, float]:
-    """Bytes a nanosecond of what streams, from the measurement of its own at the beginning of the run."""
-    alone = [m for m in measurements if m["name"] == "streaming"]
-    return {name: m["bytes"] / s["median"] for m in alone for name, s in m["summary_ns"].items()}
+    """Bytes a nanosecond of all that streams, the fastest first, from their own rounds at the beginning of the run."""
+    alone = [m for m in measurements if m["name"] == STREAMING]
+    rates = {name: m["bytes"][name] / s["median"] for m in alone for name, s in m["summary_ns"].items()}
+    return dict(sorted(rates.items(), key=lambda item: -item[1]))
 
 
 def roofline(measurements: Sequence[Measurement], streaming: Mapping[str, float], caption: str) -> Figure:

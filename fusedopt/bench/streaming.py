@@ -10,10 +10,12 @@ from torch import Tensor
 
 from .. import _C
 from .clock import DEVICE, STEP, Clock, Cuda
-from .method import Contestant, Effort, interleave, summarise, warm_up
+from .method import Contestant, Effort, Rounds, interleave, summarise, warm_up
 
-BARE, COPY = "bare loop", "copy"
+BARE, COPY, ADD = "bare loop", "copy", "addition"
 FLOORS = (BARE, COPY)
+# What the measurement of the bandwidth is called.
+STREAMING = "streaming"
 # Many times the last level of cache: 256 MiB in four arrays of float32 on a CPU, two buffers of 1 GiB on a GPU.
 CPU_ELEMENTS, CUDA_BYTES = 2**24, 2**30
 SECONDS = 4.0
@@ -50,24 +52,46 @@ def copies(sizes: Sequence[int], clock: Clock) -> dict[int, Copy]:
     return {size: Copy(source[: size // 4], target[: size // 4]) for size in sizes}
 
 
+class Add:
+    """One array added to another in place, by torch: 2 loads and 1 store per element."""
+
+    def __init__(self, target: Tensor, source: Tensor) -> None:
+        self.target, self.source = target, source
+        self.traffic = source.nbytes + 2 * target.nbytes
+
+    def __call__(self) -> None:
+        self.target.add_(self.source)
+
+
 @dataclass(frozen=True)
 class Ceiling:
-    """The streaming bandwidth of a device: who reaches it, in how many bytes and how fast."""
+    """The streaming bandwidth of a device: who reaches it, in how many bytes, and how fast."""
 
     contestant: Contestant
     traffic: int
     gb_per_s: float
-    samples: list[int]
+    # Of all that were tried.
+    rounds: Rounds
+    bytes: dict[str, int]
 
 
 def measure_ceiling(clock: Clock, rounds: int = 9) -> Ceiling:
-    """Adam's traffic without Adam on a CPU, where reads and writes cost differently; on a GPU a copy."""
-    floor: BareLoop | Copy
+    """The fastest of what streams: a copy on a GPU; on a CPU also Adam's traffic without Adam, and an addition.
+
+    No simple program is the fastest everywhere: a copy reads the line that it is about to overwrite, and the bare loop
+    is compiled for the baseline instruction set.
+    """
+    streams: dict[str, BareLoop | Copy | Add]
     if isinstance(clock, Cuda):
-        name, mode, floor = COPY, DEVICE, copies([CUDA_BYTES], clock)[CUDA_BYTES]
+        mode, streams = DEVICE, {COPY: copies([CUDA_BYTES], clock)[CUDA_BYTES]}
     else:
-        name, mode, floor = BARE, STEP, BareLoop(CPU_ELEMENTS)
-    contestant = Contestant(name, floor)
-    warm_up([contestant], 2)
-    samples = interleave([contestant], Effort(rounds, seconds=SECONDS, minimum=3), measure=clock.measure(mode))[name]
-    return Ceiling(contestant, floor.traffic, floor.traffic / summarise(samples).median, samples)
+        bare = BareLoop(CPU_ELEMENTS)
+        copy, add = Copy(bare.grad, bare.exp_avg), Add(bare.param, bare.grad)
+        mode, streams = STEP, {BARE: bare, COPY: copy, ADD: add}
+    contestants = [Contestant(name, stream) for name, stream in streams.items()]
+    warm_up(contestants, 2)
+    measured = interleave(contestants, Effort(rounds, seconds=SECONDS, minimum=3), measure=clock.measure(mode))
+    moved = {name: stream.traffic for name, stream in streams.items()}
+    rates = {name: moved[name] / summarise(samples).median for name, samples in measured.items()}
+    best = max(contestants, key=lambda contestant: rates[contestant.name])
+    return Ceiling(best, moved[best.name], rates[best.name], measured, moved)

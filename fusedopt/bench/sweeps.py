@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +26,11 @@ def suites_of(kind: str, quick: bool = False) -> list[Suite]:
         return [Suite(f"sweep-{n}x{EACH}", ((EACH,),) * n, n, EACH * n) for n in counts]
     sizes = [size for size in SIZES[::2] if size <= 2**22] if quick else SIZES
     return [Suite(f"sweep-1x{n}", ((n,),), 1, n) for n in sizes]
+
+
+def in_order(suites: Iterable[Suite]) -> list[Suite]:
+    """The cheapest first, so that a run out of time has points of each sweep; a tensor costs as much as 10,000 elements."""
+    return sorted(suites, key=lambda suite: suite.tensors * 10_000 + suite.elements)
 
 
 @dataclass(frozen=True)
