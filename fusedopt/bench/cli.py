@@ -108,7 +108,8 @@ def course_of(options: argparse.Namespace) -> Course:
         dtypes=options.dtype or ["float32"],
         layouts=options.layout or ["contiguous"],
         groups=options.groups,
-        fresh=not options.same_grads,
+        # A backward pass makes new gradients anyway.
+        fresh=not (options.same_grads or options.training),
     )
     return Course(
         contests,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -18,7 +19,7 @@ from .method import compare
 from .report import Report
 from .selection import KNOWN_BASELINES
 from .streaming import STREAMING
-from .sweeps import EACH, KINDS, TENSORS, Cost
+from .sweeps import EACH, KINDS, TENSORS, Cost, span
 
 OTHERS = KNOWN_BASELINES
 PALETTE = matplotlib.colormaps["tab20"]
@@ -78,11 +79,11 @@ def rows_figure(names: Sequence[str], xlabel: str, title: str, caption: str) -> 
     return figure, axes
 
 
-def legend(axes: Any, beside: bool = True) -> None:
+def legend(axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     found = dict(zip(labels, handles, strict=True))
-    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if beside else {"loc": "upper left"}
-    axes.legend(found.values(), found.keys(), frameon=False, fontsize=8, **place)
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    axes.legend(found.values(), found.keys(), frameon=False, fontsize=8, labelspacing=0.9, **place)
 
 
 def spread(index: int, count: int) -> float:
@@ -158,29 +159,30 @@ def costs(points: Sequence[Measurement], kind: str, fits: Sequence[Mapping[str, 
     for name in names:
         taken = [m for m in points if name in m["summary_ns"]]
         x = [m[kind] for m in taken]
-        y = [m["summary_ns"][name]["median"] / 1e3 for m in taken]
+        y = [m["summary_ns"][name]["median"] for m in taken]
         low, high = (
-            [abs(m["summary_ns"][name][p] - m["summary_ns"][name]["median"]) / 1e3 for m in taken]
-            for p in ("p20", "p80")
+            [abs(m["summary_ns"][name][p] - m["summary_ns"][name]["median"]) for m in taken] for p in ("p20", "p80")
         )
         key = (name, first["optimizer"], first["dtype"], first["clock"])
         found = [f for f in fits if (f["contestant"], f["optimizer"], f["dtype"], f["clock"]) == key]
         label = name
         if found:
             cost = Cost(found[0]["fixed"], found[0]["per_tensor"], found[0]["per_element"])
-            label = f"{name}: {cost}"
-            line = [cost.at(m["tensors"], m["elements"]) / 1e3 for m in taken]
-            axes.plot(x, line, color=COLOURS[name], linewidth=1, alpha=0.6)
+            label = f"{name}\n{cost}"
+            along = np.geomspace(min(x), max(x), 100)
+            line = [cost.at(n, n * EACH) if kind == TENSORS else cost.at(1, n) for n in along]
+            axes.plot(along, line, color=COLOURS[name], linewidth=1, alpha=0.6)
         axes.errorbar(x, y, yerr=[low, high], **{**mark(name), "label": label})
     axes.set_xscale("log", base=10 if kind == TENSORS else 2)
     axes.set_yscale("log")
     what = f"tensors of {EACH} elements" if kind == TENSORS else "elements of one tensor"
     axes.set_xlabel(f"number of {what}")
-    axes.set_ylabel("a step, us (20th to 80th percentile)")
+    axes.set_ylabel("time of a step (20th to 80th percentile)")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: span(value)))
     dtype = str(first["dtype"]).removeprefix("torch.")
     axes.set_title(f"What a step of {first['optimizer']} costs against its number of {kind} ({dtype})\n", loc="left")
     axes.text(0, 1.01, caption, transform=axes.transAxes, fontsize=8, color="0.4", va="bottom")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    legend(axes, beside=False)
+    legend(axes)
     return figure

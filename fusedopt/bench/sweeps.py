@@ -23,13 +23,13 @@ def suites_of(kind: str, quick: bool = False) -> list[Suite]:
     """Quickly: every other point, the ends among them, up to 2^22 elements."""
     if kind == TENSORS:
         counts = COUNTS[::2] if quick else COUNTS
-        return [Suite(f"sweep-{n}x{EACH}", ((EACH,),) * n, n, EACH * n) for n in counts]
+        return [Suite(f"sweep-{n}-tensors", ((EACH,),) * n, n, EACH * n) for n in counts]
     sizes = [size for size in SIZES[::2] if size <= 2**22] if quick else SIZES
-    return [Suite(f"sweep-1x{n}", ((n,),), 1, n) for n in sizes]
+    return [Suite(f"sweep-{n}-elements", ((n,),), 1, n) for n in sizes]
 
 
 def in_order(suites: Iterable[Suite]) -> list[Suite]:
-    """The cheapest first, so that a run out of time has points of each sweep; a tensor costs as much as 10,000 elements."""
+    """The cheapest first, so that a run out of time has points of each; a tensor costs as much as 10,000 elements."""
     return sorted(suites, key=lambda suite: suite.tensors * 10_000 + suite.elements)
 
 
@@ -44,7 +44,7 @@ class Cost:
     per_tensor: float | None
     per_element: float | None
 
-    def at(self, tensors: int, elements: int) -> float:
+    def at(self, tensors: float, elements: float) -> float:
         return self.fixed + (self.per_tensor or 0) * tensors + (self.per_element or 0) * elements
 
     def __str__(self) -> str:
