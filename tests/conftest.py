@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # What does not step anything, or chooses its engine itself.
-_OWN_ENGINE = tuple(f"test_{name}" for name in ("benchmarks", "cuda", "examples", "generic", "gpu", "registry", "sass"))
+_OWN_ENGINE = tuple(f"test_{name}" for name in ("bench", "cuda", "examples", "generic", "gpu", "registry", "sass"))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

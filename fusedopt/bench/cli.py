@@ -125,8 +125,9 @@ def run(options: argparse.Namespace, command: str) -> int:
     """Exit status: 0 all measured, 1 something could not be, 130 interrupted. BenchError for what cannot begin."""
     require("rich")
     course = course_of(options)
-    selection.check_threads(options.threads or torch.get_num_threads())
-    with threads(options.threads or torch.get_num_threads()):
+    count = torch.get_num_threads() if options.threads is None else options.threads
+    selection.check_threads(count)
+    with threads(count):
         clock = selection.clock_of(options.device)
         report = Report(machine(command))
         report.machine.update(selection.device_facts(clock))

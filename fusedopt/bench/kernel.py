@@ -40,13 +40,14 @@ class Sweep:
         kept = self.optimizer.state[self.param]
         (group,) = self.optimizer.param_groups
         facts = _C.rules()[self.optimizer._rule]
-        states = [kept[name] for name in facts["states"] if kept.get(name) is not None]
-        if contest.state_dtype:
-            states = [state.to(contest.state_dtype) for state in states]
+        for name in facts["states"]:
+            if contest.state_dtype and kept.get(name) is not None:
+                kept[name] = kept[name].to(contest.state_dtype)
+        self.states = [kept[name] for name in facts["states"] if kept.get(name) is not None]
         hypers = [hyper({**self.optimizer._rule_defaults, **group}, name) for name in facts["hypers"]]
         sweep = _C.Sweep(self.optimizer._rule)
         # The step that the next one would be; always the same one, since time does not depend on it.
-        self.arguments = (hypers, [1.0] * len(facts["counters"]), [self.param], [grad], [states])
+        self.arguments = (hypers, [1.0] * len(facts["counters"]), [self.param], [grad], [self.states])
         self.call = sweep
 
     def __call__(self) -> None:
@@ -54,16 +55,14 @@ class Sweep:
 
     def has_the_bits(self) -> bool:
         """Whether the kernel does what the next step does, which a variant that depends on arguments does not."""
-        before = self.param.detach().clone()
-        states = [state.clone() for state in self.arguments[4][0]]
+        tensors = [self.param.detach(), *self.states]
+        before = [tensor.clone() for tensor in tensors]
         self()
-        swept = self.param.detach().clone()
-        with torch.no_grad():
-            self.param.copy_(before)
-            for state, old in zip(self.arguments[4][0], states, strict=True):
-                state.copy_(old)
+        swept = [tensor.clone() for tensor in tensors]
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(old)
         self.optimizer.step()
-        return swept.equal(self.param)
+        return all(tensor.equal(bits) for tensor, bits in zip(tensors, swept, strict=True))
 
 
 def hyper(known: Mapping[str, Any], name: str) -> float:

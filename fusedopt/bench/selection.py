@@ -71,7 +71,8 @@ def choose(kind: str, asked: Iterable[str], known: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(asked))
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            alike = [other for other in known if other.lower() == name.lower()]
+            near = alike or difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}"
             raise BenchError(f"{kind} {name!r} is not known; {hint}")
     return names

@@ -16,6 +16,7 @@ TENSORS, ELEMENTS = KINDS = ("tensors", "elements")
 # Of so many elements each is a tensor of the first sweep.
 EACH = 64
 COUNTS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
+ROUNDS_OF_FIT = 20
 SIZES = tuple(2**power for power in range(6, 27, 2))
 
 
@@ -65,9 +66,8 @@ def span(nanoseconds: float) -> str:
 def fit(points: Sequence[tuple[int, int, float]]) -> Cost:
     """The costs, none below zero, that miss the points (tensors, elements, nanoseconds) least.
 
-    Misses count as shares of the times, because the points span five orders of magnitude and the largest would leave
-    nothing to the others. Least squares without negative costs are the best of the unconstrained ones over each subset
-    of the costs that has none.
+    A miss is measured by its factor, sqrt(time / fit) - sqrt(fit / time), because the points span five orders of
+    magnitude and the largest would leave nothing to the others: least squares, weighted anew by what they found.
     """
     tensors, elements, times = (np.asarray(column, dtype=float) for column in zip(*points, strict=True))
     columns = {"fixed": np.ones_like(times)}
@@ -76,16 +76,29 @@ def fit(points: Sequence[tuple[int, int, float]]) -> Cost:
     # In a sweep of equal tensors elements and tensors grow together: what an element costs is in what a tensor does.
     if len(set(elements / tensors)) > 1:
         columns["per_element"] = elements
-    best: tuple[float, dict[str, float]] = (float("inf"), {})
-    for count in range(1, len(columns) + 1):
-        for names in itertools.combinations(columns, count):
-            system = np.stack([columns[name] / times for name in names], axis=1)
-            costs, *_ = np.linalg.lstsq(system, np.ones_like(times), rcond=None)
-            missed = float(np.sum((system @ costs - 1) ** 2))
-            if (costs >= 0).all() and missed < best[0]:
-                best = missed, dict(zip(names, map(float, costs), strict=True))
-    found = {**dict.fromkeys(columns, 0.0), **best[1]}
-    return Cost(found["fixed"], found.get("per_tensor"), found.get("per_element"))
+    system = np.stack(list(columns.values()), axis=1)
+    found = times
+    for _ in range(ROUNDS_OF_FIT):
+        weights = 1 / np.sqrt(times * found)
+        costs = non_negative(system * weights[:, None], times * weights)
+        found = system @ costs
+    named = dict(zip(columns, map(float, costs), strict=True))
+    return Cost(named["fixed"], named.get("per_tensor"), named.get("per_element"))
+
+
+def non_negative(system: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares without negative coefficients: the best of the plain ones over each subset of the columns."""
+    count = system.shape[1]
+    best, least = np.zeros(count), float("inf")
+    for size in range(1, count + 1):
+        for chosen in map(list, itertools.combinations(range(count), size)):
+            some, *_ = np.linalg.lstsq(system[:, chosen], target, rcond=None)
+            missed = float(np.sum((system[:, chosen] @ some - target) ** 2))
+            if (some >= 0).all() and missed < least:
+                least = missed
+                best = np.zeros(count)
+                best[chosen] = some
+    return best
 
 
 def fit_all(measurements: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
