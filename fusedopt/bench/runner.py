@@ -147,9 +147,9 @@ class Runner:
             raise NotMeasured("out of time")
 
     def measure(self, contest: Contest, seconds: float, sweep: str = "") -> None:
-        self.check_time(contest)
-        # Before anything is made of it: a suite that cannot fit beside ours alone needs no checking of rivals.
+        # Before anything is made of it: what does not even fit without rivals needs no checking of them.
         self.check_room(replace(contest, rivals=()))
+        self.check_time(contest)
         contest, left_out = self.admit(contest)
         self.check_room(contest)
         self.measure_ceiling()
