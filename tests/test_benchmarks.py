@@ -24,30 +24,6 @@ from fusedopt.bench.report import SCHEMA, Report
 TINY = "8x256-adamw"
 
 
-@pytest.mark.parametrize(
-    ("name", "tensors", "elements"),
-    [
-        ("resnet50", 161, 25_557_032),
-        ("gpt2", 148, 124_439_808),
-        ("1000x256", 1000, 256_000),
-        ("8x256", 8, 2_048),
-        ("480groups", 480, 122_880),
-        ("1x32Mi", 1, 33_554_432),
-        ("48matrices", 48, 70_778_880),
-        ("embedding", 1, 64_000_000),
-    ],
-)
-def test_suite_totals(name: str, tensors: int, elements: int) -> None:
-    suite = suites.SUITES[name]
-    assert len(suite.shapes) == tensors
-    assert sum(torch.Size(shape).numel() for shape in suite.shapes) == elements
-
-
-def test_suite_with_wrong_totals_raises() -> None:
-    with pytest.raises(ValueError, match="suite wrong"):
-        suites.Suite("wrong", ((2, 3),), tensors=1, elements=7)
-
-
 def test_summary_of_known_samples() -> None:
     assert method.summarise([11, 1, 2, 10, 3, 9, 4, 8, 5, 7, 6]) == method.Summary(median=6, p20=3, p80=9)
 

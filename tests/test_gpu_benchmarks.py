@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -23,29 +22,6 @@ from fusedopt.bench.clock import COLD, DEVICE, HOST, MODES, WALL
 from fusedopt.bench.streaming import COPY
 
 
-@pytest.mark.parametrize(
-    ("name", "tensors", "elements"),
-    [
-        ("llama7b-shard8", 291, 842_301_952),
-        ("bert-large", 391, 335_141_888),
-        ("vit-l16", 296, 304_326_632),
-        ("gpt2", 148, 124_439_808),
-        ("resnet50", 161, 25_557_032),
-        ("1000x1024", 1000, 1_024_000),
-        ("465groups", 465, 119_040),
-    ],
-)
-def test_suite_totals(name: str, tensors: int, elements: int) -> None:
-    shapes = suites.SUITES[name].shapes
-    assert (len(shapes), sum(math.prod(shape) for shape in shapes)) == (tensors, elements)
-
-
-def test_shards_make_up_the_whole_model() -> None:
-    whole, shard = suites.llama_7b(1), suites.llama_7b(8)
-    assert sum(map(math.prod, whole)) == 6_738_415_616
-    assert [(8 * first, *rest) for first, *rest in shard] == list(whole)
-
-
 def test_misaligned_suite_defeats_vectors_of_four() -> None:
     suite = suites.SUITES["64x1Mi-misaligned"]
     assert {size % 4 for size in suite.sizes} == {1, 2, 3}
@@ -56,11 +32,6 @@ def test_misaligned_suite_defeats_vectors_of_four() -> None:
         for tensor in (param, param.grad):
             assert tensor is not None
             assert tensor.data_ptr() % 16 == 4
-
-
-def test_a_cut_suite_keeps_its_kind() -> None:
-    cut = suites.SUITES["465groups"].cut(tensors=3, side=10)
-    assert (cut.shapes, cut.group_each, cut.elements) == (((10,),) * 3, True, 30)
 
 
 @pytest.mark.parametrize(

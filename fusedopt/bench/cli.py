@@ -126,7 +126,8 @@ def run(options: argparse.Namespace, command: str) -> int:
     require("rich")
     course = course_of(options)
     count = torch.get_num_threads() if options.threads is None else options.threads
-    selection.check_threads(count)
+    if options.threads is not None:
+        selection.check_threads(count)
     with threads(count):
         clock = selection.clock_of(options.device)
         report = Report(machine(command))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -96,7 +96,7 @@ class Runner:
                 kept = self.report.failures if self.must else self.report.skipped
                 kept.append(f"{contest.name}: not measured: {reason}")
             except Exception as error:
-                traceback.print_exc()
+                logging.getLogger(__name__).debug("%s", contest.name, exc_info=True)
                 self.report.failures.append(
                     f"{contest.name}: not measured: {type(error).__name__}: {first_line(error)}"
                 )
@@ -192,21 +192,18 @@ class Runner:
         self, name: str, mode: str, contestants: Sequence[Contestant], seconds: float, facts: dict[str, Any]
     ) -> Rounds | None:
         """Rounds on one clock, which go into the report; None where a step cannot be timed on it."""
-        measure = self.clock.measure(mode)
         try:
             # Half of the time is for checking, making and warming up.
             each = seconds / 2 / len(self.clock.modes)
-            calls, began = {}, time.perf_counter()
-            for contestant in contestants:
-                contestant.prepare()
-                calls[contestant.name] = max(measure(contestant), 1)
+            began = time.perf_counter()
+            contestants, calls, unfit = self.try_out(mode, contestants)
             repeat = 1
             if not facts.get("inside"):
                 affordable = each / (LEAST_ROUNDS * (time.perf_counter() - began))
                 repeat = int(min(max(min(TURN_NS / calls[OURS], affordable), 1), MOST_REPEATS))
             effort = Effort(self.rounds, repeat, each, minimum=min(LEAST_ROUNDS, self.rounds))
             self.watch.begin(name, self.rounds)
-            rounds = interleave(contestants, effort, self.watch.tick, measure)
+            rounds = interleave(contestants, effort, self.watch.tick, self.clock.measure(mode))
         except RuntimeError as error:
             if mode not in (DEVICE, COLD):
                 raise
@@ -214,8 +211,28 @@ class Runner:
             return None
         finally:
             self.watch.end()
+        facts = {**facts, "left_out": {**facts["left_out"], **unfit}}
         self.report.measurements.append(record(name, rounds, clock=mode, repeat=repeat, **facts))
         return rounds
+
+    def try_out(
+        self, mode: str, contestants: Sequence[Contestant]
+    ) -> tuple[list[Contestant], dict[str, int], dict[str, str]]:
+        """Those that this clock can time, the nanoseconds of a call of each, and why not the others.
+
+        A step that synchronizes, or launches more kernels than a queue holds, has no device time.
+        """
+        kept, calls, unfit = [], {}, {}
+        for contestant in contestants:
+            contestant.prepare()
+            try:
+                calls[contestant.name] = max(self.clock.measure(mode)(contestant), 1)
+                kept.append(contestant)
+            except RuntimeError as error:
+                if mode not in (DEVICE, COLD) or contestant.name in (OURS, CONTROL):
+                    raise
+                unfit[contestant.name] = first_line(error)
+        return kept, calls, unfit
 
     def findings(self, name: str, mode: str, rounds: Rounds, moved: int) -> list[Finding]:
         """Ours against each of the others."""
