@@ -96,6 +96,14 @@ def test_every_key_of_the_json_is_documented(tmp_path: Path) -> None:
     assert keys <= documented, keys - documented
 
 
+@pytest.mark.parametrize(
+    ("clock", "control", "said"), [("step", 1.2, ""), ("step", 1.3, " (noisy)"), ("device", 1.1, " (noisy)")]
+)
+def test_a_picture_says_what_is_noisy(clock: str, control: float, said: str) -> None:
+    rounds = {OURS: [100.0] * 3, CONTROL: [100.0 * control] * 3}
+    assert plots.doubt({"rounds_ns": rounds}, clock) == said
+
+
 def test_a_rival_that_is_wrong_is_not_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*QUICK, "--suite", "tiny", "--optimizer", "SGD", "--dtype", "bfloat16", "--rounds", "2", "--no-plots"]
     assert cli.main([*command, "--baseline", FUSED, "--baseline", LOOP, "--out", str(tmp_path)]) == 0

@@ -11,12 +11,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from .baselines import OURS
+from .baselines import CONTROL, OURS
 from .clock import COLD, DEVICE, STEP
 from .kernel import KERNEL
 from .machine import where
 from .method import compare
 from .report import Report
+from .runner import is_noisy
 from .selection import KNOWN_BASELINES
 from .streaming import STREAMING
 from .sweeps import EACH, KINDS, TENSORS, Cost, span
@@ -102,7 +103,7 @@ def times(value: float, _: object = None) -> str:
 
 
 def speedups(measurements: Sequence[Measurement], clock: str, caption: str) -> Figure:
-    names = [m["name"].removesuffix(f", {clock}") for m in measurements]
+    names = [m["name"].removesuffix(f", {clock}") + doubt(m, clock) for m in measurements]
     title = "How many times faster fusedopt's step is" + ("" if clock == STEP else f" ({clock} time)")
     figure, axes = rows_figure(names, "speed-up, with the 5-95 % interval", title, caption)
     axes.set_xscale("log")
@@ -121,6 +122,12 @@ def speedups(measurements: Sequence[Measurement], clock: str, caption: str) -> F
     axes.xaxis.set_minor_formatter(NullFormatter())
     legend(axes)
     return figure
+
+
+def doubt(measurement: Measurement, clock: str) -> str:
+    """A picture shows no A/A control, so it says where that forbids a conclusion."""
+    rounds = measurement["rounds_ns"]
+    return " (noisy)" if is_noisy(clock, compare(rounds[CONTROL], rounds[OURS])) else ""
 
 
 def streaming_rates(measurements: Sequence[Measurement]) -> dict[str, float]:

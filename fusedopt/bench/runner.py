@@ -38,6 +38,10 @@ LEAST_CALLS = 20
 SETTING_UP = 10e-9
 
 
+def is_noisy(mode: str, control: Ratio) -> bool:
+    return not steady(control, SPREAD.get(mode, HOST_SPREAD))
+
+
 class NotMeasured(Exception):
     """Why something was left out."""
 
@@ -90,7 +94,7 @@ class Runner:
         for number, contest in enumerate(contests):
             left = self.deadline - time.perf_counter()
             try:
-                # Once every contest has begun, none may keep the others from their share of the time.
+                # An equal share of what is left, so that a slow contest takes no time from those after it.
                 measure(contest, max(left, 0) / (len(contests) - number))
             except NotMeasured as reason:
                 kept = self.report.failures if self.must else self.report.skipped
@@ -246,7 +250,7 @@ class Runner:
                 measured=compare(theirs, ours),
                 asked=None,
                 at_most=False,
-                verdict=REPORTED if steady(control, SPREAD.get(mode, HOST_SPREAD)) else NOISY,
+                verdict=NOISY if is_noisy(mode, control) else REPORTED,
                 ours_ms=milliseconds(ours),
                 theirs_ms=milliseconds(theirs),
                 control=control,
