@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import Contestant, Effort, compare, interleave, machine, summarise, verdict, warm_up
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from suites import SUITES, Suite
 from torch import Tensor
 from torch.nn import Parameter
 
 import fusedopt
+from fusedopt.bench.machine import machine
+from fusedopt.bench.method import Contestant, Effort, compare, interleave, summarise, verdict, warm_up
+from fusedopt.bench.suites import SUITES, Suite
 
 OURS, CONTROL, RIVAL = "fusedopt", "fusedopt again", "torch"
 MAX_NORM = 1.0  # below the norm of random gradients, so every step clips

@@ -49,7 +49,7 @@ def gpu_row(finding: dict[str, Any]) -> str:
     times = [number(finding[key] * 1e3) if finding[key] is not None else "" for key in ("theirs_ms", "ours_ms")]
     rate = ""
     if finding["gb_per_s"] is not None:
-        share = f" ({finding['of_copy']['value'] * 100:.0f} %)" if finding["of_copy"] else ""
+        share = f" ({finding['of_streaming']['value'] * 100:.0f} %)" if finding["of_streaming"] else ""
         rate = f"{finding['gb_per_s']:.0f}{share}"
     cells = [finding["measurement"], finding["against"], *times, rate, measured(finding), goal(finding)]
     return f"| {' | '.join(cells)} |"

@@ -18,9 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from contest import COPY, OURS, check_agreement
-from gpu_clock import COLD, DEVICE, Clock, Cuda, Pretend
-from gpu_contest import Copy, absent, copies, enter_alignment, enter_gpu, footprint, traffic
 from gpu_launches import STEPS, count_apart
 from gpu_report import alignment_finding, copy_finding, goal_finding, launches_finding, make_gpu_table, mean_finding
 from gpu_table import (
@@ -28,7 +25,7 @@ from gpu_table import (
     ALIGNMENT,
     BANDWIDTH,
     COPY_SIZES,
-    FUSED,
+    FOREIGN,
     LARGE,
     LAUNCH_SUITES,
     LAUNCHES,
@@ -42,9 +39,16 @@ from gpu_table import (
     TRIALS,
     Trial,
 )
-from protocol import Contestant, Effort, Rounds, interleave, machine, stamp_of, summarise, warm_up
-from report import Report, record
 from rich.console import Console
+
+from fusedopt.bench.baselines import CONTROL, FUSED, OURS, absent
+from fusedopt.bench.clock import COLD, DEVICE, Clock, Cuda, Pretend
+from fusedopt.bench.contest import Contest, check_agreement, enter
+from fusedopt.bench.machine import machine, stamp_of
+from fusedopt.bench.method import Contestant, Effort, Rounds, interleave, summarise, warm_up
+from fusedopt.bench.report import Report, record
+from fusedopt.bench.streaming import COPY, Copy, copies
+from fusedopt.bench.traffic import footprint, traffic
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -86,7 +90,7 @@ class Run:
 
 def run_copies(run: Run) -> None:
     """Finds the ceiling; two buffers of the largest size must leave room for the models."""
-    free = run.clock.free_bytes()
+    free = run.clock.free_bytes() or 0
     sizes = [size for size in (size // 2**10 if run.dry else size for size in COPY_SIZES) if 6 * size <= free]
     if not sizes:
         raise NotMeasured(f"two buffers of {COPY_SIZES[0] / 2**30:g} GiB are too much for {free / 2**30:.1f} GiB")
@@ -112,6 +116,19 @@ def run_launches(run: Run) -> None:
     run.report.findings += [launches_finding(suite, STEPS, kernels) for suite, kernels in found.items()]
 
 
+def enter_alignment(aligned: Contest, misaligned: Contest, clock: Clock) -> tuple[list[Contestant], dict[str, int]]:
+    """Ours on two suites of one size, of which the second defeats vector loads; and the bytes of a step of each."""
+    contestants, traffics = [], {}
+    for contest, names in ((aligned, ("aligned",)), (misaligned, (OURS, CONTROL))):
+        entrants, _ = enter(contest, clock)
+        for name, entrant in zip(names, entrants.values(), strict=False):
+            contestants.append(replace(entrant.contestant(OURS), name=name))
+            entrant.prepare()
+            entrant.optimizer.step()
+            traffics[name] = traffic(entrant.optimizer)
+    return contestants, traffics
+
+
 def run_alignment(run: Run) -> None:
     aligned, misaligned = ALIGNED, MISALIGNED
     if run.dry:
@@ -125,10 +142,13 @@ def run_alignment(run: Run) -> None:
 def run_trial(run: Run, trial: Trial) -> None:
     contest = trial.contest
     needs = footprint(contest, len(contest.rivals) + 2)
-    if needs > run.clock.free_bytes():
-        raise NotMeasured(f"needs {needs / 2**30:.0f} GiB, and {run.clock.free_bytes() / 2**30:.0f} are free")
-    entrants, contestants = enter_gpu(contest, run.clock, run.ceiling)
-    warm_up(list(contestants.values()), run.effort(DEVICE).warmup)
+    free = run.clock.free_bytes() or 0
+    if needs > free:
+        raise NotMeasured(f"needs {needs / 2**30:.0f} GiB, and {free / 2**30:.0f} are free")
+    entrants, contestants = enter(contest, run.clock)
+    if run.ceiling:
+        contestants.append(Contestant(COPY, run.ceiling))
+    warm_up(contestants, run.effort(DEVICE).warmup)
     run.clock.synchronize()
     try:
         check_agreement(entrants, stray=0 if contest.dtype == torch.float32 else 1e-5)
@@ -137,13 +157,12 @@ def run_trial(run: Run, trial: Trial) -> None:
     moved = traffic(entrants[OURS].optimizer)
     facts = {
         **contest.facts(),
-        "state_dtype": str(contest.state_dtype or contest.dtype),
         "bytes": {OURS: moved, **({COPY: run.ceiling.traffic} if run.ceiling else {})},
     }
     for mode in trial.modes:
         ceiling = mode in (DEVICE, COLD) and (moved >= LARGE or any(g.kind == SHARE for g in trial.goals))
         out = {*contest.rivals, COPY} - {*trial.rivals(mode), *((COPY,) if ceiling else ())}
-        taking_part = [c for name, c in contestants.items() if name not in out]
+        taking_part = [c for c in contestants if c.name not in out]
         rounds = run.time(trial.name, mode, taking_part, **facts)
         copied = run.ceiling.traffic if run.ceiling else 0
         for goal in trial.goals:
@@ -222,7 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clock: Clock = Pretend() if options.dry_run else Cuda()
     clock.heat()
     command = shlex.join(["python", "benchmarks/gpu.py", *(sys.argv[1:] if arguments is None else arguments)])
-    report = Report({**machine(command), "gpu": clock.facts(), "absent": absent()})
+    missing = [name for name in FOREIGN if name in absent()]
+    report = Report({**machine(command), "gpu": clock.facts(), "absent": missing})
     prefix = "quick-gpu-" if options.quick or options.dry_run else "gpu-"
     out = options.out or RESULTS / f"{prefix}{stamp_of(report.machine['date'])}.json"
     run = Run(clock, report, out, options.quick, began + options.seconds, options.dry_run)

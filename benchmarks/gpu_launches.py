@@ -27,10 +27,10 @@ def device_work(events: Iterable[dict[str, Any]]) -> dict[str, int]:
 def count(suite_name: str) -> dict[str, int]:
     """Names and numbers of what ``STEPS`` steps of AdamW put on the device, in steady state."""
     import torch
-    from suites import SUITES
     from torch.profiler import ProfilerActivity, profile
 
     import fusedopt
+    from fusedopt.bench.suites import SUITES
 
     suite = SUITES[suite_name]
     params = [torch.randn(shape, device="cuda", requires_grad=True) for shape in suite.shapes]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from contest import CONTROL, COPY, OURS
 from gpu_table import (
     ALIGNMENT,
     ALIGNMENT_ASKED,
@@ -18,20 +17,18 @@ from gpu_table import (
     TIME,
     Goal,
 )
-from protocol import Ratio, Rounds, Summary, compare, geometric_mean, summarise, verdict
-from report import STYLES, Finding, milliseconds
+from report import STYLES
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-REPORTED = "reported"
+from fusedopt.bench.baselines import CONTROL, OURS
+from fusedopt.bench.method import Ratio, Rounds, Summary, compare, geometric_mean, scaled, summarise, verdict
+from fusedopt.bench.report import REPORTED, Finding, milliseconds
+from fusedopt.bench.streaming import COPY
 
 
 def judged(ratio: Ratio, asked: float | None, at_most: bool, control: Ratio | None, spread: float) -> str:
     return REPORTED if asked is None else verdict(ratio, asked, at_most, control, spread)
-
-
-def scaled(ratio: Ratio, by: float) -> Ratio:
-    return Ratio(ratio.value * by, ratio.low * by, ratio.high * by)
 
 
 def share_of(copy: Sequence[float], copied: int, ours: Sequence[float], moved: int) -> Ratio:
@@ -43,14 +40,14 @@ def goal_finding(trial: str, goal: Goal, rounds: Rounds, moved: int, copied: int
     """``moved`` and ``copied`` are the bytes of a step and of a copy."""
     ours = rounds[OURS]
     control = compare(rounds[CONTROL], ours)
-    of_copy = share_of(rounds[COPY], copied, ours, moved) if COPY in rounds else None
+    of_streaming = share_of(rounds[COPY], copied, ours, moved) if COPY in rounds else None
     against = goal.against
     if goal.kind == TIME:
         ratio, unit = bounds(summarise(ours)), " us"
     elif goal.kind == SHARE:
-        if of_copy is None:
+        if of_streaming is None:
             raise ValueError(f"{trial}: no copy took part")
-        ratio, unit, against = of_copy, "", "rate of a copy"
+        ratio, unit, against = of_streaming, "", "rate of a copy"
     else:
         ratio, unit = compare(rounds[goal.against], ours), "x"
     at_most = goal.kind == TIME
@@ -65,8 +62,8 @@ def goal_finding(trial: str, goal: Goal, rounds: Rounds, moved: int, copied: int
         ours_ms=milliseconds(ours),
         theirs_ms=milliseconds(rounds[goal.against]) if goal.against else None,
         control=control,
-        gb_per_s=moved / summarise(ours).median if of_copy else None,
-        of_copy=of_copy,
+        gb_per_s=moved / summarise(ours).median if of_streaming else None,
+        of_streaming=of_streaming,
     )
 
 
@@ -170,7 +167,7 @@ def make_gpu_table(findings: Sequence[Finding]) -> Table:
             micro(finding.theirs_ms),
             micro(finding.ours_ms),
             "" if finding.gb_per_s is None else f"{finding.gb_per_s:.0f}",
-            percent(finding.of_copy),
+            percent(finding.of_streaming),
             f"{short(finding.measured.value)}{finding.unit}",
             span(finding.measured),
             finding.goal,

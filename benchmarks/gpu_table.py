@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from contest import COPY, Contest
-from gpu_clock import COLD, DEVICE, HOST, WALL
-from gpu_contest import COMPILED, FOREIGN, GRAPHED, OURS_GRAPHED, absent
-from protocol import Effort
-from suites import SUITES, Suite
 
 import fusedopt
+from fusedopt.bench.baselines import COMPILED, FOREACH, FUSED, GRAPHED, LOOP, OURS_GRAPHED, absent
+from fusedopt.bench.clock import COLD, DEVICE, HOST, WALL
+from fusedopt.bench.contest import Contest
+from fusedopt.bench.method import Effort
+from fusedopt.bench.streaming import COPY
+from fusedopt.bench.suites import SUITES, Suite
 
-FUSED, FOREACH, LOOP = "torch fused", "torch foreach", "torch for-loop"
 F32, BF16 = torch.float32, torch.bfloat16
 
 # The device's clock repeats well. The host's does not, and its steps are short.
@@ -107,6 +107,8 @@ AS_FAST = against(FUSED, DEVICE, asked=1.0)
 RESNET_F32 = [*against(FUSED, DEVICE, COLD, asked=1.0), *against(FUSED, WALL, asked=3.0)]
 THOUSAND = [*against(FUSED, WALL, asked=5.0), Goal(HOST, "", 30.0, TIME), *against(FUSED, HOST, DEVICE, COLD)]
 THOUSAND_FRESH = [*against(FUSED, WALL, HOST)]
+# Whose AdamW runs on a GPU.
+FOREIGN = ("apex", "TransformerEngine")
 FOREIGN_THERE = [name for name in FOREIGN if name not in absent()]
 
 TRIALS = [

@@ -27,20 +27,18 @@ def reset_peak() -> None:
 def measure(suite_name: str, optimizer: str, library: str) -> dict[str, int]:
     """Bytes: the state, the peak of the first step above what was resident before it, and a later step's peak."""
     import torch
-    from contest import BASELINES
-    from suites import SUITES
 
-    import fusedopt
+    from fusedopt.bench.baselines import BASELINES
+    from fusedopt.bench.contest import Contest
+    from fusedopt.bench.suites import SUITES
 
-    arguments = BASELINES.get(library, {})
-    cls = getattr(torch.optim if library in BASELINES else fusedopt, optimizer)
+    contest = Contest(SUITES[suite_name], optimizer, ())
 
     def make(shapes: tuple[tuple[int, ...], ...]) -> torch.optim.Optimizer:
         params = [torch.ones(shape, requires_grad=True) for shape in shapes]
         for param in params:
             param.grad = torch.ones_like(param)
-        made: torch.optim.Optimizer = cls(params, **arguments)
-        return made
+        return BASELINES[library].make(contest, params)
 
     # Thread stacks, lazily bound functions and modules imported at the first step belong to the process, not to a step.
     # Large enough that every thread takes part.
@@ -48,7 +46,7 @@ def measure(suite_name: str, optimizer: str, library: str) -> dict[str, int]:
     small.step()
     small.step()
 
-    optimizer_ = make(SUITES[suite_name].shapes)
+    optimizer_ = make(contest.suite.shapes)
     reset_peak()
     before = status("VmRSS")
     optimizer_.step()

@@ -1,73 +1,19 @@
-"""What the rounds say: one finding per question, the table of all findings, and what is written of a run."""
+"""What the rounds say about the promises: one finding per question, and the table of all findings."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-from contest import CONTROL, OURS
-from protocol import Ratio, Rounds, best_of, bootstrap, compare, summarise, verdict
 from rich.table import Table
 from table import MEMORY, MEMORY_ALLOWANCE, TRAINING, Question, Temporaries
 
-SCHEMA = 1
+from fusedopt.bench.baselines import CONTROL, OURS
+from fusedopt.bench.method import Ratio, Rounds, best_of, compare, verdict
+from fusedopt.bench.report import Finding, milliseconds
+from fusedopt.bench.training import kept_ratio
+
 STYLES = {"met": "green", "noisy": "magenta", "unclear": "yellow", "missed": "bold red", "reported": "dim"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A measured figure beside the asked one. Times are medians in milliseconds; ``control`` is the A/A ratio.
-
-    On a GPU also the rate of our memory traffic in GB/s and its share of what a copy reaches in the same rounds.
-    """
-
-    measurement: str
-    against: str
-    measured: Ratio
-    asked: float | None
-    at_most: bool
-    verdict: str
-    unit: str = "x"
-    ours_ms: float | None = None
-    theirs_ms: float | None = None
-    control: Ratio | None = None
-    gb_per_s: float | None = None
-    of_copy: Ratio | None = None
-
-    @property
-    def goal(self) -> str:
-        return "" if self.asked is None else f"{'<=' if self.at_most else '>='} {self.asked:g}{self.unit}"
-
-    @property
-    def interval(self) -> str:
-        ratio = self.measured
-        return "" if ratio.low == ratio.high else f"{ratio.low:.2f}-{ratio.high:.2f}"
-
-
-@dataclass
-class Report:
-    """Everything a run has found so far."""
-
-    machine: dict[str, Any]
-    findings: list[Finding] = field(default_factory=list)
-    measurements: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    complete: bool = False
-
-    def as_json(self) -> str:
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, default=str) + "\n"
-
-
-def record(name: str, rounds: Rounds, **facts: Any) -> dict[str, Any]:
-    summaries = {contestant: asdict(summarise(samples)) for contestant, samples in rounds.items()}
-    return {"name": name, **facts, "summary_ns": summaries, "rounds_ns": rounds}
-
-
-def milliseconds(rounds: Sequence[float]) -> float:
-    return summarise(rounds).median / 1e6
 
 
 def contest_finding(question: Question, rounds: Rounds) -> Finding:
@@ -92,10 +38,8 @@ def contest_finding(question: Question, rounds: Rounds) -> Finding:
 def in_loop_finding(rival: str, isolated: Rounds, in_loop: Rounds) -> Finding:
     """Does the ratio inside the loop keep up with the isolated one? Their quotient must not fall below 1."""
     inside, outside = (compare(rounds[rival], rounds[OURS]) for rounds in (in_loop, isolated))
-    draws = bootstrap(in_loop[rival], in_loop[OURS]) / bootstrap(isolated[rival], isolated[OURS], seed=1)
-    low, high = np.percentile(draws, [5, 95])
     control = compare(in_loop[CONTROL], in_loop[OURS])
-    kept = Ratio(inside.value / outside.value, float(low), float(high))
+    kept = kept_ratio(rival, isolated, in_loop)
     return Finding(
         measurement=TRAINING,
         against=f"{rival}: {inside.value:.2f}x in the loop, {outside.value:.2f}x isolated",

@@ -8,21 +8,23 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import memory
-import torch
-import training
-from contest import Contest, check_agreement, enter
-from protocol import Effort, interleave, machine, stamp_of, warm_up
-from report import Report, contest_finding, in_loop_finding, make_table, memory_finding, record, temporaries_finding
+from report import contest_finding, in_loop_finding, make_table, memory_finding, temporaries_finding
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from table import CONTESTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, TEMPORARIES, TRAINING, effort_of
 
 import fusedopt
+from fusedopt.bench import training
+from fusedopt.bench.baselines import FUSED
+from fusedopt.bench.contest import Contest, check_agreement, enter
+from fusedopt.bench.machine import machine, stamp_of
+from fusedopt.bench.method import Effort, interleave, warm_up
+from fusedopt.bench.report import Report, record
+from fusedopt.bench.runner import threads
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Tick = Callable[[], object]
@@ -46,13 +48,13 @@ def run_contest(contest: Contest, effort: Effort, report: Report, tick: Tick) ->
 
 
 def run_training(effort: Effort, report: Report, tick: Tick) -> None:
-    trainees = training.make_trainees()
+    trainees = training.make_trainees(Contest(training.SUITE, "AdamW", (FUSED,)))
     results = []
     for name, contestants in (("isolated", training.isolated(trainees)), ("in loop", training.in_loop(trainees))):
         warm_up(contestants, effort.warmup)
         results.append(interleave(contestants, effort, tick))
         report.measurements.append(record(f"{TRAINING}, {name}", results[-1]))
-    report.findings.append(in_loop_finding(training.RIVAL, *results))
+    report.findings.append(in_loop_finding(FUSED, *results))
 
 
 def run_memory(report: Report) -> None:
@@ -85,16 +87,6 @@ def run_one(name: str, quick: bool, report: Report, tick: Tick) -> None:
         run_training(effort_of(name, quick), report, tick)
     else:
         run_contest(CONTESTS[name], effort_of(name, quick), report, tick)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run(names: Sequence[str], report: Report, *, quick: bool, out: Path) -> None:

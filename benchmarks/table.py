@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from contest import ADAMW, BARE, BUILT_IN, Contest
-from protocol import Effort
-from suites import SUITES
+from compiled import ADAMW, BUILT_IN, CompiledContest
+
+from fusedopt.bench.contest import Contest
+from fusedopt.bench.method import Effort
+from fusedopt.bench.streaming import BARE
+from fusedopt.bench.suites import SUITES
 
 FUSED = ("torch fused",)
 ALL_THREE = ("torch for-loop", "torch foreach", "torch fused")
@@ -63,7 +66,7 @@ def contest(
 
 
 def compiled(suite: str) -> Contest:
-    return Contest(SUITES[suite], "AdamW", (BUILT_IN,), ADAMW, compiled=True)
+    return CompiledContest(SUITES[suite], "AdamW", (BUILT_IN,), ADAMW)
 
 
 # What is asked on the large tensor, where torch's implementations of these take up to a second.

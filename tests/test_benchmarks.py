@@ -10,103 +10,81 @@ import torch
 
 pytest.importorskip("rich")
 
-import contest
+import compiled
 import figures
 import memory
-import protocol
 import report
 import run
-import suites
 import table
+
+from fusedopt.bench import contest, method, streaming, suites
+from fusedopt.bench.baselines import CONTROL, OURS
+from fusedopt.bench.report import SCHEMA, Report
 
 TINY = "8x256-adamw"
 
 
-@pytest.mark.parametrize(
-    ("name", "tensors", "elements"),
-    [
-        ("resnet50", 161, 25_557_032),
-        ("gpt2", 148, 124_439_808),
-        ("1000x256", 1000, 256_000),
-        ("8x256", 8, 2_048),
-        ("480groups", 480, 122_880),
-        ("1x32Mi", 1, 33_554_432),
-        ("48matrices", 48, 70_778_880),
-        ("embedding", 1, 64_000_000),
-    ],
-)
-def test_suite_totals(name: str, tensors: int, elements: int) -> None:
-    suite = suites.SUITES[name]
-    assert len(suite.shapes) == tensors
-    assert sum(torch.Size(shape).numel() for shape in suite.shapes) == elements
-
-
-def test_suite_with_wrong_totals_raises() -> None:
-    with pytest.raises(ValueError, match="suite wrong"):
-        suites.Suite("wrong", ((2, 3),), tensors=1, elements=7)
-
-
 def test_summary_of_known_samples() -> None:
-    assert protocol.summarise([11, 1, 2, 10, 3, 9, 4, 8, 5, 7, 6]) == protocol.Summary(median=6, p20=3, p80=9)
+    assert method.summarise([11, 1, 2, 10, 3, 9, 4, 8, 5, 7, 6]) == method.Summary(median=6, p20=3, p80=9)
 
 
 def test_one_outlier_moves_no_ratio() -> None:
-    assert protocol.compare([20] * 9 + [10_000], [10] * 10) == protocol.Ratio(2.0, 2.0, 2.0)
+    assert method.compare([20] * 9 + [10_000], [10] * 10) == method.Ratio(2.0, 2.0, 2.0)
 
 
 def test_bootstrap_keeps_the_pairs() -> None:
     """Where a slow round slows both sides alike, the ratio of each round is exact, and so must the interval be."""
     slow = [10, 20, 40, 80, 160, 320, 640]
-    ratio = protocol.compare([3 * s for s in slow], slow)
+    ratio = method.compare([3 * s for s in slow], slow)
     assert (ratio.value, ratio.low, ratio.high) == pytest.approx((3, 3, 3))
 
 
 def test_interval_widens_with_noise() -> None:
-    ratio = protocol.compare([10, 30, 20, 40, 25, 35, 15], [10, 11, 12, 13, 9, 10, 11])
+    ratio = method.compare([10, 30, 20, 40, 25, 35, 15], [10, 11, 12, 13, 9, 10, 11])
     assert ratio.low < ratio.value < ratio.high
 
 
 def test_unpaired_samples_raise() -> None:
     with pytest.raises(ValueError, match="equal lengths, got 2 and 3"):
-        protocol.compare([1, 2], [1, 2, 3])
+        method.compare([1, 2], [1, 2, 3])
 
 
 @pytest.mark.parametrize(
     ("ratio", "at_most", "expected"),
     [
-        (protocol.Ratio(2.1, 1.9, 2.3), False, "met"),
-        (protocol.Ratio(1.9, 1.8, 2.1), False, "unclear"),
-        (protocol.Ratio(1.7, 1.6, 1.8), False, "missed"),
-        (protocol.Ratio(1.9, 1.8, 2.1), True, "met"),
-        (protocol.Ratio(2.1, 1.9, 2.3), True, "unclear"),
-        (protocol.Ratio(2.3, 2.2, 2.4), True, "missed"),
+        (method.Ratio(2.1, 1.9, 2.3), False, "met"),
+        (method.Ratio(1.9, 1.8, 2.1), False, "unclear"),
+        (method.Ratio(1.7, 1.6, 1.8), False, "missed"),
+        (method.Ratio(1.9, 1.8, 2.1), True, "met"),
+        (method.Ratio(2.1, 1.9, 2.3), True, "unclear"),
+        (method.Ratio(2.3, 2.2, 2.4), True, "missed"),
     ],
 )
-def test_verdicts(ratio: protocol.Ratio, at_most: bool, expected: str) -> None:
-    assert protocol.verdict(ratio, 2.0, at_most) == expected
+def test_verdicts(ratio: method.Ratio, at_most: bool, expected: str) -> None:
+    assert method.verdict(ratio, 2.0, at_most) == expected
 
 
 @pytest.mark.parametrize(("control", "expected"), [(0.7, "noisy"), (0.9, "met"), (1.2, "met"), (1.3, "noisy")])
 def test_a_measurement_that_differs_from_itself_proves_nothing(control: float, expected: str) -> None:
-    aa = protocol.Ratio(control, control, control)
-    assert protocol.verdict(protocol.Ratio(9.0, 8.0, 10.0), 2.0, control=aa) == expected
+    aa = method.Ratio(control, control, control)
+    assert method.verdict(method.Ratio(9.0, 8.0, 10.0), 2.0, control=aa) == expected
 
 
 def test_best_is_the_lowest_median() -> None:
     rounds = {"a": [1, 9, 9], "b": [5, 5, 50], "c": [6, 6, 6]}
-    assert protocol.best_of(rounds, ["a", "b", "c"]) == "b"
+    assert method.best_of(rounds, ["a", "b", "c"]) == "b"
 
 
-def contestants(log: list[str], names: str) -> list[protocol.Contestant]:
+def contestants(log: list[str], names: str) -> list[method.Contestant]:
     return [
-        protocol.Contestant(name, call=lambda n=name: log.append(n), prepare=lambda n=name: log.append(n.lower()))
+        method.Contestant(name, call=lambda n=name: log.append(n), prepare=lambda n=name: log.append(n.lower()))
         for name in names
     ]
 
 
 def test_rounds_interleave_and_prepare_before_each_call() -> None:
     log: list[str] = []
-    rounds = protocol.interleave(contestants(log, "ABC"), protocol.Effort(rounds=12))
+    rounds = method.interleave(contestants(log, "ABC"), method.Effort(rounds=12))
     assert {name: len(samples) for name, samples in rounds.items()} == {"A": 12, "B": 12, "C": 12}
     calls = "".join(log[1::2])
     assert "".join(log[::2]) == calls.lower()
@@ -118,7 +96,7 @@ def test_rounds_interleave_and_prepare_before_each_call() -> None:
 
 
 def test_rounds_stop_at_the_time_limit_but_not_before_the_minimum() -> None:
-    rounds = protocol.interleave(contestants([], "AB"), protocol.Effort(rounds=100, seconds=0, minimum=3))
+    rounds = method.interleave(contestants([], "AB"), method.Effort(rounds=100, seconds=0, minimum=3))
     assert len(rounds["A"]) == len(rounds["B"]) == 3
 
 
@@ -131,14 +109,14 @@ def test_collector_is_off_while_timing_and_restored_after_an_error() -> None:
 
     assert gc.isenabled()
     with pytest.raises(RuntimeError, match="stop"):
-        protocol.interleave([protocol.Contestant("A", fail)], protocol.Effort(rounds=1))
+        method.interleave([method.Contestant("A", fail)], method.Effort(rounds=1))
     assert seen == [False]
     assert gc.isenabled()
 
 
 def test_equal_names_raise() -> None:
     with pytest.raises(ValueError, match="distinct names"):
-        protocol.interleave(contestants([], "AA"), protocol.Effort(rounds=1))
+        method.interleave(contestants([], "AA"), method.Effort(rounds=1))
 
 
 def test_gradients_are_new_each_turn_and_equal_for_all() -> None:
@@ -182,7 +160,7 @@ def test_compiled_contest_has_a_compiled_and_a_built_in_class() -> None:
     asked = table.CONTESTS["1000x256-adamw-compiled"]
     entrants, _ = contest.enter(replace(asked, suite=asked.suite.cut()))
     types = {name: type(entrant.optimizer).__name__ for name, entrant in entrants.items()}
-    assert types == {contest.OURS: "CompiledAdamW", contest.BUILT_IN: "AdamW", contest.CONTROL: "CompiledAdamW"}
+    assert types == {OURS: "CompiledAdamW", compiled.BUILT_IN: "AdamW", CONTROL: "CompiledAdamW"}
 
 
 @pytest.mark.parametrize("name", table.CONTESTS)
@@ -190,11 +168,11 @@ def test_every_row_runs_and_stays_finite(name: str) -> None:
     """As many steps as the full measurement takes, over a few small tensors."""
     effort = table.effort_of(name)
     tiny = replace(table.CONTESTS[name], suite=table.CONTESTS[name].suite.cut())
-    found = report.Report({})
+    found = Report({})
     with run.threads(1):  # which torch would wake for every one of thousands of steps
-        run.run_contest(tiny, replace(effort, rounds=2, repeat=1), found, protocol.nothing)
+        run.run_contest(tiny, replace(effort, rounds=2, repeat=1), found, method.nothing)
         entrants, contestants = contest.enter(tiny)
-        protocol.warm_up(contestants, effort.warmup + effort.rounds * effort.repeat)
+        method.warm_up(contestants, effort.warmup + effort.rounds * effort.repeat)
     assert not found.failures
     assert [f.measurement for f in found.findings] == [
         q.contest.name for q in table.QUESTIONS if q.contest.name == name
@@ -207,22 +185,22 @@ def test_what_cannot_be_compiled_is_reported(monkeypatch: pytest.MonkeyPatch) ->
     def fail() -> None:
         raise RuntimeError("a rule needs a C++17 compiler")
 
-    monkeypatch.setattr(contest, "compiled_adamw", fail)
-    found = report.Report({})
-    run.run_contest(table.CONTESTS["1000x256-adamw-compiled"], table.QUICK, found, protocol.nothing)
+    monkeypatch.setattr(compiled, "compiled_adamw", fail)
+    found = Report({})
+    run.run_contest(table.CONTESTS["1000x256-adamw-compiled"], table.QUICK, found, method.nothing)
     assert found.failures == ["1000x256-adamw-compiled: not measured: a rule needs a C++17 compiler"]
 
 
 @pytest.mark.parametrize("name", ["8x256-adamw", "1000x256-sgd", "1000x256-rmsprop", "480groups-adamw"])
 def test_contestants_agree(name: str) -> None:
     entrants, entered = contest.enter(table.CONTESTS[name])
-    protocol.warm_up(entered, 2)
+    method.warm_up(entered, 2)
     contest.check_agreement(entrants)
 
 
 def test_disagreement_is_noticed() -> None:
     entrants, entered = contest.enter(table.CONTESTS[TINY])
-    protocol.warm_up(entered, 1)
+    method.warm_up(entered, 1)
     with torch.no_grad():
         entrants["torch fused"].params[3][7] += 1e-3
     with pytest.raises(AssertionError, match="torch fused and fusedopt differ in tensor 3"):
@@ -236,16 +214,16 @@ def test_every_group_has_its_own_tensor() -> None:
 
 
 def test_bare_loop_touches_its_states() -> None:
-    bare = contest.BareLoop(contest.GradientPool([1000], torch.float32, torch.Generator().manual_seed(0)))
+    bare = streaming.BareLoop(1000)
     before = [t.clone() for t in (bare.param, bare.exp_avg, bare.exp_avg_sq)]
-    bare.step()
+    bare()
     for old, new in zip(before, (bare.param, bare.exp_avg, bare.exp_avg_sq), strict=True):
         assert not old.equal(new)
 
 
 def test_in_loop_finding_divides_the_two_ratios() -> None:
-    isolated = {"torch fused": [30, 30], contest.OURS: [10, 10], contest.CONTROL: [10, 10]}
-    in_loop = {"torch fused": [48, 48], contest.OURS: [12, 12], contest.CONTROL: [12, 12]}
+    isolated = {"torch fused": [30, 30], OURS: [10, 10], CONTROL: [10, 10]}
+    in_loop = {"torch fused": [48, 48], OURS: [12, 12], CONTROL: [12, 12]}
     finding = report.in_loop_finding("torch fused", isolated, in_loop)
     assert finding.measured.value == pytest.approx(4 / 3)
     assert finding.verdict == "met"
@@ -282,7 +260,7 @@ def test_run_writes_valid_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert torch.get_num_threads() == threads
     assert TINY in capsys.readouterr().out
     written = json.loads(out.read_text())
-    assert written["schema"] == report.SCHEMA
+    assert written["schema"] == SCHEMA
     assert written["complete"]
     assert not written["failures"]
     assert written["machine"]["threads"] == 1
@@ -291,12 +269,12 @@ def test_run_writes_valid_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (measurement,) = written["measurements"]
     assert measurement["elements"] == 2_048
     raw = measurement["rounds_ns"]
-    assert set(raw) == {contest.OURS, contest.CONTROL, "torch fused"}
+    assert set(raw) == {OURS, CONTROL, "torch fused"}
     assert {len(samples) for samples in raw.values()} <= set(range(table.QUICK.minimum, table.QUICK.rounds + 1))
     assert all(sample > 0 for samples in raw.values() for sample in samples)
     (finding,) = written["findings"]
     assert finding["asked"] == 12
-    expected = protocol.compare(raw["torch fused"], raw[contest.OURS])
+    expected = method.compare(raw["torch fused"], raw[OURS])
     assert finding["measured"]["value"] == pytest.approx(expected.value)
 
 

@@ -12,7 +12,8 @@ import torch
 pytest.importorskip("rich")
 
 import end_of_step
-from suites import SUITES
+
+from fusedopt.bench.suites import SUITES
 
 
 def test_a_quick_run_writes_its_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,56 +10,28 @@ import torch
 
 pytest.importorskip("rich")
 
-import contest
-import gpu_clock
-import gpu_contest
 import gpu_launches
 import gpu_report
 import gpu_table
-import protocol
-import suites
-from gpu_clock import COLD, DEVICE, HOST, MODES, WALL
-from gpu_table import FUSED, SHARE, TIME, Goal
+from gpu_table import SHARE, TIME, Goal
 
-
-@pytest.mark.parametrize(
-    ("name", "tensors", "elements"),
-    [
-        ("llama7b-shard8", 291, 842_301_952),
-        ("bert-large", 391, 335_141_888),
-        ("vit-l16", 296, 304_326_632),
-        ("gpt2", 148, 124_439_808),
-        ("resnet50", 161, 25_557_032),
-        ("1000x1024", 1000, 1_024_000),
-        ("465groups", 465, 119_040),
-    ],
-)
-def test_suite_totals(name: str, tensors: int, elements: int) -> None:
-    shapes = suites.SUITES[name].shapes
-    assert (len(shapes), sum(math.prod(shape) for shape in shapes)) == (tensors, elements)
-
-
-def test_shards_make_up_the_whole_model() -> None:
-    whole, shard = suites.llama_7b(1), suites.llama_7b(8)
-    assert sum(map(math.prod, whole)) == 6_738_415_616
-    assert [(8 * first, *rest) for first, *rest in shard] == list(whole)
+from fusedopt.bench import baselines, contest, method, suites, traffic
+from fusedopt.bench import clock as clocks
+from fusedopt.bench.baselines import CONTROL, FUSED, OURS
+from fusedopt.bench.clock import COLD, DEVICE, HOST, MODES, WALL
+from fusedopt.bench.streaming import COPY
 
 
 def test_misaligned_suite_defeats_vectors_of_four() -> None:
     suite = suites.SUITES["64x1Mi-misaligned"]
     assert {size % 4 for size in suite.sizes} == {1, 2, 3}
     entrants, _ = contest.enter(replace(gpu_table.MISALIGNED, suite=replace(suite.cut(), offset=1)))
-    for param in entrants[contest.OURS].params:
-        entrants[contest.OURS].prepare()
+    for param in entrants[OURS].params:
+        entrants[OURS].prepare()
         assert param.is_leaf
         for tensor in (param, param.grad):
             assert tensor is not None
             assert tensor.data_ptr() % 16 == 4
-
-
-def test_a_cut_suite_keeps_its_kind() -> None:
-    cut = suites.SUITES["465groups"].cut(tensors=3, side=10)
-    assert (cut.shapes, cut.group_each, cut.elements) == (((10,),) * 3, True, 30)
 
 
 @pytest.mark.parametrize(
@@ -81,37 +52,35 @@ def test_traffic_of_a_parameter(
     # A param of one element has as many as its step counter, which is no traffic.
     suite = suites.Suite("small", ((5, 3), ()), 2, 16)
     entrants, contestants = contest.enter(contest.Contest(suite, optimizer, (), arguments, dtype, False, state))
-    protocol.warm_up(contestants, 3)
-    assert gpu_contest.traffic(entrants[contest.OURS].optimizer) == 16 * expected
+    method.warm_up(contestants, 3)
+    assert traffic.traffic(entrants[OURS].optimizer) == 16 * expected
     contest.check_agreement(entrants)
 
 
 def test_disagreement_of_a_few_is_allowed_only_if_asked_for() -> None:
     entrants, contestants = contest.enter(replace(gpu_table.ALIGNED, suite=suites.SUITES["8x256"]))
-    protocol.warm_up(contestants, 2)
+    method.warm_up(contestants, 2)
     with torch.no_grad():
-        entrants[contest.CONTROL].params[2][:2] += 1
+        entrants[CONTROL].params[2][:2] += 1
     contest.check_agreement(entrants, stray=2 / 256)
     with pytest.raises(AssertionError, match="differ in tensor 2"):
         contest.check_agreement(entrants, stray=1 / 256)
 
 
 def test_geometric_mean_of_known_ratios() -> None:
-    mean = protocol.geometric_mean([([8, 8, 8], [1, 1, 1]), ([4, 4, 4], [2, 2, 2])])
+    mean = method.geometric_mean([([8, 8, 8], [1, 1, 1]), ([4, 4, 4], [2, 2, 2])])
     assert (mean.value, mean.low, mean.high) == pytest.approx((4, 4, 4))
 
 
 def test_geometric_mean_is_no_surer_than_what_it_is_of() -> None:
     noisy, steady = [10.0, 30.0, 20.0, 40.0, 25.0], [10.0] * 5
-    assert (
-        protocol.geometric_mean([(noisy, steady)] * 2).low < 2.4 < protocol.geometric_mean([(noisy, steady)] * 2).high
-    )
+    assert method.geometric_mean([(noisy, steady)] * 2).low < 2.4 < method.geometric_mean([(noisy, steady)] * 2).high
 
 
 def test_rounds_hold_what_the_clock_says() -> None:
     ticks = iter(range(100))
-    rounds = protocol.interleave(
-        [protocol.Contestant("A", protocol.nothing)], protocol.Effort(rounds=2, repeat=3), measure=lambda _: next(ticks)
+    rounds = method.interleave(
+        [method.Contestant("A", method.nothing)], method.Effort(rounds=2, repeat=3), measure=lambda _: next(ticks)
     )
     assert rounds == {"A": [1, 4]}
 
@@ -132,12 +101,12 @@ class FakeEvent:
         return 1.5
 
 
-def fake_cuda(monkeypatch: pytest.MonkeyPatch, late: list[bool]) -> tuple[gpu_clock.Cuda, list[str]]:
+def fake_cuda(monkeypatch: pytest.MonkeyPatch, late: list[bool]) -> tuple[clocks.Cuda, list[str]]:
     """The clock of a device that logs what is asked of it."""
     log: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append(f"sleep {cycles}"))
-    clock = object.__new__(gpu_clock.Cuda)
+    clock = object.__new__(clocks.Cuda)
     clock.begin()
     clock.start = clock.end = FakeEvent(log, late)  # type: ignore[assignment]
     monkeypatch.setattr(clock, "flush", lambda: log.append("flush"))
@@ -146,7 +115,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, late: list[bool]) -> tuple[gpu_cl
 
 def test_device_time_hides_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, log = fake_cuda(monkeypatch, [])
-    step = protocol.Contestant("A", lambda: log.append("step"))
+    step = method.Contestant("A", lambda: log.append("step"))
     assert clock.measure(DEVICE)(step) == 1_500_000
     first = f"sleep {clock.SHORTEST}"
     assert log == ["synchronize", first, "event", "step", "event", "synchronize"]
@@ -157,7 +126,7 @@ def test_device_time_hides_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sample_that_saw_the_host_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, log = fake_cuda(monkeypatch, [True, True, False])
-    step = protocol.Contestant("A", protocol.nothing)
+    step = method.Contestant("A", method.nothing)
     assert clock.device_time(step) == 1_500_000
     slept = [line for line in log if line.startswith("sleep")]
     assert slept == [f"sleep {clock.SHORTEST << i}" for i in range(3)]
@@ -173,12 +142,12 @@ def test_a_sample_that_saw_the_host_is_taken_again(monkeypatch: pytest.MonkeyPat
 def test_a_step_that_cannot_be_hidden_is_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, _ = fake_cuda(monkeypatch, [True] * 100)
     with pytest.raises(RuntimeError, match="A: a call could not be issued"):
-        clock.device_time(protocol.Contestant("A", protocol.nothing))
+        clock.device_time(method.Contestant("A", method.nothing))
 
 
 def test_host_time_waits_before_and_wall_time_also_after(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, log = fake_cuda(monkeypatch, [])
-    step = protocol.Contestant("A", lambda: log.append("step"))
+    step = method.Contestant("A", lambda: log.append("step"))
     assert clock.measure(HOST)(step) >= 0
     assert log == ["synchronize", "step"]
     log.clear()
@@ -189,20 +158,20 @@ def test_host_time_waits_before_and_wall_time_also_after(monkeypatch: pytest.Mon
 def test_a_replay_captures_once_its_gradients_stay() -> None:
     log: list[str] = []
 
-    class Clock(gpu_clock.Pretend):
+    class Clock(clocks.Pretend):
         def capture(self, call: Any) -> Any:
             log.append("capture")
             return lambda: log.append("replay")
 
-    step = gpu_contest.Replay(lambda: log.append("step"), Clock())
+    step = baselines.Replay(lambda: log.append("step"), Clock())
     for _ in range(5):
         step()
     assert log == ["step"] * 3 + ["capture", "replay", "replay"]
 
 
-def rounds_of(ours: int, theirs: int, copy: int | None = None) -> protocol.Rounds:
-    rounds = {contest.OURS: [ours] * 5, contest.CONTROL: [ours] * 5, FUSED: [theirs] * 5}
-    return rounds if copy is None else {**rounds, contest.COPY: [copy] * 5}
+def rounds_of(ours: int, theirs: int, copy: int | None = None) -> method.Rounds:
+    rounds = {OURS: [ours] * 5, CONTROL: [ours] * 5, FUSED: [theirs] * 5}
+    return rounds if copy is None else {**rounds, COPY: [copy] * 5}
 
 
 @pytest.mark.parametrize(
@@ -212,25 +181,25 @@ def rounds_of(ours: int, theirs: int, copy: int | None = None) -> protocol.Round
         (Goal(DEVICE, FUSED, 2.1), 2.0, "missed"),
         (Goal(DEVICE, FUSED), 2.0, "reported"),
         # 280 bytes in 10 ns against 400 bytes in 12.5 ns.
-        (Goal(DEVICE, contest.COPY, 0.87, SHARE), 0.875, "met"),
-        (Goal(DEVICE, contest.COPY, 0.88, SHARE), 0.875, "missed"),
+        (Goal(DEVICE, COPY, 0.87, SHARE), 0.875, "met"),
+        (Goal(DEVICE, COPY, 0.88, SHARE), 0.875, "missed"),
         (Goal(HOST, "", 0.01, TIME), 0.01, "met"),
         (Goal(HOST, "", 0.009, TIME), 0.01, "missed"),
     ],
 )
 def test_goals_are_judged(goal: Goal, value: float, verdict: str) -> None:
-    rounds = {**rounds_of(10, 20), contest.COPY: [12.5] * 5}
+    rounds = {**rounds_of(10, 20), COPY: [12.5] * 5}
     finding = gpu_report.goal_finding("x", goal, rounds, moved=280, copied=400)  # type: ignore[arg-type]
     assert finding.measured.value == pytest.approx(value)
     assert finding.verdict == verdict
     assert finding.measurement == f"x, {goal.mode}"
     assert finding.gb_per_s == pytest.approx(28)
-    assert finding.of_copy
-    assert finding.of_copy.value == pytest.approx(0.875)
+    assert finding.of_streaming
+    assert finding.of_streaming.value == pytest.approx(0.875)
 
 
 def test_a_control_apart_spoils_device_time_sooner() -> None:
-    rounds = {**rounds_of(100, 300), contest.CONTROL: [110] * 5}
+    rounds = {**rounds_of(100, 300), CONTROL: [110] * 5}
     verdicts = {m: gpu_report.goal_finding("x", Goal(m, FUSED, 2.0), rounds, 1, 1).verdict for m in MODES}
     assert verdicts == {DEVICE: "noisy", COLD: "noisy", WALL: "met", HOST: "met"}
 
@@ -246,8 +215,8 @@ def test_mean_needs_all_of_its_measurements() -> None:
 
 
 def test_alignment_compares_rates_not_times() -> None:
-    rounds = {"aligned": [10] * 5, contest.OURS: [30] * 5, contest.CONTROL: [30] * 5}
-    traffics = {"aligned": 100, contest.OURS: 180}
+    rounds = {"aligned": [10] * 5, OURS: [30] * 5, CONTROL: [30] * 5}
+    traffics = {"aligned": 100, OURS: 180}
     finding = gpu_report.alignment_finding(DEVICE, rounds, traffics)
     assert finding.measured.value == pytest.approx(0.6)
     assert finding.verdict == "met"

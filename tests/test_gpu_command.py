@@ -13,17 +13,16 @@ import torch
 
 pytest.importorskip("rich")
 
-import contest
 import figures
 import gpu
 import gpu_all
-import gpu_clock
 import gpu_profile
 import gpu_sanitize
 import gpu_table
-import protocol
-from gpu_clock import MODES
-from gpu_table import FUSED
+
+from fusedopt.bench import clock, machine, method
+from fusedopt.bench.baselines import FUSED, OURS
+from fusedopt.bench.clock import MODES
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -39,7 +38,7 @@ def test_dry_run_writes_valid_json(tmp_path: Path, capsys: pytest.CaptureFixture
     assert written["complete"]
     assert not written["failures"]
     assert written["machine"]["gpu"]["name"].startswith("none")
-    assert written["machine"]["sources"] == protocol.sources()
+    assert written["machine"]["sources"] == machine.sources()
     assert "--dry-run" in written["machine"]["command"]
     measured = {m["name"]: m for m in written["measurements"]}
     assert set(measured) >= {f"1000x1024-adamw, {mode}" for mode in MODES}
@@ -49,8 +48,8 @@ def test_dry_run_writes_valid_json(tmp_path: Path, capsys: pytest.CaptureFixture
             assert len(samples) >= gpu_table.QUICK.minimum
     rounds = measured["llama7b-shard8-adam, device"]["rounds_ns"]
     bytes_ = measured["llama7b-shard8-adam, device"]["bytes"]
-    assert bytes_[contest.OURS] == 28 * measured["llama7b-shard8-adam, device"]["elements"]
-    share = protocol.compare(rounds["copy"], rounds[contest.OURS]).value * bytes_[contest.OURS] / bytes_["copy"]
+    assert bytes_[OURS] == 28 * measured["llama7b-shard8-adam, device"]["elements"]
+    share = method.compare(rounds["copy"], rounds[OURS]).value * bytes_[OURS] / bytes_["copy"]
     (finding,) = (f for f in written["findings"] if f["measurement"] == "llama7b-shard8-adam, device")
     assert finding["measured"]["value"] == pytest.approx(share)
     assert finding["asked"] == 0.93
@@ -85,7 +84,7 @@ def test_results_that_disagree_are_not_timed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_does_not_fit_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_clock.Pretend, "free_bytes", lambda _: 100)
+    monkeypatch.setattr(clock.Pretend, "free_bytes", lambda _: 100)
     out = tmp_path / "dry.json"
     assert gpu.main([*DRY, "--only", "copy", "--only", "gpt2-sgd", "--out", str(out)]) == 1
     copy, model = json.loads(out.read_text())["failures"]
@@ -147,11 +146,11 @@ def test_figures_show_what_could_not_be_measured(tmp_path: Path) -> None:
         "theirs_ms": 1.0,
         "ours_ms": 0.8,
         "gb_per_s": 4355.4,
-        "of_copy": {"value": 0.9876},
+        "of_streaming": {"value": 0.9876},
     }
     gpu_facts = {"name": "Some GPU", "driver": "1.2", "cuda": "13.0"}
-    machine = {"gpu": gpu_facts, "torch": "2.11.0", "date": "2027-01-02T03:04:05", "absent": ["apex"]}
-    report = {"machine": machine, "findings": [finding], "failures": ["launches: not measured: why"]}
+    facts = {"gpu": gpu_facts, "torch": "2.11.0", "date": "2027-01-02T03:04:05", "absent": ["apex"]}
+    report = {"machine": facts, "findings": [finding], "failures": ["launches: not measured: why"]}
     path.write_text(json.dumps(report))
     text = figures.gpu_figures(path)
     line = "| gpt2-adamw, device | torch fused | 1000 | 800 | 4355 (99 %) | 1.25x (1.20 to 1.30) | at least 1x: met |"

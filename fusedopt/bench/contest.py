@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import Contestant
-from suites import Suite
 from torch import Tensor
 
-import fusedopt
-
-OURS, CONTROL = "fusedopt", "fusedopt again"
-# What no optimizer can beat: memory traffic alone.
-BARE, COPY = "bare loop", "copy"
-FLOORS = (BARE, COPY)
-# The package's own class, as the rival of one compiled from a rule.
-BUILT_IN = "built-in class"
-ADAM_RULE = Path(__file__).resolve().parent.parent / "csrc" / "rules" / "adam.h"
-# What AdamW defaults to; a rule's header need not have defaults.
-ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
-
-# The constructor arguments that pick each of torch's implementations.
-BASELINES: dict[str, dict[str, bool]] = {
-    "torch for-loop": {"foreach": False},
-    "torch foreach": {"foreach": True},
-    "torch fused": {"fused": True},
-    "torch default": {},
-}
+from .baselines import BASELINES, CONTROL, OURS, Baseline
+from .clock import Clock, Cpu
+from .kernel import KERNEL, Sweep
+from .method import Contestant
+from .placement import CONTIGUOUS, place
+from .streaming import BARE, FLOORS, BareLoop
+from .suites import Suite
 
 
 @dataclass(frozen=True)
@@ -48,43 +33,60 @@ class Contest:
     fresh: bool = False
     # What the optimizer's state is kept in; None: in what the params are.
     state_dtype: torch.dtype | None = None
-    # Ours is AdamW compiled from its rule by compile_rule.
-    compiled: bool = False
     # How far apart results may be. torch adds the squares of a tensor in float32, which for Adafactor's 38 million of
     # an embedding is 0.3 % off, and so is a step of hundredths.
     atol: float = 1e-5
+    layout: str = CONTIGUOUS
+    # So many param groups, of as equal numbers of tensors as can be; None: as the suite has them.
+    groups: int | None = None
 
     @property
     def name(self) -> str:
         suffix = "" if self.dtype == torch.float32 else f"-{short(self.dtype)}"
         suffix += f"-{short(self.state_dtype)}-state" if self.state_dtype else ""
-        suffix += "-compiled" if self.compiled else ""
+        suffix += "" if self.layout == CONTIGUOUS else f"-{self.layout}"
+        suffix += "" if self.groups is None else f"-{self.groups}groups"
         return f"{self.suite.name}-{self.optimizer}{suffix}{'-fresh' if self.fresh else ''}".lower()
+
+    @property
+    def group_count(self) -> int:
+        return self.groups or (self.suite.tensors if self.suite.group_each else 1)
 
     def facts(self) -> dict[str, Any]:
         """What the JSON says of it beside the rounds."""
         return {
+            "suite": self.suite.name,
             "tensors": self.suite.tensors,
             "elements": self.suite.elements,
-            "groups": self.suite.tensors if self.suite.group_each else 1,
+            "groups": self.group_count,
             **({"gradient_rows": self.suite.rows} if self.suite.rows else {}),
+            "layout": self.layout,
             "optimizer": self.optimizer,
             "arguments": self.arguments,
             "dtype": str(self.dtype),
+            "state_dtype": str(self.state_dtype or self.dtype),
+            "fresh": self.fresh,
         }
+
+    def baseline(self, name: str) -> Baseline:
+        """Who takes part under ``name``."""
+        return BASELINES[name]
+
+    def grouped(self, params: list[Tensor]) -> list[Any]:
+        """The params as an optimizer takes them; each group has a learning rate of its own."""
+        count = min(self.group_count, len(params))
+        if count == 1:
+            return params
+        base = self.arguments.get("lr", 1e-3)
+        ends = [len(params) * i // count for i in range(count + 1)]
+        return [
+            {"params": params[begin:end], "lr": base * (1 + i / count)}
+            for i, (begin, end) in enumerate(itertools.pairwise(ends))
+        ]
 
 
 def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def place(value: Tensor, offset: int) -> Tensor:
-    """A copy of its own that begins ``offset`` elements into its storage."""
-    if not offset:
-        return value.clone()
-    return (
-        torch.empty(offset + value.numel(), dtype=value.dtype, device=value.device)[offset:].view_as(value).copy_(value)
-    )
 
 
 class GradientPool:
@@ -100,7 +102,7 @@ class GradientPool:
 
     def draw(self, turn: int) -> list[Tensor]:
         window = self.values.narrow(0, turn * self.STRIDE % self.SLACK, self.total)
-        return [place(part, self.offset) for part in window.split(self.sizes)]
+        return [place(part, offset=self.offset) for part in window.split(self.sizes)]
 
 
 class RowPool(GradientPool):
@@ -128,32 +130,52 @@ class Entrant:
     """An optimizer with parameters of its own.
 
     ``prepare`` gives it new gradient tensors: in the first calls, so that agreement means something, and in all
-    if ``fresh``, as a backward pass would.
+    if ``fresh``, as a backward pass would. In ``dtype``, if that is given, instead of the contest's.
     """
 
     def __init__(
         self,
+        contest: Contest,
+        baseline: Baseline,
         values: Sequence[Tensor],
         pool: GradientPool,
-        make: Callable[[list[Tensor]], torch.optim.Optimizer],
-        fresh: bool,
-        state_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        self.contest, self.pool = contest, pool
+        self.in_place = baseline.keeps_gradients
+        self.dtype = dtype or contest.dtype
         # Own copies, so that no contestant finds its data in the cache thanks to another.
-        self.params = [place(value, pool.offset).requires_grad_() for value in values]
-        self.pool = pool
-        self.fresh = fresh
-        self.state_dtype = state_dtype
+        self.params = [
+            place(value.to(self.dtype), contest.layout, contest.suite.offset).requires_grad_() for value in values
+        ]
         self.turn = 0
-        self.optimizer = make(self.params)
+        self.optimizer = baseline.make(contest, contest.grouped(self.params))
+
+    def draw(self) -> list[Tensor]:
+        """Gradients with the strides of their params, as autograd makes them."""
+        grads = []
+        for grad, param in zip(self.pool.draw(self.turn), self.params, strict=True):
+            grad = grad if grad.dtype == self.dtype else grad.to(self.dtype)
+            if not grad.is_sparse:
+                grad = grad.view(param.shape)
+                grad = grad if self.contest.layout == CONTIGUOUS else place(grad, self.contest.layout)
+            grads.append(grad)
+        return grads
 
     def prepare(self) -> None:
-        if self.turn == 1 and self.state_dtype:
-            self.convert_state(self.state_dtype)
-        if self.turn >= 3 and not self.fresh:
+        if self.turn == 1 and self.contest.state_dtype and self.dtype == self.contest.dtype:
+            self.convert_state(self.contest.state_dtype)
+        if self.turn >= 3 and not self.contest.fresh:
             return
-        for param, grad in zip(self.params, self.pool.draw(self.turn), strict=True):
-            param.grad = grad if grad.is_sparse else grad.view(param.shape)
+        self.renew(self.in_place)
+
+    def renew(self, in_place: bool) -> None:
+        """The next gradients, in new tensors or in those that there are."""
+        for param, grad in zip(self.params, self.draw(), strict=True):
+            if in_place and param.grad is not None and not grad.is_sparse:
+                param.grad.copy_(grad)
+            else:
+                param.grad = grad
         self.turn += 1
 
     def convert_state(self, dtype: torch.dtype) -> None:
@@ -162,70 +184,52 @@ class Entrant:
                 if key != "step":
                     state[key] = value.to(dtype)
 
-    def contestant(self, name: str) -> Contestant:
+    def contestant(self, name: str, clock: Clock | None = None) -> Contestant:
+        call = self.contest.baseline(name).wrap(self.optimizer, clock or Cpu())
         if isinstance(self.optimizer, torch.optim.LBFGS):
             return Contestant(name, lambda: self.optimizer.step(lambda: 0.0), self.prepare_quadratic)
-        return Contestant(name, self.optimizer.step, self.prepare)
+        return Contestant(name, call, self.prepare)
 
     @torch.no_grad()
     def prepare_quadratic(self) -> None:
         """Gradients of a quadratic, as its closure would find them: random ones have no curvature to remember."""
         if self.turn == 0:
-            self.curvatures = [part.abs() + 0.1 for part in self.pool.draw(0)]
+            self.curvatures = [part.abs() + 0.1 for part in self.draw()]
         for param, curvature in zip(self.params, self.curvatures, strict=True):
-            param.grad = curvature.view(param.shape) * param
+            param.grad = curvature * param
         self.turn += 1
 
 
-class BareLoop:
-    """The memory traffic of Adam and nothing else: one pass with 4 loads and 3 stores per element."""
+class Stage:
+    """The values and the gradients that all entrants of a contest share. ``scale`` is the deviation of the values."""
 
-    def __init__(self, pool: GradientPool) -> None:
-        self.param, self.exp_avg, self.exp_avg_sq = (torch.zeros(pool.total) for _ in range(3))
-        self.grad = torch.cat(pool.draw(0))
+    def __init__(self, contest: Contest, device: torch.device, scale: float = 1.0) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        suite, dtype = contest.suite, contest.dtype
+        self.contest = contest
+        self.values = [
+            torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype) for shape in suite.shapes
+        ]
+        dense = not suite.rows
+        self.pool = (
+            GradientPool(suite.sizes, dtype, generator, suite.offset) if dense else RowPool(suite, dtype, generator)
+        )
 
-    def step(self) -> None:
-        fusedopt._C.adam_traffic(self.param, self.grad, self.exp_avg, self.exp_avg_sq)
-
-
-@functools.cache
-def compiled_adamw() -> Callable[..., torch.optim.Optimizer]:
-    cls: Callable[..., torch.optim.Optimizer] = fusedopt.compile_rule(ADAM_RULE, name="CompiledAdamW")
-    return functools.partial(cls, amsgrad=0, decoupled_weight_decay=1)
-
-
-def make_optimizer(contest: Contest, name: str, params: list[Tensor]) -> torch.optim.Optimizer:
-    library, arguments = (torch.optim, BASELINES[name]) if name in BASELINES else (fusedopt, {})
-    make = compiled_adamw() if contest.compiled and name != BUILT_IN else getattr(library, contest.optimizer)
-    groups: Any = params
-    if contest.suite.group_each:
-        groups = [{"params": [param], "lr": 1e-3 * (1 + i / len(params))} for i, param in enumerate(params)]
-    optimizer: torch.optim.Optimizer = make(groups, **contest.arguments, **arguments)
-    return optimizer
+    def entrant(self, name: str) -> Entrant:
+        return Entrant(self.contest, self.contest.baseline(name), self.values, self.pool)
 
 
-# Makes the optimizer of a contest's contestant over params.
-Make = Callable[[Contest, str, list[Tensor]], torch.optim.Optimizer]
-
-
-def enter(
-    contest: Contest, device: torch.device | str = "cpu", make: Make = make_optimizer
-) -> tuple[dict[str, Entrant], list[Contestant]]:
-    """Everybody's parameters, and the contestants in the order of the first round."""
-    generator = torch.Generator(device).manual_seed(0)
-    suite, dtype = contest.suite, contest.dtype
-    values = [torch.randn(shape, generator=generator, device=device).to(dtype) for shape in suite.shapes]
-    dense = not suite.rows
-    pool = GradientPool(suite.sizes, dtype, generator, suite.offset) if dense else RowPool(suite, dtype, generator)
-
-    def entrant(name: str) -> Entrant:
-        return Entrant(values, pool, lambda params: make(contest, name, params), contest.fresh, contest.state_dtype)
-
-    entrants = {name: entrant(name) for name in (OURS, *(r for r in contest.rivals if r not in FLOORS), CONTROL)}
-    contestants = [entrant.contestant(name) for name, entrant in entrants.items()]
+def enter(contest: Contest, clock: Clock | None = None) -> tuple[dict[str, Entrant], list[Contestant]]:
+    """Everybody's parameters, and the contestants in the order of the first round; on the CPU without a clock."""
+    clock = clock or Cpu()
+    stage = Stage(contest, clock.device)
+    names = (OURS, *(name for name in contest.rivals if name not in (*FLOORS, KERNEL)), CONTROL)
+    entrants = {name: stage.entrant(name) for name in names}
+    contestants = [entrant.contestant(name, clock) for name, entrant in entrants.items()]
+    if KERNEL in contest.rivals:
+        contestants.append(Contestant(KERNEL, Sweep(contest, stage.pool.total)))
     if BARE in contest.rivals:
-        bare = BareLoop(pool)
-        contestants.append(Contestant(BARE, bare.step))
+        contestants.append(Contestant(BARE, BareLoop(stage.pool.total)))
     return entrants, contestants
 
 

@@ -1,4 +1,4 @@
-"""The parameter sets that the benchmarks time: exact shapes, with the totals of the real models asserted."""
+"""The parameter sets that benchmarks time: exact shapes, with the totals of the real models asserted."""
 
 from __future__ import annotations
 
@@ -86,14 +86,13 @@ def bert_large() -> tuple[Shape, ...]:
     return ((30522, d), (512, d), (2, d), (d,), (d,), *(layer * 24), (d, d), (d,))
 
 
-def vit_l16() -> tuple[Shape, ...]:
-    """Vision transformer, large, 16 x 16 patches of a 224 x 224 image, query, key and value in one matrix."""
-    d = 1024
+def vit16(d: int, layers: int) -> tuple[Shape, ...]:
+    """Vision transformer on 16 x 16 patches of a 224 x 224 image; query, key and value in one matrix."""
     layer: list[Shape] = [
         *[(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)],
         *[(d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)],
     ]
-    return ((1, 1, d), (d, 3, 16, 16), (d,), (1, 197, d), *(layer * 24), (d,), (d,), (1000, d), (1000,))
+    return ((1, 1, d), (d, 3, 16, 16), (d,), (1, 197, d), *(layer * layers), (d,), (d,), (1000, d), (1000,))
 
 
 def llama_7b(shards: int) -> tuple[Shape, ...]:
@@ -114,21 +113,29 @@ MI = 2**20
 SUITES = {
     suite.name: suite
     for suite in (
+        Suite("1x64", ((64,),), 1, 64),
+        Suite("1x1Mi", ((MI,),), 1, MI),
+        Suite("1x32Mi", ((32 * MI,),), 1, 32 * MI),
+        Suite("1x64Mi", ((64 * MI,),), 1, 64 * MI),
         Suite("8x256", ((256,),) * 8, 8, 2_048),
+        Suite("1000x64", ((64,),) * 1000, 1000, 64_000),
         Suite("1000x256", ((256,),) * 1000, 1000, 256_000),
+        Suite("1000x1024", ((1024,),) * 1000, 1000, 1_024_000),
+        Suite("10000x64", ((64,),) * 10_000, 10_000, 640_000),
+        Suite("465groups", ((256,),) * 465, 465, 119_040, group_each=True),
         Suite("480groups", ((256,),) * 480, 480, 122_880, group_each=True),
-        Suite("resnet50", resnet50(), 161, 25_557_032),
-        Suite("gpt2", gpt2(), 148, 124_439_808),
-        Suite("1x32Mi", ((33_554_432,),), 1, 33_554_432),
+        Suite("misaligned", near(2**14, 256), 256, 256 * 2**14 + 511, offset=1),
+        Suite("64x1Mi", ((MI,),) * 64, 64, 64 * MI),
+        Suite("64x1Mi-misaligned", near(MI, 64), 64, 64 * MI + 127, offset=1),
         Suite("48matrices", ((768, 768),) * 24 + ((3072, 768),) * 24, 48, 70_778_880),
         Suite("embedding", ((1_000_000, 64),), 1, 64_000_000, rows=4096),
         Suite("embedding-uncoalesced", ((1_000_000, 64),), 1, 64_000_000, rows=4096, coalesced=False),
-        Suite("1000x1024", ((1024,),) * 1000, 1000, 1_024_000),
-        Suite("465groups", ((256,),) * 465, 465, 119_040, group_each=True),
+        Suite("resnet50", resnet50(), 161, 25_557_032),
+        Suite("vit-b16", vit16(768, 12), 152, 86_567_656),
+        Suite("gpt2", gpt2(), 148, 124_439_808),
+        Suite("vit-l16", vit16(1024, 24), 296, 304_326_632),
         Suite("bert-large", bert_large(), 391, 335_141_888),
-        Suite("vit-l16", vit_l16(), 296, 304_326_632),
         Suite("llama7b-shard8", llama_7b(8), 291, 842_301_952),
-        Suite("64x1Mi", ((MI,),) * 64, 64, 64 * MI),
-        Suite("64x1Mi-misaligned", near(MI, 64), 64, 64 * MI + 127, offset=1),
+        Suite("llama7b", llama_7b(1), 291, 6_738_415_616),
     )
 }

@@ -1,23 +1,13 @@
-"""How a measurement is made: interleaved rounds, order statistics, bootstrap intervals, the facts of the machine."""
+"""How a measurement is made: interleaved rounds, order statistics, bootstrap intervals."""
 
 from __future__ import annotations
 
-import datetime
 import gc
-import hashlib
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-
-import fusedopt
 
 Rounds = dict[str, list[int]]  # contestant -> nanoseconds of a call, one figure for each round
 
@@ -132,12 +122,20 @@ def summarise(samples: Sequence[float]) -> Summary:
     return Summary(float(median), float(p20), float(p80))
 
 
+def medians_drawn(rounds: Mapping[str, Sequence[float]], draws: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
+    """Medians of resampled rounds. All contestants draw the same ones, which keeps the pairing."""
+    lengths = {len(samples) for samples in rounds.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"paired samples must have equal lengths, got {' and '.join(map(str, sorted(lengths)))}")
+    count = lengths.pop()
+    picks = np.random.default_rng(seed).integers(count, size=(draws, count))
+    return {name: np.median(np.asarray(samples)[picks], axis=1) for name, samples in rounds.items()}
+
+
 def bootstrap(numerator: Sequence[float], denominator: Sequence[float], draws: int = 2000, seed: int = 0) -> np.ndarray:
-    """Ratios of medians over resampled rounds. Both sides draw the same rounds, which keeps the pairing."""
-    if len(numerator) != len(denominator):
-        raise ValueError(f"paired samples must have equal lengths, got {len(numerator)} and {len(denominator)}")
-    picks = np.random.default_rng(seed).integers(len(numerator), size=(draws, len(numerator)))
-    return np.median(np.asarray(numerator)[picks], axis=1) / np.median(np.asarray(denominator)[picks], axis=1)
+    """Ratios of medians over resampled rounds."""
+    drawn = medians_drawn({"above": numerator, "below": denominator}, draws, seed)
+    return drawn["above"] / drawn["below"]
 
 
 def compare(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
@@ -153,6 +151,15 @@ def geometric_mean(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> 
     return Ratio(float(value), float(low), float(high))
 
 
+def scaled(ratio: Ratio, by: float) -> Ratio:
+    return Ratio(ratio.value * by, ratio.low * by, ratio.high * by)
+
+
+def steady(control: Ratio, spread: float) -> bool:
+    """Whether two copies of one program were about equally fast, without which a measurement proves nothing."""
+    return 1 / spread <= control.value <= spread
+
+
 def verdict(
     ratio: Ratio, asked: float, at_most: bool = False, control: Ratio | None = None, spread: float = 1.25
 ) -> str:
@@ -161,7 +168,7 @@ def verdict(
     Noisy is a measurement whose A/A control, two copies of one program, is off by a quarter (``spread``): it can prove
     nothing.
     """
-    if control is not None and not 1 / spread <= control.value <= spread:
+    if control is not None and not steady(control, spread):
         return "noisy"
     if ratio.value <= asked if at_most else ratio.value >= asked:
         return "met"
@@ -170,66 +177,3 @@ def verdict(
 
 def best_of(rounds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
     return min(names, key=lambda name: float(np.median(rounds[name])))
-
-
-def machine(command: str) -> dict[str, Any]:
-    """What a reader needs to judge the numbers or to repeat them."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": command,
-        "commit": commit(),
-        "sources": sources(),
-        "cpu": cpu_model(),
-        "cores": affinity,
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "memory_gib": memory_gib(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "fusedopt": fusedopt.capabilities(),
-    }
-
-
-def stamp_of(date: str) -> str:
-    """An ISO date as file names have it."""
-    return date.partition("+")[0].replace(":", "").replace("-", "")
-
-
-def sources() -> str:
-    """A digest of everything that is built and imported, which says what was measured where there is no git."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted([*(root / "csrc").rglob("*"), *(root / "fusedopt").rglob("*.py"), root / "setup.py"]):
-        if path.is_file():
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def commit() -> str | None:
-    """The checked-out commit, with ``-dirty`` where the tree differs from it; None outside a git checkout."""
-    arguments = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
-    try:
-        done = subprocess.run(arguments, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

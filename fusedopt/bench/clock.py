@@ -1,4 +1,4 @@
-"""The clocks of a GPU benchmark: what the device spends, what the host spends, and what a caller waits for."""
+"""The clocks of a benchmark: a call on a CPU; on a GPU what the device, the host and a caller spend on it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from protocol import Contestant, Measure, call_time, nothing
 
+from .machine import free_memory
+from .method import Contestant, Measure, call_time, nothing
+
+# STEP: a call on the CPU, from beginning to end.
+STEP = "step"
 # DEVICE: from the first kernel of a call to the last, with the host out of the way. COLD: with nothing in the L2 cache.
 # WALL: from an empty queue until the device is done. HOST: from an empty queue until the call returns.
 DEVICE, COLD, WALL, HOST = "device", "device, cold L2", "wall", "host"
@@ -23,6 +27,7 @@ class Clock(ABC):
     """Where the tensors are, and how a call on them is timed there."""
 
     device: torch.device
+    modes: tuple[str, ...] = MODES
 
     @abstractmethod
     def synchronize(self) -> None: ...
@@ -35,7 +40,8 @@ class Clock(ABC):
         """A graph of the call, to be replayed; the call itself is not carried out."""
 
     @abstractmethod
-    def free_bytes(self) -> int: ...
+    def free_bytes(self) -> int | None:
+        """Bytes that new tensors may take; None where nobody knows."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]: ...
@@ -61,6 +67,7 @@ class Clock(ABC):
 
     def measure(self, mode: str) -> Measure:
         return {
+            STEP: call_time,
             DEVICE: self.device_time,
             COLD: lambda contestant: self.device_time(contestant, cold=True),
             WALL: self.wall_time,
@@ -78,7 +85,9 @@ class Cuda(Clock):
 
     SHORTEST, LONGEST = 2**18, 2**29  # cycles: about 0.15 ms and 0.3 s
 
-    def __init__(self) -> None:
+    def __init__(self, index: int | None = None) -> None:
+        if index is not None:
+            torch.cuda.set_device(index)
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.begin()
         size = max(256 * MIB, 4 * int(getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0)))
@@ -150,8 +159,10 @@ class Cuda(Clock):
         }
 
 
-class Pretend(Clock):
-    """The CPU in a device's place: everything runs, and nothing that comes out says anything about a GPU."""
+class Cpu(Clock):
+    """The processor, on which a call that has returned is done."""
+
+    modes: tuple[str, ...] = (STEP,)
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -170,6 +181,18 @@ class Pretend(Clock):
 
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
         return call
+
+    def free_bytes(self) -> int | None:
+        return free_memory()
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+class Pretend(Cpu):
+    """The CPU in a GPU's place: everything runs, and nothing that comes out says anything about a GPU."""
+
+    modes = MODES
 
     def free_bytes(self) -> int:
         return 2**30

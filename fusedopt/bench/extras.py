@@ -1,0 +1,16 @@
+"""The libraries that pictures and tables are made with, which training does not need and an installation may lack."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from .report import BenchError
+
+EXTRAS = {"rich": "the tables and the progress bar", "matplotlib": "the plots"}
+
+
+def require(*modules: str) -> None:
+    """Raise BenchError, with what to install, unless all are there."""
+    missing = [f"{EXTRAS[m]} need {m}" for m in modules if importlib.util.find_spec(m) is None]
+    if missing:
+        raise BenchError(f"{' and '.join(missing)}, which is not installed: pip install 'fusedopt[bench]'")
