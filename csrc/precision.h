@@ -90,42 +90,49 @@ FUSEDOPT_HD float lacking(float x, float stored) {
   return rest - rest == 0.0f ? rest : 0.0f;
 }
 
-// A code of 8 bits counts the root of what it stands for: the square root with a sign, or the fourth root of what has
-// none, in units of the block's largest. So small numbers keep their relative size over 4 or 9 decades where an even
-// scale has 2 (the idea of a compressed scale is Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization").
-constexpr float kSignedUnit = 1.0f / 127.0f, kUnsignedUnit = 1.0f / 255.0f;
-// The block's largest comes back as itself, so that coding once more changes nothing.
-static_assert(127.0f * kSignedUnit == 1.0f && 255.0f * kUnsignedUnit == 1.0f);
+// A code of 8 bits is a small float: the upper bits of the ratio to the block's largest, three of them significand. It
+// has a sign and four bits of exponent, or five for what is never negative, so that small numbers keep their relative
+// size down to 2^-16 or 2^-32 of the largest (formats as in Micikevicius et al. 2022, "FP8 Formats for Deep Learning";
+// blocks as in Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"). The largest comes back as itself,
+// so coding once more changes nothing.
+constexpr int kCodeShift = 20;  // from a float's bits to a code's
+constexpr uint32_t kOne = 0x3f800000u;
+
+FUSEDOPT_HD float ratio_of(int32_t magnitude, int32_t most) {
+  const uint32_t bits = kOne - (static_cast<uint32_t>(most - magnitude) << kCodeShift);
+  return magnitude != 0 ? bit_cast<float>(bits) : 0.0f;
+}
+
+// r: a draw, or its mean to round to the nearest.
+constexpr uint32_t kNearest = 0x80000000u;
+FUSEDOPT_HD int32_t magnitude_code(float ratio, uint32_t r, int32_t most) {
+  const uint32_t above = bit_cast<uint32_t>(ratio) + (r >> (32 - kCodeShift)) - kOne;
+  const int32_t code = most + (static_cast<int32_t>(above) >> kCodeShift);
+  const float least = ratio_of(1, most);
+  const int32_t low = static_cast<float>(r >> 8) * 5.9604644775390625e-8f * least < ratio ? 1 : 0;
+  const int32_t either = ratio < least ? low : code < most ? code : most;
+  return ratio > 0.0f ? either : 0;
+}
 
 FUSEDOPT_HD float decode(int8_t code, float scale) {
-  const float root = static_cast<float>(code) * kSignedUnit;
-  return root * absolute(root) * scale;
+  const int32_t c = code, magnitude = c < 0 ? -c : c;
+  const float ratio = ratio_of(magnitude, 127);
+  return (c < 0 ? -ratio : ratio) * scale;
 }
-FUSEDOPT_HD float decode(uint8_t code, float scale) {
-  const float root = static_cast<float>(code) * kUnsignedUnit, square = root * root;
-  return square * square * scale;
-}
+FUSEDOPT_HD float decode(uint8_t code, float scale) { return ratio_of(code, 255) * scale; }
 
 FUSEDOPT_HD float inverse_of(float scale) { return scale > 0.0f ? 1.0f / scale : 0.0f; }
 
-// Not below 0, not above `most`, and 0 for what is no number.
-FUSEDOPT_HD int32_t count_of(float x, int32_t most) {
-  const float most_ = static_cast<float>(most);
-  return static_cast<int32_t>(x > 0.0f ? (x < most_ ? x : most_) : 0.0f);
-}
-
-// `offset` is 0.5 to round to the nearest code, or a draw from [0, 1). (By chance it is the root whose mean is exact.)
-FUSEDOPT_HD void encode(float x, float inverse, float offset, int8_t& out) {
-  const int32_t code = count_of(sqrt(absolute(x) * inverse) * 127.0f + offset, 127);
+FUSEDOPT_HD void encode(float x, float inverse, uint32_t r, int8_t& out) {
+  const int32_t code = magnitude_code(absolute(x) * inverse, r, 127);
   out = static_cast<int8_t>(x < 0.0f ? -code : code);
 }
 // What is above 0 stays so: a divisor must not vanish.
-FUSEDOPT_HD void encode(float x, float inverse, float offset, uint8_t& out) {
-  const int32_t code = count_of(sqrt(sqrt(clamp_negative(x) * inverse)) * 255.0f + offset, 255);
-  out = static_cast<uint8_t>(x > 0.0f && code == 0 ? 1 : code);
+FUSEDOPT_HD void encode(float x, float inverse, uint32_t r, uint8_t& out) {
+  const int32_t code = magnitude_code(x * inverse, r, 255);
+  const int32_t least = x > 0.0f ? 1 : 0;
+  out = static_cast<uint8_t>(code + (code == 0 ? least : 0));
 }
-
-FUSEDOPT_HD float offset_of(uint32_t r) { return static_cast<float>(r >> 8) * 5.9604644775390625e-8f; }
 
 // The bits of a magnitude are in its order, with what is no number above all.
 FUSEDOPT_HD uint32_t magnitude_of(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }

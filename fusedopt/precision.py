@@ -202,34 +202,37 @@ def _blocks(flat: Tensor) -> Tensor:
     return torch.nn.functional.pad(flat, (0, rest)).view(-1, CODE_BLOCK)
 
 
-def _root(numbers: Tensor) -> Tensor:
-    """The square root rounded to the nearest float32, which torch.sqrt is not where a vector library computes it."""
-    return numbers.double().sqrt().float()
+_ONE, _SHIFT, _HALF = 0x3F800000, 20, 1 << 19
+
+
+def _ratios(magnitudes: Tensor, most: int) -> Tensor:
+    bits = _ONE - ((most - magnitudes) << _SHIFT)
+    return torch.where(magnitudes != 0, bits.view(torch.float32), 0.0)
 
 
 def encode(value: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """The 8-bit codes of a tensor, rounded to nearest, and the scale of each 256 in the order of its memory."""
+    most = 127 if signed else 255
     blocks = _blocks(_flat(value.detach().float()))
     scales = blocks.abs().amax(1)
-    inverse = torch.where(scales > 0, 1 / scales, 0.0)[:, None]
-    if signed:
-        codes = (_root(blocks.abs() * inverse) * 127 + 0.5).nan_to_num(0).clamp(0, 127).trunc() * blocks.sign()
-    else:
-        codes = (_root(_root(blocks.clamp(min=0) * inverse)) * 255 + 0.5).nan_to_num(0).clamp(0, 255).trunc()
-        codes = torch.where((blocks > 0) & (codes == 0), 1, codes)
+    ratio = (blocks.abs() if signed else blocks) * torch.where(scales > 0, 1 / scales, 0.0)[:, None]
+    codes = (most + ((ratio.view(torch.int32) + _HALF - _ONE) >> _SHIFT)).clamp(max=most)
+    least = _ratios(torch.tensor(1, dtype=torch.int32), most)
+    codes = torch.where(ratio < least, (least / 2 < ratio).int(), codes)
+    codes = torch.where(ratio > 0, codes, 0)
+    codes = torch.where(blocks < 0, -codes, codes) if signed else torch.where((blocks > 0) & (codes == 0), 1, codes)
     flat = codes.view(-1)[: value.numel()].to(torch.int8 if signed else torch.uint8)
     return _like(flat, value), scales
 
 
 def decode(codes: Tensor, scales: Tensor) -> Tensor:
     """What codes and scales stand for, in float32."""
-    blocks = _blocks(_flat(codes).float())
+    blocks = _blocks(_flat(codes).int())
     if codes.dtype == torch.int8:
-        root = blocks * torch.tensor(1 / 127, dtype=torch.float32)
-        numbers = root * root.abs() * scales[:, None]
+        ratios = _ratios(blocks.abs(), 127)
+        numbers = torch.where(blocks < 0, -ratios, ratios) * scales[:, None]
     else:
-        square = (blocks * torch.tensor(1 / 255, dtype=torch.float32)).square()
-        numbers = square * square * scales[:, None]
+        numbers = _ratios(blocks, 255) * scales[:, None]
     return _like(numbers.view(-1)[: codes.numel()], codes)
 
 

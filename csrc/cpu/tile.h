@@ -155,11 +155,11 @@ FUSEDOPT_ONCE inline void store_codes(const TileOperand<T>& codes, const Row& ro
       if (stochastic) {
         codes.template each_of<decltype(type)>(begin + at, end,
                                                [=, from = in + at, draws = Draws(own, begin + at)](auto& x, int64_t i) {
-                                                 encode(static_cast<float>(from[i]), inverse, offset_of(draws(i)), x);
+                                                 encode(static_cast<float>(from[i]), inverse, draws(i), x);
                                                });
       } else {
         codes.template each_of<decltype(type)>(
-            begin + at, end, [=](auto& x, int64_t i) { encode(static_cast<float>(in[at + i]), inverse, 0.5f, x); });
+            begin + at, end, [=](auto& x, int64_t i) { encode(static_cast<float>(in[at + i]), inverse, kNearest, x); });
       }
     }
   });

@@ -108,10 +108,9 @@ class AnyElement {
     if (!of_.coded(k))
       return store(of_.row.state[k], of_.row.dtypes[2 + k], 2 + k, value, fusedopt::kState + k, by_chance);
     const float inverse = inverse_of(bit_cast<float>(largest));
-    const float offset = by_chance ? offset_of(draw(stream(of_.key, fusedopt::kState + k), e_)) : 0.5f;
+    const uint32_t r = by_chance ? draw(stream(of_.key, fusedopt::kState + k), e_) : kNearest;
     with_code(of_.row.dtypes[2 + k], [&](auto type) {
-      encode(static_cast<float>(value), inverse, offset,
-             static_cast<decltype(type)*>(of_.row.state[k])[offset_[2 + k]]);
+      encode(static_cast<float>(value), inverse, r, static_cast<decltype(type)*>(of_.row.state[k])[offset_[2 + k]]);
     });
   }
 
