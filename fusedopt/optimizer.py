@@ -307,6 +307,6 @@ _plain_dispatch = torch.Tensor.__torch_dispatch__
 
 
 @Optimizer.profile_hook_step
-def _observed_step(optimizer: FusedStep, closure: Callable[[], Any] | None = None) -> Any:
+def _observed_step(optimizer: FusedStep, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
     """The step of whatever class, some of which have their own, within hooks and under a profiler."""
-    return optimizer._fused_step(closure)
+    return optimizer._fused_step(closure, zero_grad)
