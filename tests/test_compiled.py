@@ -117,7 +117,9 @@ def test_checkpoints_copies_and_pickles(adam: type) -> None:
 
 def test_the_signature_names_the_hyper_parameters(adam: type) -> None:
     parameters = inspect.signature(adam).parameters
-    assert list(parameters) == ["params", *HYPERS, "maximize", "capturable"]
+    own = ["params", *HYPERS, "maximize", "capturable"]
+    assert list(parameters) == [*own, *list(inspect.signature(fusedopt.Lion).parameters)[-6:]]
+    assert list(parameters)[len(own)] == "max_grad_norm"
     # adam.h gives no defaults.
     assert parameters["lr"].default is inspect.Parameter.empty
     with pytest.raises(TypeError, match="missing a required argument: 'lr'"):
