@@ -185,11 +185,13 @@ class KeptState(Optimizer):
                     self.state[param][key] = value.to(param.device, copy=True)
                 elif key in ("master", "remainder") and self.state[param].pop(key, None) is not None:
                     losses.append(f"torch has rounded '{key}', which starts anew from the param")
-            if any(key in PARTNERS for key in self.state.get(param, {})):
-                losses.append(self._precision.match_partner(self.state[param], param))
-            if "ema" in self.state.get(param, {}) and not self._precision.average:
-                del self.state[param]["ema"]
-                losses.append("'ema' is dropped")
+            its = self.state.get(param, {})
+            # A user may have keys of these names, too.
+            ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}
+            if ours & set(PARTNERS) and param.dtype in _HALVES:
+                losses.append(self._precision.match_partner(its, param))
+            if "ema" in ours and not self._precision.average:
+                losses.append("'ema' is kept as it is, since nothing averages any more")
         self._pack_states()
         self._draws = int(self._loading.get("rounding_draws", 0))
         if self._plan is not None:

@@ -175,8 +175,8 @@ class Mirror {
       put(at++, row->numel);
       put(at++, halves(row->entry, row->layout ? layout : 0));
       put(at++, dtypes_word);
-      put(at++, row->extras ? extras : 0);
       for (int k = 0; k < states; ++k) put(at++, reinterpret_cast<uint64_t>(row->state[k]));
+      put(at++, row->extras ? extras : 0);
       if (row->layout) layout = put_layout(*row->layout, states, layout);
       if (row->extras) extras = put_extras(*row, states, extras);
     }

@@ -50,8 +50,8 @@ struct alignas(16) TableRow {
   uint32_t entry;
   uint32_t layout;  // the word where it starts; 0: dense
   Dtype dtypes[8];  // of param, grad and states; read only where a kernel serves every mix
-  uint64_t extras;  // the word where they start; 0: none
   void* state[states];
+  uint64_t extras;  // the word where they start; 0: none
 };
 constexpr int row_words(int states) { return (6 + states + 1) / 2 * 2; }
 static_assert(sizeof(TableRow<1>) == 8 * row_words(1) && sizeof(TableRow<kMaxStates>) == 8 * row_words(kMaxStates));

@@ -16,7 +16,7 @@ struct Adan : RuleDefaults {
 
   template <class T>
   struct Scalars {
-    T step_size, step_size_diff, decay, shrinkage, beta1, weight1, beta2, weight2, beta3, weight3,
+    T step_size, step_size_diff, decay, divisor, beta1, weight1, beta2, weight2, beta3, weight3,
         inverse_sqrt_correction3, eps, has_previous;
   };
 
@@ -26,8 +26,8 @@ struct Adan : RuleDefaults {
     Scalars<double> c;
     c.step_size = h.lr / (1 - pown(h.beta1, step));
     c.step_size_diff = h.lr * h.beta2 / (1 - pown(h.beta2, step));
-    c.decay = h.no_prox != 0 ? decay : 0;
-    c.shrinkage = h.no_prox != 0 ? 0 : decay / (1 + decay);
+    c.decay = h.no_prox != 0 ? 1 - decay : 1;
+    c.divisor = h.no_prox != 0 ? 1 : 1 + decay;
     c.beta1 = h.beta1;
     c.weight1 = 1 - h.beta1;
     c.beta2 = h.beta2;
@@ -49,10 +49,8 @@ struct Adan : RuleDefaults {
     const T ahead = fma(c.beta2, difference, g);
     n = fma(c.beta3, n, c.weight3 * ahead * ahead);
     const T denominator = fma(sqrt(n), c.inverse_sqrt_correction3, c.eps);
-    // What is taken from the param is small, so its rounding is nothing; a factor near 1 would round the same way in
-    // every step.
-    p = fma(-c.decay, p, p) - fma(c.step_size, m, c.step_size_diff * v) / denominator;
-    p = fma(-c.shrinkage, p, p);
+    // The rounding of an inverse would add to the division's in the same direction at every step.
+    p = (p * c.decay - fma(c.step_size, m, c.step_size_diff * v) / denominator) / c.divisor;
     neg_pre_grad = -g;
   }
 };
