@@ -77,11 +77,25 @@ def test_docstrings_name_every_argument(cls: type[FusedStep]) -> None:
         assert part in doc
 
 
-@pytest.mark.parametrize("thing", [t for t in PUBLIC if callable(t)], ids=lambda thing: thing.__name__)
-def test_docstring_examples_run(thing: object) -> None:
+# Methods and properties that every optimizer inherits.
+SHARED = {
+    name: member
+    for cls in FusedStep.__mro__
+    if cls.__module__.startswith("fusedopt.")
+    for name, member in vars(cls).items()
+    if ">>>" in (getattr(member, "__doc__", None) or "")
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "thing"),
+    [*((t.__name__, t) for t in PUBLIC if callable(t)), *SHARED.items()],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_docstring_examples_run(name: str, thing: object) -> None:
     names = {"torch": torch, "fusedopt": fusedopt}
     finder = doctest.DocTestFinder(recurse=False)
-    tests = finder.find(thing, thing.__name__, module=importlib.import_module("fusedopt"), globs=names)  # type: ignore[attr-defined]
+    tests = finder.find(thing, name, module=importlib.import_module("fusedopt"), globs=names)
     examples = [example for test in tests for example in test.examples]
     assert examples, "no example"
     for test in tests:
