@@ -83,7 +83,7 @@ SHARED = {
     for cls in FusedStep.__mro__
     if cls.__module__.startswith("fusedopt.")
     for name, member in vars(cls).items()
-    if ">>>" in (getattr(member, "__doc__", None) or "")
+    if (callable(member) or isinstance(member, property)) and ">>>" in (member.__doc__ or "")
 }
 
 
