@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from . import _C
-from .precision import PARTNERS, Precision, check_ema_decay, unpacked, warn_of_losses
+from .precision import HALVES, PARTNERS, Precision, check_ema_decay, unpacked, warn_of_losses
 
 
 class KeptState(Optimizer):
@@ -30,8 +30,8 @@ class KeptState(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in _OWN_STATE if getattr(self, name) != getattr(KeptState, name)}
-        if self._plan is not None and self._precision.seed is not None:
-            own["_draws"] = self._plan.draws
+        if self._precision.seed is not None:
+            own["_draws"] = self._draws_so_far()
         return {**super().__getstate__(), **own}
 
     @property
@@ -111,7 +111,7 @@ class KeptState(Optimizer):
             )
         owned = {id(p) for group in self.param_groups for p in group["params"]}
         for index, (param, copy) in enumerate(copies.items()):
-            fits = copy.shape == param.shape and copy.device == param.device and copy.dtype in _HALVES
+            fits = copy.shape == param.shape and copy.device == param.device and copy.dtype in HALVES
             if id(param) not in owned or param.dtype != torch.float32 or not fits:
                 raise ValueError(
                     f"copy {index} is {copy.dtype} of shape {list(copy.shape)} on {copy.device}; give for a float32 "
@@ -119,8 +119,12 @@ class KeptState(Optimizer):
                 )
         for param, copy in copies.items():
             self.state[param]["copy"] = copy
+        self._draws = self._draws_so_far()
         self._copies = True
         self._plan = None
+
+    def _draws_so_far(self) -> int:
+        return self._draws if self._plan is None else self._plan.draws
 
     def _pack_states(self) -> None:
         """Bring states that torch has made to their storages."""
@@ -178,17 +182,18 @@ class KeptState(Optimizer):
                 if key == "step" or not isinstance(value, torch.Tensor):
                     continue
                 # A file that torch wrote after it had loaded one may have all of them rounded.
-                wide = value.dtype == torch.float32 or (key in counters and value.dtype in _HALVES)
-                if wide and (param.dtype in _HALVES or key == "ema"):
+                wide = value.dtype == torch.float32 or (key in counters and value.dtype in HALVES)
+                if wide and (param.dtype in HALVES or key == "ema"):
                     self.state[param][key] = value.to(param.device, torch.float32)
                 elif key == "remainder" and value.dtype == torch.int16:
                     self.state[param][key] = value.to(param.device, copy=True)
-                elif key in ("master", "remainder") and self.state[param].pop(key, None) is not None:
+                elif param.dtype in HALVES and key in ("master", "remainder"):
+                    del self.state[param][key]
                     losses.append(f"torch has rounded '{key}', which starts anew from the param")
             its = self.state.get(param, {})
             # A user may have keys of these names, too.
             ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}
-            if ours & set(PARTNERS) and param.dtype in _HALVES:
+            if ours & set(PARTNERS) and param.dtype in HALVES:
                 losses.append(self._precision.match_partner(its, param))
             if "ema" in ours and not self._precision.average:
                 losses.append("'ema' is kept as it is, since nothing averages any more")
@@ -202,8 +207,8 @@ class KeptState(Optimizer):
 def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     ours = cast(KeptState, optimizer)
     state = {key: unpacked(value) if isinstance(value, dict) else value for key, value in state_dict["state"].items()}
-    draws = {"rounding_draws": ours._plan.draws if ours._plan is not None else ours._draws}
-    return {**state_dict, "state": state, **(draws if ours._precision.seed is not None else {})}
+    draws = {"rounding_draws": ours._draws_so_far()} if ours._precision.seed is not None else {}
+    return {**state_dict, "state": state, **draws}
 
 
 def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -212,4 +217,3 @@ def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 # What a copy takes along beside what torch's classes keep.
 _OWN_STATE = ("_ema_decay", "_precision", "_copies", "_draws")
-_HALVES = (torch.bfloat16, torch.float16)

@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer
 from . import _C
 from .kept import KeptState
 from .max_grad_norm import ClippedStep
-from .precision import Precision, StateDtype, describe_arguments, with_options
+from .precision import HALVES, Precision, StateDtype, describe_arguments, with_options
 
 Leftover = list[tuple[int, list[torch.Tensor]]]
 
@@ -277,7 +277,7 @@ class FusedStep(KeptState, ClippedStep):
         super().add_param_group(param_group)
         try:
             # In a model of several dtypes a group may well be all float32.
-            if any(p.dtype in (torch.bfloat16, torch.float16) for p in self.param_groups[-1]["params"]):
+            if any(p.dtype in HALVES for p in self.param_groups[-1]["params"]):
                 self._precision.check_params(self.param_groups[-1]["params"])
         except ValueError:
             del self.param_groups[-1]

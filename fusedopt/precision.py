@@ -16,7 +16,7 @@ StateDtype = str | torch.dtype | Mapping[str, str | torch.dtype] | None
 
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CODES = {"int8": torch.int8, "uint8": torch.uint8}
-_HALVES = (torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
 
 # Averages of gradients, which come back to what they forget: 8 bits are enough for them. The second lot are never
 # negative, so that the code needs no sign.
@@ -78,7 +78,7 @@ class Precision:
                 "master_weights='remainder' keeps the low half of a float32 whose upper half is a bfloat16, and one of "
                 "the params is torch.float16; use master_weights='float32'"
             )
-        if dtypes and not any(dtype in _HALVES for dtype in dtypes):
+        if dtypes and not any(dtype in HALVES for dtype in dtypes):
             raise ValueError(
                 f"{option} is for params in 16 bits, and these are {dtypes[0]}; leave it out or convert the model"
             )
@@ -110,7 +110,7 @@ class Precision:
             elif param.numel() >= LEAST_CODED and not value.is_complex():
                 state[name], state[name + "_scale"] = encode(value, storage == "int8")
             else:
-                state[name] = value.float() if value.dtype in _HALVES else value
+                state[name] = value.float() if value.dtype in HALVES else value
 
     def match_partner(self, state: dict[str, Any], param: Tensor) -> str | None:
         """Make this option's partner of a param out of another's, in place; say what that loses, if anything."""
@@ -118,7 +118,7 @@ class Precision:
         if found is None or found == self.partner:
             return None
         exact = exact_param(param, found, state.pop(found))
-        if self.partner is None or param.dtype not in _HALVES:
+        if self.partner is None or param.dtype not in HALVES:
             return f"the bits that '{found}' has beyond the param are dropped"
         state[self.partner] = _partner_of(exact, param, self.partner)
         same = exact_param(param, self.partner, state[self.partner]).equal(exact)

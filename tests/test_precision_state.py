@@ -70,6 +70,28 @@ def test_copies_are_the_rounded_params(dtype: torch.dtype) -> None:
     assert all("copy" not in state for state in optimizer.state_dict()["state"].values())
 
 
+def test_draws_go_on_when_copies_are_asked_for() -> None:
+    def run(ask_at: int) -> list[Tensor]:
+        param = Parameter(torch.ones(999))
+        optimizer = fusedopt.AdamW([param], state_dtype="bfloat16", rounding="stochastic")
+        for step in range(4):
+            if step == ask_at:
+                optimizer.copy_params_to({param: torch.zeros(999, dtype=torch.bfloat16)})
+            steps(optimizer, 1, seed=step)
+        return [param.detach(), optimizer.state[param]["exp_avg"]]
+
+    assert all(same(a, b) for a, b in zip(run(0), run(2), strict=True))
+
+
+def test_keys_of_a_user_pass_through_a_checkpoint() -> None:
+    param = Parameter(torch.ones(4))
+    optimizer = steps(fusedopt.AdamW([param]), 1)
+    optimizer.state[param]["master"] = torch.ones(2)
+    loaded = fusedopt.AdamW([param])
+    loaded.load_state_dict(optimizer.state_dict())
+    assert same(loaded.state[param]["master"], torch.ones(2))
+
+
 @pytest.mark.parametrize("name", ["sgd-momentum", "adamw", "lamb"])
 def test_gradients_are_cleared_in_the_same_pass(name: str) -> None:
     case = named(name)
