@@ -1,6 +1,6 @@
 """What surrounds a step, done inside it: clipping, unscaling, master weights, averages, 8-bit states; against torch.
 
-python benchmarks/end_of_step.py [--quick] [--threads N] [--out FILE]
+python benchmarks/end_of_step.py [--quick] [--threads N] [--device cuda] [--seconds N] [--out FILE]
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,12 @@ def clip_then_step(params: list[Parameter]) -> Callable[[], object]:
     return call
 
 
-def scaled(make: Any, optimizer: Any, unscale: Callable[[Any], object]) -> Callable[[], object]:
-    scaler = make("cpu", init_scale=SCALE)
-    scaler.scale(torch.zeros(()))  # as a loss would be, which makes the scale
+def scaled(
+    params: list[Parameter], make: Any, optimizer: Any, unscale: Callable[[Any], object]
+) -> Callable[[], object]:
+    device = params[0].device
+    scaler = make(device.type, init_scale=SCALE)
+    scaler.scale(torch.zeros((), device=device))  # as a loss would be, which makes the scale
 
     def call() -> None:
         unscale(scaler)
@@ -78,7 +82,8 @@ def scaled(make: Any, optimizer: Any, unscale: Callable[[Any], object]) -> Calla
 
 
 def clipped_by_scaler(params: list[Parameter]) -> Callable[[], object]:
-    return scaled(fusedopt.GradScaler, fusedopt.AdamW(params, max_grad_norm=MAX_NORM), lambda scaler: None)
+    optimizer = fusedopt.AdamW(params, max_grad_norm=MAX_NORM)
+    return scaled(params, fusedopt.GradScaler, optimizer, lambda scaler: None)
 
 
 def unscale_clip_step(params: list[Parameter]) -> Callable[[], object]:
@@ -88,7 +93,7 @@ def unscale_clip_step(params: list[Parameter]) -> Callable[[], object]:
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
 
-    return scaled(torch.amp.GradScaler, optimizer, unscale)
+    return scaled(params, torch.amp.GradScaler, optimizer, unscale)
 
 
 def master(params: list[Parameter]) -> Callable[[], object]:
@@ -153,20 +158,34 @@ class Trainee:
         self.params = [Parameter(torch.ones_like(grad)) for grad in grads]
         for param in self.params:
             param.grad = torch.empty_like(param)
-        self.call = build(self.params)
+        self.end = build(self.params)
+
+    def call(self) -> None:
+        self.end()
+        self.wait()
 
     def prepare(self) -> None:
         torch._foreach_copy_([param.grad for param in self.params if param.grad is not None], list(self.values))
+        self.wait()
+
+    def wait(self) -> None:
+        """Until a GPU is done, if the params are on one."""
+        if self.params[0].is_cuda:
+            torch.cuda.synchronize()
 
 
-def trainees(task: Task, suite: Suite) -> dict[str, Trainee]:
+def trainees(task: Task, suite: Suite, device: str = "cpu") -> dict[str, Trainee]:
     generator = torch.Generator().manual_seed(0)
-    grads = [torch.randn(shape, generator=generator).mul_(task.grad_scale).to(task.dtype) for shape in suite.shapes]
+    grads = [
+        torch.randn(shape, generator=generator).mul_(task.grad_scale).to(device, task.dtype) for shape in suite.shapes
+    ]
     return {name: Trainee(task.theirs if name == RIVAL else task.ours, grads) for name in (OURS, RIVAL, CONTROL)}
 
 
-def measure(task: Task, suite: Suite, effort: Effort, tick: Callable[[], object]) -> dict[str, Any]:
-    entrants = trainees(task, suite)
+def measure(
+    task: Task, suite: Suite, effort: Effort, tick: Callable[[], object], device: str = "cpu"
+) -> dict[str, Any]:
+    entrants = trainees(task, suite, device)
     contestants = [Contestant(name, entrant.call, entrant.prepare) for name, entrant in entrants.items()]
     warm_up(contestants, effort.warmup)
     torch.testing.assert_close(entrants[OURS].params, entrants[RIVAL].params, rtol=0, atol=task.atol)
@@ -176,6 +195,7 @@ def measure(task: Task, suite: Suite, effort: Effort, tick: Callable[[], object]
         "task": task.name,
         "tensors": suite.tensors,
         "elements": suite.elements,
+        "device": device,
         "ratio": asdict(ratio),
         "asked": task.asked,
         "verdict": verdict(ratio, task.asked, control=compare(rounds[CONTROL], rounds[OURS])),
@@ -198,18 +218,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few small tensors: everything runs and proves nothing")
     parser.add_argument("--threads", type=int, help="torch's threads; by default what torch chooses")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the params are (default: cpu)")
+    parser.add_argument("--seconds", type=float, help="for all tasks together, beside what setting them up takes")
     parser.add_argument("--out", type=Path, help="where to write machine, command and raw rounds as JSON")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU")
     effort = Effort(rounds=5, seconds=1) if options.quick else Effort(rounds=41, seconds=120)
+    if options.seconds:
+        effort = replace(effort, seconds=options.seconds / len(TASKS))
     findings = []
     console = Console()
     with Progress(console=console, transient=True) as progress:
         for task in TASKS:
             bar = progress.add_task(task.name, total=effort.rounds)
             suite = SUITES[task.suite].cut() if options.quick else SUITES[task.suite]
-            findings.append(measure(task, suite, effort, lambda: progress.advance(bar)))  # noqa: B023
+            tick = partial(progress.advance, bar)
+            findings.append(measure(task, suite, effort, tick, options.device))
     console.print(table_of(findings))
     if options.out:
         command = shlex.join(["python", *sys.argv])

@@ -195,6 +195,7 @@ def sanitizer(kind: str, **env: str) -> Part:
 
 def parts_for(capability: str, results: Path) -> list[Part]:
     python = sys.executable
+    end_of_step = results.with_name(f"end-of-step-{results.name}")
     tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_cuda_*.py"))
     # One allocation of the driver's for each tensor, so that one byte too far is outside.
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -237,6 +238,15 @@ def parts_for(capability: str, results: Path) -> list[Part]:
             100,
             "benchmarks.log",
             show=70,
+        ),
+        Part(
+            "end of step",
+            [python, "benchmarks/end_of_step.py", "--device", "cuda", "--seconds", "15", "--out", str(end_of_step)],
+            60,
+            25,
+            "benchmarks.log",
+            wants="8-bit state",
+            show=30,
         ),
         Part(
             "ncu",

@@ -89,7 +89,8 @@ QUESTIONS = (
     Question(contest("resnet50", "AdamW", ALL_THREE, fresh=True), ALL_THREE, 1.1),
     Question(contest("resnet50", "RMSprop", ALL_TWO), ALL_TWO, 2.6),
     Question(contest("resnet50", "AdamW", FUSED, dtype=torch.bfloat16), FUSED, 2),
-    Question(Contest(SUITES["resnet50"], "LBFGS", DEFAULT, ONE_ITERATION), DEFAULT, 1.5),
+    # Products of 25 million numbers in float32 differ by how they are added, and a dozen steps carry that on.
+    Question(Contest(SUITES["resnet50"], "LBFGS", DEFAULT, ONE_ITERATION, atol=2e-4), DEFAULT, 1.5),
     Question(contest("gpt2", "AdamW", FUSED), FUSED, 1.0),
     Question(contest("gpt2", "Adafactor", ALL_TWO, atol=1e-3), ALL_TWO, 2),
     Question(BIG_ADAMW, FUSED, 1.0),

@@ -90,52 +90,71 @@ FUSEDOPT_HD float lacking(float x, float stored) {
   return rest - rest == 0.0f ? rest : 0.0f;
 }
 
-// A code of 8 bits is a small float: the upper bits of the ratio to the block's largest, three of them significand. It
-// has a sign and four bits of exponent, or five for what is never negative, so that small numbers keep their relative
-// size down to 2^-16 or 2^-32 of the largest (formats as in Micikevicius et al. 2022, "FP8 Formats for Deep Learning";
-// blocks as in Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"). The largest comes back as itself,
-// so coding once more changes nothing.
+// A code of 8 bits counts magnitudes on a scale that is even near 0 and logarithmic beyond: x units of its block have
+// the code of the upper bits of the float 1 + x, three of them significand, less those of 1 (mu-law, as ITU-T G.711
+// codes speech; blocks as in Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"). With a sign codes
+// reach to 61,439 units, and without one, for what is never negative, to 4e9. Nothing is special about 0 or the
+// smallest code.
 constexpr int kCodeShift = 20;  // from a float's bits to a code's
 constexpr uint32_t kOne = 0x3f800000u;
 
-FUSEDOPT_HD float ratio_of(int32_t magnitude, int32_t most) {
-  const uint32_t bits = kOne - (static_cast<uint32_t>(most - magnitude) << kCodeShift);
-  return magnitude != 0 ? bit_cast<float>(bits) : 0.0f;
+FUSEDOPT_HD constexpr int32_t most_of(int8_t) { return 127; }
+FUSEDOPT_HD constexpr int32_t most_of(uint8_t) { return 255; }
+
+// Units and one more, for which a magnitude's code stands.
+FUSEDOPT_HD float units_and_one(int32_t code) {
+  return bit_cast<float>(kOne + (static_cast<uint32_t>(code) << kCodeShift));
 }
 
-// r: a draw, or its mean to round to the nearest.
-constexpr uint32_t kNearest = 0x80000000u;
-FUSEDOPT_HD int32_t magnitude_code(float ratio, uint32_t r, int32_t most) {
-  const uint32_t above = bit_cast<uint32_t>(ratio) + (r >> (32 - kCodeShift)) - kOne;
-  const int32_t code = most + (static_cast<int32_t>(above) >> kCodeShift);
-  const float least = ratio_of(1, most);
-  const int32_t low = static_cast<float>(r >> 8) * 5.9604644775390625e-8f * least < ratio ? 1 : 0;
-  const int32_t either = ratio < least ? low : code < most ? code : most;
-  return ratio > 0.0f ? either : 0;
-}
-
-FUSEDOPT_HD float decode(int8_t code, float scale) {
-  const int32_t c = code, magnitude = c < 0 ? -c : c;
-  const float ratio = ratio_of(magnitude, 127);
-  return (c < 0 ? -ratio : ratio) * scale;
-}
-FUSEDOPT_HD float decode(uint8_t code, float scale) { return ratio_of(code, 255) * scale; }
-
-FUSEDOPT_HD float inverse_of(float scale) { return scale > 0.0f ? 1.0f / scale : 0.0f; }
-
-FUSEDOPT_HD void encode(float x, float inverse, uint32_t r, int8_t& out) {
-  const int32_t code = magnitude_code(absolute(x) * inverse, r, 127);
-  out = static_cast<int8_t>(x < 0.0f ? -code : code);
-}
-// What is above 0 stays so: a divisor must not vanish.
-FUSEDOPT_HD void encode(float x, float inverse, uint32_t r, uint8_t& out) {
-  const int32_t code = magnitude_code(x * inverse, r, 255);
-  const int32_t least = x > 0.0f ? 1 : 0;
-  out = static_cast<uint8_t>(code + (code == 0 ? least : 0));
+// The unit of a block, from the bits of its largest magnitude. The way to the largest code's number and back makes it
+// one that comes out of its own number again, so that numbers decoded and coded once more give the same unit and codes.
+// It follows the largest to the last bit: if it were rounded, an average that decays by less than that would stand
+// still. One number that is not finite makes it NaN, and with it the whole block.
+FUSEDOPT_HD float scale_of(uint32_t largest, int32_t most) {
+  constexpr float kLeastNormal = 1.17549435e-38f;  // it has an inverse
+  const float units = units_and_one(most) - 1.0f;
+  const float scale = bit_cast<float>(largest) / units * units / units;
+  const float normal = scale < kLeastNormal ? kLeastNormal : scale;
+  return bit_cast<float>(largest < 0x7f800000u ? bit_cast<uint32_t>(normal) : 0x7fc00000u);
 }
 
 // The bits of a magnitude are in its order, with what is no number above all.
 FUSEDOPT_HD uint32_t magnitude_of(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
+
+FUSEDOPT_HD float decode(int8_t code, float scale) {
+  const int32_t c = code;
+  const float magnitude = units_and_one(c < 0 ? -c : c) - 1.0f;
+  return bit_cast<float>(bit_cast<uint32_t>(magnitude) | (static_cast<uint32_t>(c) & 0x80000000u)) * scale;
+}
+FUSEDOPT_HD float decode(uint8_t code, float scale) { return (units_and_one(code) - 1.0f) * scale; }
+
+// r: a draw, or its mean to round to the nearest.
+constexpr uint32_t kNearest = 0x80000000u;
+
+// Makes the codes of one block, in integers as far as they go: selections by floats are what compilers vectorise badly.
+struct Coder {
+  float inverse;
+  uint32_t top;  // the bits of the largest code's 1 + x, or of 1 where the block has no scale
+
+  // A millionth more, so that the largest reaches its code before draws are added.
+  FUSEDOPT_HD Coder(float scale, int32_t most)
+      : inverse(1.0f / scale * 1.00000095367431640625f),
+        top(scale == scale ? bit_cast<uint32_t>(units_and_one(most)) : kOne) {}
+
+  FUSEDOPT_HD int32_t magnitude(float x, uint32_t r) const {
+    const uint32_t bits = bit_cast<uint32_t>(1.0f + bit_cast<float>(magnitude_of(x)) * inverse);
+    return static_cast<int32_t>(((bits < top ? bits : top) - kOne + (r >> (32 - kCodeShift))) >> kCodeShift);
+  }
+  FUSEDOPT_HD void encode(float x, uint32_t r, int8_t& out) const {
+    const int32_t sign = bit_cast<int32_t>(x) >> 31;
+    out = static_cast<int8_t>((magnitude(x, r) ^ sign) - sign);
+  }
+  // What is not 0 does not become 0: a divisor must not vanish.
+  FUSEDOPT_HD void encode(float x, uint32_t r, uint8_t& out) const {
+    const int32_t code = magnitude(x, r), bits = static_cast<int32_t>(magnitude_of(x)), least = bits < 1 ? bits : 1;
+    out = static_cast<uint8_t>(code > least ? code : least);
+  }
+};
 
 template <class F>
 FUSEDOPT_HD void with_code(fusedopt::Dtype dtype, F&& f) {

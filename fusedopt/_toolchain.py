@@ -18,6 +18,10 @@ CUDA_NUMERICS = ["-O3", "--fmad=false"]
 ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
 
 
+def _version(number: str) -> int:
+    return int(number.rstrip("af"))
+
+
 class Cuda:
     """The CUDA engine: torch-free, so nvcc compiles it for any torch, with or without a GPU."""
 
@@ -52,12 +56,19 @@ class Cuda:
         return [flag[2:] for flag in shlex.split(found.group(1)) if flag.startswith("-L")] if found else []
 
     def codes(self, architectures: list[str]) -> tuple[list[str], str]:
-        """nvcc's flags for them, and what they contain: "sm_90 compute_90"."""
+        """nvcc's flags for them, and what they contain: "sm_90 compute_90".
+
+        All are made from the PTX of the oldest, whose instructions are all that the kernels use, so that half of nvcc
+        runs once and not once for each. Architectures with a letter have a PTX of their own.
+        """
+        numbers = sorted((name.removesuffix("+PTX").replace(".", "") for name in architectures), key=_version)
+        wants_ptx = any(name.endswith("+PTX") for name in architectures)
+        plain = [number for number in numbers if number.isdigit()]
+        sets = [plain, *([number] for number in numbers if not number.isdigit())]
         flags, names = [], []
-        for name in architectures:
-            number = name.removesuffix("+PTX").replace(".", "")
-            kinds = [f"sm_{number}", *([f"compute_{number}"] if name.endswith("+PTX") else [])]
-            flags.append(f"-gencode=arch=compute_{number},code=[{','.join(kinds)}]")
+        for alike in filter(None, sets):
+            kinds = [f"sm_{number}" for number in alike] + [f"compute_{alike[0]}"] * wants_ptx
+            flags.append(f"-gencode=arch=compute_{alike[0]},code=[{','.join(kinds)}]")
             names += kinds
         return flags, " ".join(names)
 

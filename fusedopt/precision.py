@@ -205,22 +205,22 @@ def _blocks(flat: Tensor) -> Tensor:
 _ONE, _SHIFT, _HALF = 0x3F800000, 20, 1 << 19
 
 
-def _ratios(magnitudes: Tensor, most: int) -> Tensor:
-    bits = _ONE - ((most - magnitudes) << _SHIFT)
-    return torch.where(magnitudes != 0, bits.view(torch.float32), 0.0)
+def _units_and_one(codes: Tensor) -> Tensor:
+    return (_ONE + (codes << _SHIFT)).view(torch.float32)
 
 
 def encode(value: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """The 8-bit codes of a tensor, rounded to nearest, and the scale of each 256 in the order of its memory."""
-    most = 127 if signed else 255
     blocks = _blocks(_flat(value.detach().float()))
-    scales = blocks.abs().amax(1)
-    ratio = (blocks.abs() if signed else blocks) * torch.where(scales > 0, 1 / scales, 0.0)[:, None]
-    codes = (most + ((ratio.view(torch.int32) + _HALF - _ONE) >> _SHIFT)).clamp(max=most)
-    least = _ratios(torch.tensor(1, dtype=torch.int32), most)
-    codes = torch.where(ratio < least, (least / 2 < ratio).int(), codes)
-    codes = torch.where(ratio > 0, codes, 0)
-    codes = torch.where(blocks < 0, -codes, codes) if signed else torch.where((blocks > 0) & (codes == 0), 1, codes)
+    magnitudes = blocks.abs()
+    largest = magnitudes.amax(1)
+    top = _units_and_one(torch.tensor([127 if signed else 255], dtype=torch.int32))
+    units = top - 1
+    scales = torch.where(largest.isfinite(), (largest / units * units / units).clamp(min=2.0**-126), torch.nan)
+    y = magnitudes * (1 / scales * (1 + 2.0**-20))[:, None] + 1
+    most = torch.where(largest.isfinite(), top, 1)[:, None]
+    codes = (torch.where(y < most, y, most).view(torch.int32) - _ONE + _HALF) >> _SHIFT
+    codes = torch.where(blocks < 0, -codes, codes) if signed else torch.where(blocks != 0, codes.clamp(min=1), 0)
     flat = codes.view(-1)[: value.numel()].to(torch.int8 if signed else torch.uint8)
     return _like(flat, value), scales
 
@@ -228,11 +228,8 @@ def encode(value: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
 def decode(codes: Tensor, scales: Tensor) -> Tensor:
     """What codes and scales stand for, in float32."""
     blocks = _blocks(_flat(codes).int())
-    if codes.dtype == torch.int8:
-        ratios = _ratios(blocks.abs(), 127)
-        numbers = torch.where(blocks < 0, -ratios, ratios) * scales[:, None]
-    else:
-        numbers = _ratios(blocks, 255) * scales[:, None]
+    magnitudes = _units_and_one(blocks.abs()) - 1
+    numbers = torch.where(blocks < 0, -magnitudes, magnitudes) * scales[:, None]
     return _like(numbers.view(-1)[: codes.numel()], codes)
 
 

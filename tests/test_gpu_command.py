@@ -272,12 +272,12 @@ def test_time_is_kept_for_later_parts(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_parts_fit_into_ten_minutes_and_eight_files(tmp_path: Path) -> None:
     parts = gpu_all.parts_for("9.0", tmp_path / "gpu-1.json")
     assert [p.name for p in parts] == [
-        *("build", "built", "tests", "memcheck", "racecheck", "initcheck", "benchmarks", "ncu")
+        *("build", "built", "tests", "memcheck", "racecheck", "initcheck", "benchmarks", "end of step", "ncu")
     ]
     # A part that hangs takes a grace beyond its limit, and the device is asked before all.
     assert gpu_all.TOTAL + gpu_all.GRACE * 2 < 480
     assert sum(p.least for p in parts) < gpu_all.TOTAL - 60
-    assert len({p.log for p in parts} | {"summary.txt", "gpu-1.json"}) <= 8
+    assert len({p.log for p in parts} | {"summary.txt", "gpu-1.json", "end-of-step-gpu-1.json"}) <= 8
     assert gpu_all.LOG_HEAD + gpu_all.LOG_TAIL < 16 * 2**20
     assert parts[0].env == {"TORCH_CUDA_ARCH_LIST": "9.0"}
     for p in parts:

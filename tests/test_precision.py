@@ -184,9 +184,11 @@ def test_codes_keep_relative_size(signed: bool) -> None:
     codes, scales = encode(numbers, signed)
     back = decode(codes, scales)
     assert scales.numel() == 4096 // CODE_BLOCK
-    # Half of a step of the last of four bits; signed, down to 2^-16 of a block's largest.
-    large = numbers.abs() > (2e-5 if signed else 0)
-    assert ((back - numbers).abs() / numbers.abs())[large].max() <= 1 / 16
+    # Half of a step of the last of four bits, of a number that is one unit larger.
+    unit = scales.repeat_interleave(CODE_BLOCK)
+    largest = numbers.abs().view(-1, CODE_BLOCK).amax(1)
+    assert torch.allclose(back.abs().view(-1, CODE_BLOCK).amax(1), largest, rtol=3e-7, atol=0)
+    assert ((back - numbers).abs() <= (numbers.abs() + unit) / 16).all()
     assert signed or (back > 0).all()
     again = encode(back, signed)
     assert torch.equal(again[0], codes)
@@ -201,11 +203,43 @@ def test_every_code_comes_back(code: int) -> None:
         codes = torch.full((300,), code, dtype=torch.int8 if signed else torch.uint8)
         codes[0] = 127 if signed else 255
         codes[CODE_BLOCK] = codes[0]
-        for scale in (1.0, 3e-30, 1.7, 6e33):
-            scales = torch.full((2,), scale)
+        for number in (1.0, 3e-30, 1.7, 6e33):
+            _, scales = encode(torch.full((300,), number), signed)
             again = encode(decode(codes, scales), signed)
             assert torch.equal(again[0], codes)
             assert torch.equal(again[1], scales)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_blocks_of_any_size_have_a_scale(signed: bool) -> None:
+    """All zeros, what underflows, a very large float, and what is not finite, each in a block of its own."""
+    blocks = torch.zeros(6, CODE_BLOCK)
+    blocks[1, 3], blocks[2, 0], blocks[3] = 1e-45, 2e-38, 3e38
+    blocks[4, 7], blocks[5, 9] = torch.inf, torch.nan
+    codes, scales = encode(blocks, signed)
+    back = decode(codes, scales)
+    assert torch.equal(back[0], blocks[0])
+    assert torch.equal(back[2:4] != 0, blocks[2:4] != 0)
+    assert torch.allclose(back[2:4], blocks[2:4], rtol=1 / 8, atol=1e-39)
+    assert back[4:].isnan().all()
+    again = encode(back[:4], signed)
+    assert torch.equal(again[0], codes[:4])
+    assert torch.equal(again[1], scales[:4])
+
+
+def test_averages_of_codes_decay() -> None:
+    """No rounding holds a block where it is: its unit follows its largest to the last bit."""
+    param = Parameter(torch.zeros(8192))
+    optimizer = fusedopt.AdamW([param], betas=(0.9, 0.999), state_dtype="int8")
+    generator = torch.Generator().manual_seed(0)
+    give(param, torch.rand(8192, generator=generator) + 0.5)
+    optimizer.step()
+    state = optimizer.state[param]
+    first = decode(state["exp_avg_sq"], state["exp_avg_sq_scale"])
+    for _ in range(500):
+        give(param, torch.zeros(8192))
+        optimizer.step()
+    assert torch.allclose(decode(state["exp_avg_sq"], state["exp_avg_sq_scale"]), first * 0.999**500, rtol=1e-3)
 
 
 def coded(case: Case) -> dict[str, Any]:

@@ -18,9 +18,10 @@ struct Kernel {
   static constexpr int kStates = Shape<R>::kStates;
   using Scalars = typename R::template Scalars<T>;
 
-  // The one place where a rule meets memory; bodies, tails, storages and decoded tiles all come here.
+  // The one place where a rule meets memory; bodies, tails, storages and decoded tiles all come here. The scalars are a
+  // copy that no store can reach: what might change in the middle of a loop keeps it from being vectorised.
   template <class P, class G, class S>
-  static FUSEDOPT_HD void elements(P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars& c) {
+  static FUSEDOPT_HD void elements(P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars c) {
     S* state[kStates];
     for (int k = 0; k < kStates; ++k) state[k] = s[k];
 #pragma GCC ivdep

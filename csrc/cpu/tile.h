@@ -100,14 +100,15 @@ class TileOperand {
   void each(int64_t begin, int64_t n, F&& f) const {
     with_storage(dtype_, [&](auto type) { each_of<decltype(type)>(begin, n, f); });
   }
-  template <class Stored, class F>
-  void each_of(int64_t begin, int64_t n, F&& f) const {
+  template <class Stored, class Length, class F>
+  void each_of(int64_t begin, Length n, F&& f) const {
     Stored* data = static_cast<Stored*>(data_) + begin;
     if (row_.layout) return walk(data - begin, *row_.layout, operand_, begin, n, f);
     // What f has captured could lie where the loop stores; a copy that nobody else knows cannot.
     const auto visit = f;
+    const int64_t count = n;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) visit(data[i], i);
+    for (int64_t i = 0; i < count; ++i) visit(data[i], i);
   }
 
   T* buffer() const { return buffer_; }
@@ -121,47 +122,60 @@ class TileOperand {
   T* buffer_;
 };
 
-// A state in codes. Tiles begin with a block.
+// A length that the compiler knows.
+struct WholeBlock {
+  constexpr operator int64_t() const { return fusedopt::kCodeBlock; }
+};
+
+// Calls f(at, n) for each block of a tile of codes, which begins with one. Loops over whole blocks have no rest to
+// handle.
+template <class F>
+inline void each_block(int64_t n, F&& f) {
+  int64_t at = 0;
+  for (; at + fusedopt::kCodeBlock <= n; at += fusedopt::kCodeBlock) f(at, WholeBlock());
+  if (at < n) f(at, n - at);
+}
+
+// A state in codes.
 template <class T>
 FUSEDOPT_ONCE inline void load_codes(const TileOperand<T>& codes, const float* scales, int64_t begin, int64_t n) {
-  T* out = codes.buffer();
   with_code(codes.dtype(), [&](auto type) {
-    for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
+    each_block(n, [&](int64_t at, auto length) {
       const float scale = scales[(begin + at) / fusedopt::kCodeBlock];
-      const int64_t end = fusedopt::kCodeBlock < n - at ? fusedopt::kCodeBlock : n - at;
       codes.template each_of<decltype(type)>(
-          begin + at, end, [=](const auto& x, int64_t i) { out[at + i] = static_cast<T>(decode(x, scale)); });
-    }
+          begin + at, length, [=, out = codes.buffer() + at](const auto& x, int64_t i) { out[i] = decode(x, scale); });
+    });
   });
 }
 
 template <class T>
 FUSEDOPT_ONCE inline void store_codes(const TileOperand<T>& codes, const Row& row, int state, int64_t begin,
                                       int64_t n) {
-  const T* in = codes.buffer();
-  float* scales = row.extras->scales[state];
   const bool stochastic = row.extras->stochastic;
   const uint64_t own = stream(key_of(row), fusedopt::kState + state);
   with_code(codes.dtype(), [&](auto type) {
-    for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
-      const int64_t end = fusedopt::kCodeBlock < n - at ? fusedopt::kCodeBlock : n - at;
+    each_block(n, [&](int64_t at, auto length) {
+      const T* from = codes.buffer() + at;
       uint32_t largest = 0;
-      for (int64_t i = 0; i < end; ++i) {
-        const uint32_t magnitude = magnitude_of(static_cast<float>(in[at + i]));
+      const int64_t count = length;
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < count; ++i) {
+        const uint32_t magnitude = magnitude_of(static_cast<float>(from[i]));
         largest = magnitude > largest ? magnitude : largest;
       }
-      const float scale = bit_cast<float>(largest), inverse = inverse_of(scale);
-      scales[(begin + at) / fusedopt::kCodeBlock] = scale;
+      const float scale = scale_of(largest, most_of(type));
+      const Coder coder(scale, most_of(type));
+      row.extras->scales[state][(begin + at) / fusedopt::kCodeBlock] = scale;
       if (stochastic) {
-        codes.template each_of<decltype(type)>(begin + at, end,
-                                               [=, from = in + at, draws = Draws(own, begin + at)](auto& x, int64_t i) {
-                                                 encode(static_cast<float>(from[i]), inverse, draws(i), x);
+        codes.template each_of<decltype(type)>(begin + at, length,
+                                               [=, draws = Draws(own, begin + at)](auto& x, int64_t i) {
+                                                 coder.encode(static_cast<float>(from[i]), draws(i), x);
                                                });
       } else {
         codes.template each_of<decltype(type)>(
-            begin + at, end, [=](auto& x, int64_t i) { encode(static_cast<float>(in[at + i]), inverse, kNearest, x); });
+            begin + at, length, [=](auto& x, int64_t i) { coder.encode(static_cast<float>(from[i]), kNearest, x); });
       }
-    }
+    });
   });
 }
 

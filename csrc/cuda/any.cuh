@@ -1,4 +1,5 @@
-// Rows of any mix, any strides and with extras, an element at a time.
+// Rows of any mix, any strides and with extras. As in cpu/tile.h, operands come into fast memory as numbers of the
+// arithmetic, are updated there and go back; what moves them is compiled once, and not into the kernels of every rule.
 #pragma once
 
 #include "../precision.h"
@@ -6,187 +7,345 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
+using fusedopt::Pair;
+using fusedopt::cuda::kAnyWarps;
 using fusedopt::cuda::TableExtras;
 
-// Where element e of a row lies in each operand.
-template <int operands>
-__device__ void locate(const uint64_t* layout, int64_t e, int64_t (&offset)[operands]) {
-  for (int o = 0; o < operands; ++o) offset[o] = 0;
-  for (int d = static_cast<int>(layout[0]) - 1; d >= 0; --d) {
-    const uint64_t* dim = layout + 2 + d * (1 + operands);
-    const int64_t size = static_cast<int64_t>(dim[0]), index = d == 0 ? e : e % size;
-    e /= size;
-    const bool looked_up = d == 0 && layout[1] != 0;
-    const int64_t slice = looked_up ? reinterpret_cast<const int64_t*>(layout[1])[index] : index;
-    for (int o = 0; o < operands; ++o)
-      offset[o] += (o == fusedopt::kGrad ? index : slice) * static_cast<int64_t>(dim[1 + o]);
+// Elements of a row that a warp takes at a time, one block of codes, and what a lane has of them.
+constexpr int kAnyTile = fusedopt::kCodeBlock;
+constexpr int kShare = kAnyTile / kLanes;
+constexpr int kQuad = 4;
+
+struct Share {
+  int64_t begin;  // the tile's first element in the row
+  int n;          // its elements
+  bool quads;  // a lane's lie four by four, to be moved as vectors; else neighbouring lanes have neighbouring elements
+
+  __device__ int element(int j) const {
+    const int lane = threadIdx.x % kLanes;
+    return quads ? (j / kQuad * kLanes + lane) * kQuad + j % kQuad : j * kLanes + lane;
+  }
+};
+
+// A lane's numbers in a tile in shared memory. Nobody else touches them, so nobody waits.
+template <class T>
+struct Column {
+  T* first;
+
+  __device__ T& operator[](int j) const { return first[j * kLanes]; }
+};
+
+// One operand of a row in device memory.
+struct AnyOperand {
+  void* data;
+  const uint64_t* layout;  // null: dense
+  Dtype dtype;
+  uint8_t place, places;  // in the layout
+
+  // Where element e of the row lies.
+  __device__ int64_t offset(int64_t e) const {
+    if (!layout) return e;
+    int64_t offset = 0;
+    for (int d = static_cast<int>(layout[0]) - 1; d >= 0; --d) {
+      const uint64_t* dim = layout + 2 + d * (1 + places);
+      const int64_t size = static_cast<int64_t>(dim[0]), index = d == 0 ? e : e % size;
+      e /= size;
+      const bool looked_up = d == 0 && layout[1] != 0 && place != fusedopt::kGrad;
+      const int64_t slice = looked_up ? reinterpret_cast<const int64_t*>(layout[1])[index] : index;
+      offset += slice * static_cast<int64_t>(dim[1 + place]);
+    }
+    return offset;
+  }
+};
+
+template <int bytes>
+struct WordOf {
+  using type = uint4;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned;
+};
+
+// Where a warp's elements of one operand lie as they are in device memory, in the order of the row.
+struct alignas(sizeof(uint4)) Staging {
+  char bytes[kAnyTile * sizeof(double)];
+};
+
+// Moves a lane's elements of an operand to or from the staging, whatever they mean.
+template <class Element, bool in>
+__device__ void move(const AnyOperand& operand, const Share& share, Staging& staging) {
+  Element* const data = static_cast<Element*>(operand.data);
+  using Word = typename WordOf<kQuad * sizeof(Element)>::type;
+  if (share.quads && reinterpret_cast<uint64_t>(data) % sizeof(Word) == 0) {
+    constexpr int kWords = kQuad * sizeof(Element) / sizeof(Word);
+    const int first = threadIdx.x % kLanes * kWords;
+    Word* const there = reinterpret_cast<Word*>(data + share.begin) + first;
+    Word* const here = reinterpret_cast<Word*>(staging.bytes) + first;
+    Word raw[kShare / kQuad * kWords];
+#pragma unroll
+    for (int k = 0; k < kShare / kQuad * kWords; ++k) {
+      const int at = k / kWords * kLanes * kWords + k % kWords;
+      raw[k] = in ? __ldcg(there + at) : here[at];
+    }
+#pragma unroll
+    for (int k = 0; k < kShare / kQuad * kWords; ++k) {
+      const int at = k / kWords * kLanes * kWords + k % kWords;
+      in ? void(here[at] = raw[k]) : __stcg(there + at, raw[k]);
+    }
+    return;
+  }
+  Element* const here = reinterpret_cast<Element*>(staging.bytes);
+#pragma unroll 1
+  for (int j = 0; j < kShare && share.element(j) < share.n; ++j) {
+    const int at = share.element(j);
+    Element& there = data[operand.offset(share.begin + at)];
+    in ? void(here[at] = there) : void(there = here[at]);
   }
 }
 
-// What all elements of a warp's chunk share.
-template <class R>
-struct AnyRow {
-  static constexpr int kStates = Shape<R>::kStates;
+template <bool in>
+__device__ __noinline__ void move(const AnyOperand operand, const Share share, Staging& staging, int size) {
+  if (size == 4) return move<uint32_t, in>(operand, share, staging);
+  if (size == 2) return move<uint16_t, in>(operand, share, staging);
+  if (size == 1) return move<uint8_t, in>(operand, share, staging);
+  move<uint64_t, in>(operand, share, staging);
+}
 
-  const TableRow<kStates>& row;
-  const TableExtras<kStates>* extras;  // null: none
-  const uint64_t* layout;              // null: dense
+// Calls f(stored, j, e) for each of a lane's elements, number e of the row. `stored` is what was read, if it is asked
+// to be, and what f makes of it is written back, if that is asked.
+template <class Stored, bool reads, bool writes, class F>
+__device__ void each_of(const AnyOperand& operand, const Share& share, Staging& staging, F&& f) {
+  if (reads) move<true>(operand, share, staging, sizeof(Stored));
+  Stored* const stored = reinterpret_cast<Stored*>(staging.bytes);
+#pragma unroll 1
+  for (int j = 0; j < kShare && share.element(j) < share.n; ++j)
+    f(stored[share.element(j)], j, share.begin + share.element(j));
+  if (writes) move<false>(operand, share, staging, sizeof(Stored));
+}
+
+template <bool reads, bool writes, class F>
+__device__ void each(const AnyOperand& operand, const Share& share, Staging& staging, F&& f) {
+  with_storage(operand.dtype, [&](auto type) { each_of<decltype(type), reads, writes>(operand, share, staging, f); });
+}
+
+template <class T>
+__device__ __noinline__ void load_operand(const AnyOperand operand, const Share share, Staging& staging,
+                                          const Column<T> to) {
+  each<true, false>(operand, share, staging, [&](auto& x, int j, int64_t) { to[j] = static_cast<T>(decode(x)); });
+}
+template <class T>
+__device__ __noinline__ void store_operand(const AnyOperand operand, const Share share, Staging& staging,
+                                           const Column<T> from) {
+  each<false, true>(operand, share, staging, [&](auto& x, int j, int64_t) { encode(from[j], x); });
+}
+template <class T>
+__device__ __noinline__ void store_by_chance(const AnyOperand operand, const Share share, Staging& staging,
+                                             const Column<T> from, uint64_t key) {
+  each<false, true>(operand, share, staging,
+                    [&](auto& x, int j, int64_t e) { encode_by_chance(from[j], draw(key, e), x); });
+}
+
+template <class T>
+__device__ __noinline__ void load_codes(const AnyOperand operand, const Share share, Staging& staging,
+                                        const Column<T> to, const float* scales) {
+  const float scale = scales[share.begin / kAnyTile];
+  with_code(operand.dtype, [&](auto type) {
+    each_of<decltype(type), true, false>(operand, share, staging,
+                                         [&](auto& x, int j, int64_t) { to[j] = static_cast<T>(decode(x, scale)); });
+  });
+}
+
+// All lanes of a warp come here together.
+template <class T>
+__device__ __noinline__ void store_codes(const AnyOperand operand, const Share share, Staging& staging,
+                                         const Column<T> from, float* scales, bool by_chance, uint64_t key) {
+  uint32_t largest = 0;
+  for (int j = 0; j < kShare && share.element(j) < share.n; ++j) {
+    const uint32_t magnitude = magnitude_of(static_cast<float>(from[j]));
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+    const uint32_t other = __shfl_xor_sync(~0u, largest, lanes);
+    largest = other > largest ? other : largest;
+  }
+  with_code(operand.dtype, [&](auto type) {
+    const float scale = scale_of(largest, most_of(type));
+    const Coder coder(scale, most_of(type));
+    if (threadIdx.x % kLanes == 0) scales[share.begin / kAnyTile] = scale;
+    each_of<decltype(type), false, true>(operand, share, staging, [&](auto& x, int j, int64_t e) {
+      coder.encode(static_cast<float>(from[j]), by_chance ? draw(key, e) : kNearest, x);
+    });
+  });
+}
+
+// What all elements of a warp's chunk share. In shared memory, where functions find it.
+struct AnyRow {
+  AnyOperand param, grad, partner, average;
+  Pair pair;
+  uint8_t flags;
   double average_weight;
   uint64_t key;
+  Staging staging;
 
-  __device__ AnyRow(const UpdateArguments& a, const Chunk<R>& chunk)
-      : row(*chunk.row),
-        extras(row.extras ? reinterpret_cast<const TableExtras<kStates>*>(a.table.words + row.extras) : nullptr),
-        layout(row.layout ? a.table.words + row.layout : nullptr),
-        average_weight(a.average_weight),
-        key(stream(a.key, chunk.slot)) {}
-
-  __device__ bool coded(int k) const { return extras && (extras->coded >> k & 1); }
-  __device__ bool any_coded() const { return extras && extras->coded; }
-  __device__ fusedopt::Pair pair() const { return extras ? extras->pair : fusedopt::Pair::none; }
-  __device__ bool has(uint8_t flag) const { return extras && (extras->flags & flag); }
+  __device__ bool has(uint8_t flag) const { return (flags & flag) != 0; }
+  __device__ uint64_t stream_of(int operand) const { return stream(key, operand); }
 };
 
-template <class R, class T>
-class AnyElement {
+template <class T>
+__device__ __noinline__ void load_param(AnyRow& row, const Share share, const Column<T> p) {
+  Staging& staging = row.staging;
+  load_operand(row.param, share, staging, p);
+  if (row.pair == Pair::remainder)
+    each_of<int16_t, true, false>(row.partner, share, staging, [&](int16_t& x, int j, int64_t) {
+      p[j] = static_cast<T>(join(static_cast<float>(p[j]), x));
+    });
+  if (row.pair == Pair::compensation)
+    each<true, false>(row.partner, share, staging, [&](auto& x, int j, int64_t) { p[j] += static_cast<T>(decode(x)); });
+}
+
+template <class T>
+__device__ __noinline__ void store_param(AnyRow& row, const Share share, const Column<T> p) {
+  Staging& staging = row.staging;
+  if (row.pair == Pair::remainder) {
+    each_of<bf16, false, true>(row.param, share, staging,
+                               [&](bf16& x, int j, int64_t) { x = upper_half(static_cast<float>(p[j])); });
+    each_of<int16_t, false, true>(row.partner, share, staging,
+                                  [&](int16_t& x, int j, int64_t) { x = lower_half(static_cast<float>(p[j])); });
+  } else if (row.has(fusedopt::cuda::kStochastic) && row.pair == Pair::none) {
+    store_by_chance(row.param, share, staging, p, row.stream_of(fusedopt::kParam));
+  } else {
+    store_operand(row.param, share, staging, p);
+  }
+  if (row.pair == Pair::copy) store_operand(row.partner, share, staging, p);
+  if (row.pair == Pair::compensation)
+    each<false, true>(row.partner, share, staging, [&](auto& x, int j, int64_t) {
+      const float exact = static_cast<float>(p[j]);
+      encode(exact, x);
+      encode(lacking(exact, static_cast<float>(decode(x))), x);
+    });
+  if (row.average.data) {
+    const T weight = row.has(fusedopt::cuda::kNewAverage) ? T(1) : static_cast<T>(row.average_weight);
+    each<true, true>(row.average, share, staging,
+                     [&](auto& x, int j, int64_t) { encode(lerp(static_cast<T>(decode(x)), p[j], weight), x); });
+  }
+  if (row.has(fusedopt::cuda::kClearsGrad))
+    each<false, true>(row.grad, share, staging, [](auto& x, int, int64_t) { encode(T(0), x); });
+}
+
+// Numbers of a warp's tile in shared memory, the row that they are from, and how they come and go.
+template <class R, int variant, class T>
+class AnyTile {
  public:
   static constexpr int kStates = Shape<R>::kStates;
-  using Pair = fusedopt::Pair;
+  struct Memory {
+    T numbers[2 + kStates][kAnyTile];
+    AnyRow row;
+  };
 
-  __device__ AnyElement(const AnyRow<R>& of, int64_t e) : of_(of), e_(e) {
-    for (int64_t& offset : offset_) offset = e;
-    if (of.layout) locate(of.layout, e, offset_);
-  }
-
-  __device__ T param() const {
-    const T p = load(of_.row.param, of_.row.dtypes[0], 0);
-    if (of_.pair() == Pair::remainder)
-      return static_cast<T>(join(static_cast<float>(p), static_cast<const int16_t*>(of_.extras->partner)[partner()]));
-    if (of_.pair() == Pair::compensation) return p + load(of_.extras->partner, of_.extras->partner_dtype, kPartnerAt);
-    return p;
-  }
-  __device__ T grad() const { return load(of_.row.grad, of_.row.dtypes[1], 1); }
-  __device__ T state(int k) const {
-    if (!of_.coded(k)) return load(of_.row.state[k], of_.row.dtypes[2 + k], 2 + k);
-    T value = 0;
-    with_code(of_.row.dtypes[2 + k], [&](auto type) {
-      value = static_cast<T>(decode(static_cast<const decltype(type)*>(of_.row.state[k])[offset_[2 + k]],
-                                    of_.extras->scales[k][e_ / fusedopt::kCodeBlock]));
-    });
-    return value;
-  }
-
-  __device__ void set_param(T p) const {
-    const TableExtras<kStates>* extras = of_.extras;
-    if (of_.pair() == Pair::remainder) {
-      static_cast<bf16*>(of_.row.param)[offset_[0]] = upper_half(static_cast<float>(p));
-      static_cast<int16_t*>(extras->partner)[partner()] = lower_half(static_cast<float>(p));
-    } else {
-      store(of_.row.param, of_.row.dtypes[0], 0, p, fusedopt::kParam,
-            of_.has(fusedopt::cuda::kStochastic) && of_.pair() == Pair::none);
+  __device__ AnyTile(const UpdateArguments& a, const Chunk<R>& chunk, Memory& memory)
+      : memory_(memory),
+        row_(*chunk.row),
+        extras_(row_.extras ? reinterpret_cast<const TableExtras<kStates>*>(a.table.words + row_.extras) : nullptr),
+        layout_(row_.layout ? a.table.words + row_.layout : nullptr) {
+    if (threadIdx.x % kLanes == 0) {
+      AnyRow& row = memory.row;
+      row.param = operand(row_.param, row_.dtypes[0], 0);
+      row.grad = operand(const_cast<void*>(row_.grad), row_.dtypes[1], 1);
+      row.average_weight = a.average_weight;
+      row.key = stream(a.key, chunk.slot);
+      row.pair = extras_ ? extras_->pair : Pair::none;
+      row.flags = extras_ ? extras_->flags : 0;
+      row.average = operand(nullptr, Dtype::f32, 3 + kStates);
+      if (extras_) {
+        row.partner = operand(extras_->partner, extras_->partner_dtype, 2 + kStates);
+        row.average = operand(extras_->average, extras_->average_dtype, 3 + kStates);
+      }
     }
-    if (of_.pair() == Pair::copy) store(extras->partner, extras->partner_dtype, kPartnerAt, p);
-    if (of_.pair() == Pair::compensation) {
-      with_storage(extras->partner_dtype, [&](auto stored) {
-        const float exact = static_cast<float>(p);
-        encode(exact, stored);
-        encode(lacking(exact, static_cast<float>(decode(stored))),
-               static_cast<decltype(stored)*>(extras->partner)[partner()]);
-      });
-    }
-    if (extras && extras->average) {
-      const T weight = of_.has(fusedopt::cuda::kNewAverage) ? T(1) : static_cast<T>(of_.average_weight);
-      const T before = load(extras->average, extras->average_dtype, kAverageAt);
-      store(extras->average, extras->average_dtype, kAverageAt, lerp(before, p, weight));
-    }
-    if (of_.has(fusedopt::cuda::kClearsGrad)) store(const_cast<void*>(of_.row.grad), of_.row.dtypes[1], 1, T(0));
+    __syncwarp();
   }
 
-  // `largest` is that of the block, in bits, for a state in codes.
-  __device__ void set_state(int k, T value, uint32_t largest) const {
-    const bool by_chance = of_.has(fusedopt::cuda::kStochastic);
-    if (!of_.coded(k))
-      return store(of_.row.state[k], of_.row.dtypes[2 + k], 2 + k, value, fusedopt::kState + k, by_chance);
-    const float inverse = inverse_of(bit_cast<float>(largest));
-    const uint32_t r = by_chance ? draw(stream(of_.key, fusedopt::kState + k), e_) : kNearest;
-    with_code(of_.row.dtypes[2 + k], [&](auto type) {
-      encode(static_cast<float>(value), inverse, r, static_cast<decltype(type)*>(of_.row.state[k])[offset_[2 + k]]);
-    });
+  __device__ bool dense() const { return !layout_; }
+
+  // Numbers of operand `at`: param, grad, states.
+  __device__ Column<T> column(int at) const { return {memory_.numbers[at] + threadIdx.x % kLanes}; }
+
+  __device__ void load(const Share& share) const {
+    load_param(memory_.row, share, column(0));
+    load_operand(memory_.row.grad, share, memory_.row.staging, column(1));
+    for (int k = 0; k < kStates; ++k) {
+      if (!R::keeps(variant, k)) continue;
+      if (coded(k))
+        load_codes(state(k), share, memory_.row.staging, column(2 + k), extras_->scales[k]);
+      else
+        load_operand(state(k), share, memory_.row.staging, column(2 + k));
+    }
+  }
+
+  __device__ void store(const Share& share) const {
+    store_param(memory_.row, share, column(0));
+    const bool by_chance = memory_.row.has(fusedopt::cuda::kStochastic);
+    for (int k = 0; k < kStates; ++k) {
+      if (!R::keeps(variant, k)) continue;
+      const uint64_t key = memory_.row.stream_of(fusedopt::kState + k);
+      if (coded(k))
+        store_codes(state(k), share, memory_.row.staging, column(2 + k), extras_->scales[k], by_chance, key);
+      else if (by_chance)
+        store_by_chance(state(k), share, memory_.row.staging, column(2 + k), key);
+      else
+        store_operand(state(k), share, memory_.row.staging, column(2 + k));
+    }
   }
 
  private:
-  static constexpr int kPartnerAt = 2 + kStates, kAverageAt = 3 + kStates;
-
-  __device__ int64_t partner() const { return offset_[kPartnerAt]; }
-  __device__ T load(const void* base, Dtype dtype, int at) const {
-    T value = 0;
-    with_storage(dtype, [&](auto type) {
-      value = static_cast<T>(decode(static_cast<const decltype(type)*>(base)[offset_[at]]));
-    });
-    return value;
-  }
-  __device__ void store(void* base, Dtype dtype, int at, T value, int operand = 0, bool by_chance = false) const {
-    with_storage(dtype, [&](auto type) {
-      auto& out = static_cast<decltype(type)*>(base)[offset_[at]];
-      by_chance ? encode_by_chance(value, draw(stream(of_.key, operand), e_), out) : encode(value, out);
-    });
+  __device__ bool coded(int k) const { return extras_ && (extras_->coded >> k & 1); }
+  __device__ AnyOperand state(int k) const { return operand(row_.state[k], row_.dtypes[2 + k], 2 + k); }
+  __device__ AnyOperand operand(void* data, Dtype dtype, int place) const {
+    return {data, layout_, dtype, static_cast<uint8_t>(place),
+            static_cast<uint8_t>(fusedopt::cuda::layout_operands(kStates))};
   }
 
-  const AnyRow<R>& of_;
-  int64_t e_, offset_[4 + kStates];
+  Memory& memory_;
+  const TableRow<kStates>& row_;
+  const TableExtras<kStates>* extras_;  // null: none
+  const uint64_t* layout_;              // null: dense
 };
 
+// Blocks of an SM, as many as the tiles leave room for: a thread gets 72 registers, or 128 for doubles.
+template <class T>
+constexpr int kAnyBlocks = sizeof(T) == sizeof(double) ? 8 : 14;
+
 template <class R, int variant, class T>
-__global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, 2)
+__global__ void __launch_bounds__(kAnyWarps* kLanes, kAnyBlocks<T>)
     update_any(const __grid_constant__ UpdateArguments a) {
-  constexpr int kStates = Shape<R>::kStates;
+  using Numbers = AnyTile<R, variant, T>;
+  __shared__ typename Numbers::Memory memory[kAnyWarps];
   Chunk<R> chunk;
-  if (!chunk.find(a)) return;
-  const AnyRow<R> row(a, chunk);
+  if (!chunk.template find<kAnyWarps>(a)) return;
+  const Numbers tile(a, chunk, memory[threadIdx.x / kLanes]);
   const T* numbers = static_cast<const T*>(chunk.numbers);
   const auto scalars = Shape<R>::template scalars<T>(numbers);
-  const int lane = threadIdx.x % kLanes;
-  const auto updated = [&](const AnyElement<R, T>& element, T(&s)[kStates]) {
-    T p = element.param();
-    for (int k = 0; k < kStates; ++k) s[k] = R::keeps(variant, k) ? element.state(k) : T(0);
-    R::template update<variant>(p, element.grad() * numbers[0], s, scalars);
-    return p;
-  };
 
-  for (int block = 0; block < chunk.n; block += fusedopt::kCodeBlock) {
-    const int end = block + fusedopt::kCodeBlock < chunk.n ? block + fusedopt::kCodeBlock : chunk.n;
-    // A block's largest must be known before the first of its codes is written, so codes are updated twice.
-    uint32_t largest[kStates] = {};
-    if (row.any_coded()) {
-      for (int i = block + lane; i < end; i += kLanes) {
-        T s[kStates];
-        updated(AnyElement<R, T>(row, chunk.begin + i), s);
-        for (int k = 0; k < kStates; ++k) {
-          const uint32_t magnitude = magnitude_of(static_cast<float>(s[k]));
-          largest[k] = magnitude > largest[k] ? magnitude : largest[k];
-        }
-      }
-      for (int k = 0; k < kStates; ++k) {
-        for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
-          const uint32_t other = __shfl_xor_sync(~0u, largest[k], lanes);
-          largest[k] = other > largest[k] ? other : largest[k];
-        }
-      }
+  for (int at = 0; at < chunk.n; at += kAnyTile) {
+    const int n = kAnyTile < chunk.n - at ? kAnyTile : chunk.n - at;
+    const Share share = {chunk.begin + at, n, tile.dense() && n == kAnyTile};
+    tile.load(share);
+#pragma unroll 2
+    for (int j = 0; j < kShare; ++j) {
+      if (share.element(j) >= share.n) break;
+      T p = tile.column(0)[j], s[Numbers::kStates] = {};
+      for (int k = 0; k < Numbers::kStates; ++k)
+        if (R::keeps(variant, k)) s[k] = tile.column(2 + k)[j];
+      R::template update<variant>(p, tile.column(1)[j] * numbers[0], s, scalars);
+      tile.column(0)[j] = p;
+      for (int k = 0; k < Numbers::kStates; ++k)
+        if (R::keeps(variant, k)) tile.column(2 + k)[j] = s[k];
     }
-    for (int i = block + lane; i < end; i += kLanes) {
-      const AnyElement<R, T> element(row, chunk.begin + i);
-      T s[kStates];
-      const T p = updated(element, s);
-      element.set_param(p);
-      for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) element.set_state(k, s[k], largest[k]);
-    }
-    if (!row.any_coded()) continue;
-    // Every lane has decoded with the scale that was.
-    __syncwarp();
-    for (int k = 0; k < kStates; ++k)
-      if (lane == 0 && row.coded(k))
-        row.extras->scales[k][(chunk.begin + block) / fusedopt::kCodeBlock] = bit_cast<float>(largest[k]);
+    tile.store(share);
   }
 }
 

@@ -176,7 +176,9 @@ void Table::launch(const Step& step, const Place& place) {
       state.advance<kSmallPatch>(step, place, kernels);
     for (const Mirror::Launch& launch : state.mirror.launches()) {
       if (launch.chunks == 0) continue;
-      const uint32_t slots = static_cast<uint32_t>(step.slots), blocks = (launch.chunks + kWarps - 1) / kWarps;
+      const uint32_t slots = static_cast<uint32_t>(step.slots);
+      const int warps = fusedopt_cuda::warps_of(launch.kernel);
+      const uint32_t blocks = (launch.chunks + warps - 1) / warps;
       const UpdateArguments arguments = {state.mirror.view(state.memory),
                                          launch.starts,
                                          launch.sums,
@@ -188,10 +190,10 @@ void Table::launch(const Step& step, const Place& place) {
       using Config = const cudaLaunchConfig_t;
       const int kernel = launch.kernel;
       if (step.rule->sums > 0) {
-        put(place, blocks, kWarps * kLanes, [&](Config& c) { return kernels.measure(c, kernel, arguments); });
+        put(place, blocks, warps * kLanes, [&](Config& c) { return kernels.measure(c, kernel, arguments); });
         put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, kernel, arguments); });
       }
-      put(place, blocks, kWarps * kLanes, [&](Config& c) { return kernels.update(c, kernel, arguments); });
+      put(place, blocks, warps * kLanes, [&](Config& c) { return kernels.update(c, kernel, arguments); });
     }
   } catch (...) {
     state.mirror.lose();

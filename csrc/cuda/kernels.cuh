@@ -102,16 +102,19 @@ template <class R>
 struct Chunk {
   const TableRow<Shape<R>::kStates>* row;
   uint32_t slot;
+  uint32_t index;  // of the chunk among all of the launch
   int64_t begin;
   int n;
   const void* numbers;  // the multiplier and the scalars
 
   // False if there is none.
+  template <int warps = fusedopt::cuda::kWarps>
   __device__ bool find(const UpdateArguments& a) {
     const unsigned lane = threadIdx.x % kLanes;
-    const uint32_t chunk = blockIdx.x * fusedopt::cuda::kWarps + threadIdx.x / kLanes;
+    const uint32_t chunk = blockIdx.x * warps + threadIdx.x / kLanes;
     if (chunk >= a.chunks || (a.skipped && *a.skipped)) return false;
     const uint32_t* starts = reinterpret_cast<const uint32_t*>(a.table.words + a.starts);
+    index = chunk;
     slot = find_row(starts, a.rows, chunk, lane);
     row = reinterpret_cast<const TableRow<Shape<R>::kStates>*>(a.table.words + a.table.rows) + slot;
     begin = static_cast<int64_t>(chunk - starts[slot]) * kChunk;

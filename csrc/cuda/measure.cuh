@@ -6,24 +6,25 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
-// Writes the sums of a warp's chunk. terms(e, out) gives the terms of element e of the row.
-template <class R, class T, class F>
-__device__ void sum_chunk(const UpdateArguments& a, const Chunk<R>& chunk, F&& terms) {
+// Writes the sums of a warp's chunk. terms(i, j, out) gives the terms of its element i, a lane's j-th of the
+// kAccumulators for which prepare(at) was called before.
+template <class R, class T, class Prepare, class F>
+__device__ void sum_chunk(const UpdateArguments& a, const Chunk<R>& chunk, Prepare&& prepare, F&& terms) {
   const int lane = threadIdx.x % kLanes;
   T sum[R::sums][kSumsPerLane] = {};
   for (int at = 0; at < chunk.n; at += fusedopt::kAccumulators) {
+    prepare(at);
 #pragma unroll
     for (int j = 0; j < kSumsPerLane; ++j) {
       const int i = at + j * kLanes + lane;
       if (i >= chunk.n) continue;
       T out[R::sums];
-      terms(chunk.begin + i, out);
+      terms(i, j, out);
 #pragma unroll
       for (int k = 0; k < R::sums; ++k) sum[k][j] += out[k];
     }
   }
-  double* sums = reinterpret_cast<double*>(a.table.words + a.sums) +
-                 (blockIdx.x * fusedopt::cuda::kWarps + threadIdx.x / kLanes) * R::sums;
+  double* sums = reinterpret_cast<double*>(a.table.words + a.sums) + chunk.index * R::sums;
 #pragma unroll
   for (int k = 0; k < R::sums; ++k) {
     const T all = total(sum[k]);
@@ -41,7 +42,9 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes) measure(const 
   const T* numbers = static_cast<const T*>(chunk.numbers);
   const T multiplier = numbers[0];
   const auto scalars = Shape<R>::template scalars<T>(numbers);
-  sum_chunk<R, T>(a, chunk, [&](int64_t e, T(&out)[R::sums]) {
+  const auto nothing = [](int) {};
+  sum_chunk<R, T>(a, chunk, nothing, [&](int i, int, T(&out)[R::sums]) {
+    const int64_t e = chunk.begin + i;
     T s[kStates] = {};
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
@@ -53,20 +56,23 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes) measure(const 
 }
 
 template <class R, int variant, class T>
-__global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes)
-    measure_any(const __grid_constant__ UpdateArguments a) {
-  constexpr int kStates = Shape<R>::kStates;
+__global__ void __launch_bounds__(kAnyWarps* kLanes) measure_any(const __grid_constant__ UpdateArguments a) {
+  static_assert(kAnyTile == fusedopt::kAccumulators);
+  using Numbers = AnyTile<R, variant, T>;
+  __shared__ typename Numbers::Memory memory[kAnyWarps];
   Chunk<R> chunk;
-  if (!chunk.find(a)) return;
+  if (!chunk.template find<kAnyWarps>(a)) return;
+  const Numbers tile(a, chunk, memory[threadIdx.x / kLanes]);
   const T* numbers = static_cast<const T*>(chunk.numbers);
   const auto scalars = Shape<R>::template scalars<T>(numbers);
-  const AnyRow<R> row(a, chunk);
-  sum_chunk<R, T>(a, chunk, [&](int64_t e, T(&out)[R::sums]) {
-    const AnyElement<R, T> element(row, e);
-    T s[kStates] = {};
-    for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) s[k] = element.state(k);
-    R::template measure<variant>(element.param(), element.grad() * numbers[0], s, scalars, out);
+  const auto load = [&](int at) {
+    tile.load({chunk.begin + at, kAnyTile < chunk.n - at ? kAnyTile : chunk.n - at, false});
+  };
+  sum_chunk<R, T>(a, chunk, load, [&](int, int j, T(&out)[R::sums]) {
+    T s[Numbers::kStates] = {};
+    for (int k = 0; k < Numbers::kStates; ++k)
+      if (R::keeps(variant, k)) s[k] = tile.column(2 + k)[j];
+    R::template measure<variant>(tile.column(0)[j], tile.column(1)[j] * numbers[0], s, scalars, out);
   });
 }
 
