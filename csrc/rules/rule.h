@@ -83,8 +83,14 @@ FUSEDOPT_HD double sqrt(double x) { return ::sqrt(x); }
 // a + w (b - a), from the nearer end so that w = 1 gives exactly b; the two halves are torch.lerp's.
 template <class T>
 FUSEDOPT_HD T lerp(T a, T b, T w) {
+#ifdef __CUDA_ARCH__
+  // A GPU branches on what all elements share.
+  return w < T(0.5) ? fma(w, b - a, a) : fma(w - T(1), b - a, b);
+#else
+  // A vector unit would compute both.
   const bool near_a = w < T(0.5);
   return fma(near_a ? w : w - T(1), b - a, near_a ? a : b);
+#endif
 }
 
 // torch.maximum: a NaN on either side wins.
