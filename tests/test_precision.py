@@ -64,13 +64,6 @@ def test_remainder_holds_every_float32() -> None:
     assert torch.equal(param.detach()[exact.isinf()].float(), exact[exact.isinf()])
 
 
-KAHAN_AND_OTHERS: dict[str, dict[str, Any]] = {
-    "kahan": {"rounding": "kahan"},
-    "nearest": {},
-    "master": {"master_weights": "float32"},
-}
-
-
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @one_per_optimizer
 def test_kahan_stays_near_the_float32_run(case: Case, dtype: torch.dtype) -> None:
@@ -225,6 +218,22 @@ def test_blocks_of_any_size_have_a_scale(signed: bool) -> None:
     again = encode(back[:4], signed)
     assert torch.equal(again[0], codes[:4])
     assert torch.equal(again[1], scales[:4])
+
+
+def test_codes_drawn_by_chance_are_unbiased() -> None:
+    """Numbers between two codes, whose units another number sets, come out right in the mean."""
+    grad = torch.full((200 * CODE_BLOCK,), 0.013)
+    grad[::CODE_BLOCK] = 1.0
+    param = Parameter(torch.zeros_like(grad))
+    optimizer = fusedopt.SGD([param], lr=1.0, momentum=0.9, state_dtype="int8", rounding="stochastic", rounding_seed=3)
+    give(param, grad)
+    optimizer.step()
+    state = optimizer.state[param]
+    found = decode(state["momentum_buffer"], state["momentum_buffer_scale"])
+    assert torch.allclose(found[::CODE_BLOCK], grad[::CODE_BLOCK], rtol=3e-7)
+    others = found[grad < 1].double()
+    assert others.unique().numel() == 2
+    assert abs(others.mean().item() - 0.013) < 5 * others.std().item() / others.numel() ** 0.5
 
 
 def test_averages_of_codes_decay() -> None:

@@ -26,7 +26,7 @@ DOUBLE_MIXES = [("double", "double", "double")]
 UPDATE_THREADS = 256
 BOUNDS = {"patch_table": (1024, 1), "advance": (1024, 1)}
 ANY_BOUNDS = {"float": (64, 14), "double": (64, 8)}
-# Its functions are compiled once and called, a few times for 256 elements; what lives across a call may be put by.
+# Its functions are called, a few times for 256 elements; what lives across a call may be put by.
 ANY_STACK = 256
 # Preparing scalars is double's work, and a path for any mix of storages meets double storage. Everything else that does
 # not update doubles has none: a data-center GPU does two doubles in the time of four floats, others of 128.

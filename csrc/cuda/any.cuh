@@ -1,5 +1,5 @@
 // Rows of any mix, any strides and with extras. As in cpu/tile.h, operands come into fast memory as numbers of the
-// arithmetic, are updated there and go back; what moves them is compiled once, and not into the kernels of every rule.
+// arithmetic, are updated there and go back; a kernel calls the same few functions for all of its operands.
 #pragma once
 
 #include "../precision.h"
