@@ -22,17 +22,21 @@ toolchain = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toolchain)
 
 
+def time_of(path: str | Path) -> float:
+    """When a file was last changed; a missing one counts as changed."""
+    return os.path.getmtime(path) if os.path.exists(path) else float("inf")
+
+
 def compile_cuda(cuda: toolchain.Cuda, source: Path, folder: Path) -> str:
     """Returns the object file, made anew if a source or the architectures have changed."""
-    target, record = folder / f"{source.name}.o", folder / f"{source.name}.command"
+    target, record, included = (folder / f"{source.name}.{kind}" for kind in ("o", "command", "d"))
     flags, names = cuda.codes(cuda.architectures())
-    command = cuda.command(source, target, [*flags, f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"'])
-    inputs = [path for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh", ".cu")]
+    defines = [f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"', "-MD", "-MF", str(included)]
+    command = cuda.command(source, target, [*flags, *defines])
     if (
-        not target.exists()
-        or not record.exists()
+        not all(path.exists() for path in (target, record, included))
         or record.read_text() != shlex.join(command)
-        or any(path.stat().st_mtime > target.stat().st_mtime for path in inputs)
+        or any(time_of(path) > time_of(target) for path in included.read_text().split() if path.startswith("csrc"))
     ):
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -116,6 +116,7 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("chosen_isa", [] { return std::make_pair(std::string(cpu::chosen_isa().name), cpu::choice_reason()); });
   m.def("use_isa", &cpu::use_isa, py::arg("name"));
+  m.def("multiplies_bfloat16", &cpu::multiplies_bfloat16);
   m.def("cuda_built", &cuda::built);
   m.def("cuda_built_for", &cuda::built_for);
   m.def("rules", [] {

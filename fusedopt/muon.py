@@ -24,7 +24,8 @@ class Muon(SweepStep, torch.optim.Muon):
         X_{i+1} = a X_i + (b_2 X_i X_i^T + c (X_i X_i^T)^2) X_i, \quad
         p \leftarrow (1 - \gamma \lambda) p - \gamma' X_k
 
-    without `nesterov` :math:`X_0` is made of :math:`b`. The products are in bfloat16, as in torch.
+    without `nesterov` :math:`X_0` is made of :math:`b`. The products are of bfloat16 numbers and rounded to them, as
+    in torch.
 
     Args:
         params: matrices, (name, matrix) pairs or dicts of groups; embeddings, biases and the like want AdamW.
@@ -98,12 +99,21 @@ def _orthogonal(
     """Newton-Schulz on each of a batch of bfloat16 matrices, which it uses up."""
     a, b, c = coefficients
     x = matrices.div_(torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp_(min=eps))
+    # Where a CPU has no instructions for them, products in bfloat16 take several times as long as those of the same
+    # numbers in float32, which hold every product of two exactly and are rounded in the same places.
+    widened = x.device.type == "cpu" and not _C.multiplies_bfloat16()
+    if widened:
+        x = x.float()
+
+    def rounded(product: torch.Tensor) -> torch.Tensor:
+        return product.copy_(product.bfloat16()) if widened else product
+
     tall = x.size(1) > x.size(2)
     for _ in range(steps):
         # Of the two Gram matrices the smaller; a tall matrix is multiplied from the right, which saves its transpose.
-        gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, x, polynomial.mT, beta=a) if tall else torch.baddbmm(x, polynomial, x, beta=a)
+        gram = rounded(torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT))
+        polynomial = rounded(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+        x = rounded(torch.baddbmm(x, x, polynomial.mT, beta=a) if tall else torch.baddbmm(x, polynomial, x, beta=a))
     return x
 
 

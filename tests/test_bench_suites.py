@@ -32,6 +32,7 @@ from fusedopt.bench.suites import SUITES
         ("misaligned", 256, 4_194_815),
         ("465groups", 465, 119_040),
         ("480groups", 480, 122_880),
+        ("2matrices", 2, 2_949_120),
         ("48matrices", 48, 70_778_880),
         ("embedding", 1, 64_000_000),
     ],

@@ -49,7 +49,14 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(params=[True, False], ids=["bfloat16-products", "float32-products"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products as on a processor with instructions for bfloat16, and as on one without."""
+    monkeypatch.setattr(fusedopt._C, "multiplies_bfloat16", lambda: request.param)
+
+
 @pytest.mark.parametrize("kwargs", OPTIONS, ids=str)
+@pytest.mark.usefixtures("products")
 def test_steps_agree_with_torch(kwargs: dict[str, Any]) -> None:
     ours, torchs = pair(**kwargs)
     train(ours, 6)
@@ -63,6 +70,7 @@ def test_steps_agree_with_torch(kwargs: dict[str, Any]) -> None:
         torch.testing.assert_close(ours.state[p]["momentum_buffer"], torchs.state[q]["momentum_buffer"])
 
 
+@pytest.mark.usefixtures("products")
 def test_a_step_is_orthogonal_and_of_the_rate() -> None:
     p = Parameter(torch.zeros(40, 30))
     ours = fusedopt.Muon([p], lr=1.0, weight_decay=0.0, momentum=0.0, ns_coefficients=(2.0, -1.5, 0.5), ns_steps=15)

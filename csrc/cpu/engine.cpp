@@ -103,6 +103,14 @@ void use_isa(const std::string& name) {
   g_reason = "use_isa()";
 }
 
+bool multiplies_bfloat16() {
+#ifdef __x86_64__
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return true;
+#endif
+}
+
 const Rule* find_rule(const std::string& name) {
   const auto find = [&](RulesOf rules_of) -> const Rule* {
     int count = 0;

@@ -31,6 +31,9 @@ std::string choice_reason();
 // Throws std::invalid_argument for a name that was not built or that the processor lacks.
 void use_isa(const std::string& name);
 
+// Whether this processor has instructions for products of bfloat16; only x86 is asked, others are taken to have them.
+bool multiplies_bfloat16();
+
 // Rules from a shared object, which has to stay loaded.
 void add_rules(const Plugin& plugin);
 

@@ -12,6 +12,9 @@ namespace FUSEDOPT_NAMESPACE {
 
 // Elements of a block, for which the vector loop has a constant length.
 constexpr int64_t kBlock = 64;
+// How many slices ahead of the update memory is asked for, and how many elements of each: the rest is a stream.
+constexpr int64_t kSlicesAhead = 4;
+constexpr int64_t kPrefetchedOfSlice = 256;
 
 template <class R, int variant, class T>
 struct Kernel {
@@ -83,30 +86,57 @@ struct Kernel {
     }
   }
 
-  // Calls visit(p, g, s, n) for elements [begin, end): all at once if the row is dense and has one of the mixes that
-  // have loops of their own, else tile by tile.
+  // Calls visit(p, g, s, n) for elements [begin, end): all at once, or slice by slice, if the row is dense and has one
+  // of the mixes that have loops of their own, else tile by tile.
   template <bool writes, class Visit>
   static void over(const Row& row, int64_t begin, int64_t end, Visit&& visit) {
     // A detour through L1 would cost 16-bit storages a third of their speed.
-    if (!any(typename MixesOf<T>::type(), row, begin, end, visit)) tiles<writes>(row, begin, end, visit);
+    if (!any<writes>(typename MixesOf<T>::type(), row, begin, end, visit)) tiles<writes>(row, begin, end, visit);
   }
 
-  template <class... Mixes, class Visit>
+  template <bool writes, class... Mixes, class Visit>
   static bool any(MixList<Mixes...>, const Row& row, int64_t begin, int64_t end, Visit& visit) {
-    return (direct<typename Mixes::Param, typename Mixes::Grad, typename Mixes::State>(row, begin, end, visit) || ...);
+    return (
+        direct<writes, typename Mixes::Param, typename Mixes::Grad, typename Mixes::State>(row, begin, end, visit) ||
+        ...);
   }
 
-  template <class P, class G, class S, class Visit>
+  template <bool writes, class P, class G, class S, class Visit>
   static bool direct(const Row& row, int64_t begin, int64_t end, Visit& visit) {
-    bool fits = !row.layout && !row.extras && row.param_dtype == dtype_of(P()) && row.grad_dtype == dtype_of(G());
+    // Sums count from the begin of a chunk, not of a slice.
+    const bool sliced = writes && row.layout && row.layout->index;
+    bool fits = row.param_dtype == dtype_of(P()) && row.grad_dtype == dtype_of(G());
+    for (int k = 0; k < kStates; ++k) fits = fits && (!R::keeps(variant, k) || row.state_dtype[k] == dtype_of(S()));
+    if (!fits || row.extras || (row.layout && !sliced)) return false;
+    P* p = static_cast<P*>(row.param);
+    const G* g = static_cast<const G*>(row.grad);
     S* s[kStates] = {};
-    for (int k = 0; k < kStates; ++k) {
-      if (!R::keeps(variant, k)) continue;
-      fits = fits && row.state_dtype[k] == dtype_of(S());
-      s[k] = static_cast<S*>(row.state[k]) + begin;
+    const auto move_states = [&](int64_t at) {
+      for (int k = 0; k < kStates; ++k)
+        if (R::keeps(variant, k)) s[k] = static_cast<S*>(row.state[k]) + at;
+    };
+    if (!sliced) {
+      move_states(begin);
+      visit(p + begin, g + begin, s, end - begin);
+      return true;
     }
-    if (fits) visit(static_cast<P*>(row.param) + begin, static_cast<const G*>(row.grad) + begin, s, end - begin);
-    return fits;
+    const Layout& layout = *row.layout;
+    each_slice(layout, begin, end, [&](int64_t slice, int64_t at, int64_t done, int64_t n) {
+      // No hardware foresees the next slices.
+      if (const int64_t coming = slice + kSlicesAhead; coming < layout.size[0]) {
+        const int64_t start = slice_start(layout, coming);
+        move_states(start);
+        for (int64_t i = 0; i < layout.size[1] && i < kPrefetchedOfSlice; i += kBlock) {
+          prefetch(p + start + i, 1);
+          for (int k = 0; k < kStates; ++k)
+            if (R::keeps(variant, k)) prefetch(s[k] + i, 1);
+        }
+      }
+      const int64_t start = slice_start(layout, slice) + at;
+      move_states(start);
+      visit(p + start, g + begin + done, s, n);
+    });
+    return true;
   }
 
   static void sweep(const Row& row, int64_t begin, int64_t end) {

@@ -18,25 +18,35 @@ constexpr int64_t kTile = 512;
 static_assert(kTile % fusedopt::kAccumulators == 0 && fusedopt::kChunk % kTile == 0);
 static_assert(kTile % fusedopt::kCodeBlock == 0);
 
-// Visits elements [begin, begin + n) of an operand whose outermost dimension's slices, each dense, are looked up.
-template <class Stored, class F>
-inline void walk_slices(Stored* base, const Layout& layout, int operand, int64_t begin, int64_t n, F&& f) {
+// Where a slice that the gradient holds begins in the other operands.
+inline int64_t slice_start(const Layout& layout, int64_t slice) { return layout.index[slice] * layout.size[1]; }
+
+// Calls f(slice, at, done, n) for the part of each slice that elements [begin, end) have: n elements, from element `at`
+// of the slice on, after `done` others.
+template <class F>
+inline void each_slice(const Layout& layout, int64_t begin, int64_t end, F&& f) {
   const int64_t width = layout.size[1];
-  for (int64_t done = 0; done < n;) {
-    const int64_t slice = (begin + done) / width, at = (begin + done) % width;
-    const int64_t run = width - at < n - done ? width - at : n - done;
-    Stored* from = base + layout.index[slice] * layout.stride[operand][0] + at;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < run; ++i) f(from[i], done + i);
-    done += run;
+  int64_t slice = begin / width, at = begin % width;
+  for (int64_t done = 0; begin + done < end; ++slice, at = 0) {
+    const int64_t left = end - begin - done, n = width - at < left ? width - at : left;
+    f(slice, at, done, n);
+    done += n;
   }
 }
 
-// Visits elements [begin, begin + n) of a strided operand as f(address, position), row by row of its innermost
+// What works on a whole tile is compiled once, and not into the kernels of every rule.
+#define FUSEDOPT_ONCE __attribute__((noinline))
+
+// Visits elements [begin, begin + n) of an operand with a layout as f(address, position), row by row of its innermost
 // dimension.
-template <class Stored, class F>
-inline void walk(Stored* base, const Layout& layout, int operand, int64_t begin, int64_t n, F&& f) {
-  if (layout.index && operand != fusedopt::kGrad) return walk_slices(base, layout, operand, begin, n, f);
+template <class Element, class F>
+inline void walk(Element* base, const Layout& layout, int operand, int64_t begin, int64_t n, F&& f) {
+  if (layout.index && operand != fusedopt::kGrad) {
+    return each_slice(layout, begin, begin + n, [&](int64_t slice, int64_t at, int64_t done, int64_t count) {
+      Element* from = base + slice_start(layout, slice) + at;
+      for (int64_t i = 0; i < count; ++i) f(from[i], done + i);
+    });
+  }
   const int last = layout.dims - 1;
   const int64_t* stride = layout.stride[operand];
   int64_t index[fusedopt::kMaxDims], offset = 0;
@@ -59,8 +69,37 @@ inline void walk(Stored* base, const Layout& layout, int operand, int64_t begin,
   }
 }
 
-// What works on a whole tile is compiled once, and not into the kernels of every rule.
-#define FUSEDOPT_ONCE __attribute__((noinline))
+// Elements are gathered and scattered as so many bytes: what they mean is known only where they lie in a row.
+template <class Element>
+FUSEDOPT_ONCE void gather(Element* base, const Layout& layout, int operand, int64_t begin, int64_t n, Element* held) {
+  walk(base, layout, operand, begin, n, [held](const Element& x, int64_t i) { held[i] = x; });
+}
+template <class Element>
+FUSEDOPT_ONCE void scatter(Element* base, const Layout& layout, int operand, int64_t begin, int64_t n,
+                           const Element* held) {
+  walk(base, layout, operand, begin, n, [held](Element& x, int64_t i) { x = held[i]; });
+}
+
+template <int bytes>
+struct ElementOf;
+template <>
+struct ElementOf<1> {
+  using type = uint8_t;
+};
+template <>
+struct ElementOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct ElementOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct ElementOf<8> {
+  using type = uint64_t;
+};
+
+enum class Access { reads, writes, both };
 
 inline uint64_t key_of(const Row& row) { return stream(row.extras->key, row.slot); }
 
@@ -74,18 +113,18 @@ class TileOperand {
   // The tile's numbers, for update() to change.
   FUSEDOPT_ONCE T* load(int64_t begin, int64_t n) const {
     if (T* there = in_place(begin)) return there;
-    each(begin, n, [out = buffer_](const auto& x, int64_t i) { out[i] = static_cast<T>(decode(x)); });
+    each<Access::reads>(begin, n, [out = buffer_](const auto& x, int64_t i) { out[i] = static_cast<T>(decode(x)); });
     return buffer_;
   }
   FUSEDOPT_ONCE void store(int64_t begin, int64_t n) const {
-    if (!in_place(begin)) each(begin, n, [in = buffer_](auto& x, int64_t i) { encode(in[i], x); });
+    if (!in_place(begin)) each<Access::writes>(begin, n, [in = buffer_](auto& x, int64_t i) { encode(in[i], x); });
   }
   FUSEDOPT_ONCE void store_by_chance(int64_t begin, int64_t n) const {
     if (in_place(begin)) return;
     const uint64_t own = stream(key_of(row_), operand_);
     for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
       const int64_t end = fusedopt::kCodeBlock < n - at ? fusedopt::kCodeBlock : n - at;
-      each(begin + at, end, [in = buffer_ + at, draws = Draws(own, begin + at)](auto& x, int64_t i) {
+      each<Access::writes>(begin + at, end, [in = buffer_ + at, draws = Draws(own, begin + at)](auto& x, int64_t i) {
         encode_by_chance(in[i], draws(i), x);
       });
     }
@@ -96,19 +135,25 @@ class TileOperand {
   }
 
   // Visits elements as f(address, position).
-  template <class F>
-  void each(int64_t begin, int64_t n, F&& f) const {
-    with_storage(dtype_, [&](auto type) { each_of<decltype(type)>(begin, n, f); });
+  template <Access access, class F>
+  void each(int64_t begin, int64_t n, const F& f) const {
+    with_storage(dtype_, [&](auto type) { each_of<access, decltype(type)>(begin, n, f); });
   }
-  template <class Stored, class Length, class F>
-  void each_of(int64_t begin, Length n, F&& f) const {
-    Stored* data = static_cast<Stored*>(data_) + begin;
-    if (row_.layout) return walk(data - begin, *row_.layout, operand_, begin, n, f);
+  template <Access access, class Stored, class Length, class F>
+  void each_of(int64_t begin, Length n, const F& f) const {
+    using Element = typename ElementOf<sizeof(Stored)>::type;
+    alignas(64) Stored held[kTile];
+    const bool away = row_.layout;
+    Stored* data = away ? held : static_cast<Stored*>(data_) + begin;
+    Element* base = static_cast<Element*>(data_);
+    Element* there = reinterpret_cast<Element*>(held);
+    if (away && access != Access::writes) gather(base, *row_.layout, operand_, begin, n, there);
     // What f has captured could lie where the loop stores; a copy that nobody else knows cannot.
-    const auto visit = f;
+    const F visit = f;
     const int64_t count = n;
 #pragma GCC ivdep
     for (int64_t i = 0; i < count; ++i) visit(data[i], i);
+    if (away && access != Access::reads) scatter(base, *row_.layout, operand_, begin, n, there);
   }
 
   T* buffer() const { return buffer_; }
@@ -142,7 +187,7 @@ FUSEDOPT_ONCE inline void load_codes(const TileOperand<T>& codes, const float* s
   with_code(codes.dtype(), [&](auto type) {
     each_block(n, [&](int64_t at, auto length) {
       const float scale = scales[(begin + at) / fusedopt::kCodeBlock];
-      codes.template each_of<decltype(type)>(
+      codes.template each_of<Access::reads, decltype(type)>(
           begin + at, length, [=, out = codes.buffer() + at](const auto& x, int64_t i) { out[i] = decode(x, scale); });
     });
   });
@@ -167,12 +212,12 @@ FUSEDOPT_ONCE inline void store_codes(const TileOperand<T>& codes, const Row& ro
       const Coder coder(scale, most_of(type));
       row.extras->scales[state][(begin + at) / fusedopt::kCodeBlock] = scale;
       if (stochastic) {
-        codes.template each_of<decltype(type)>(begin + at, length,
-                                               [=, draws = Draws(own, begin + at)](auto& x, int64_t i) {
-                                                 coder.encode(static_cast<float>(from[i]), draws(i), x);
-                                               });
+        codes.template each_of<Access::writes, decltype(type)>(begin + at, length,
+                                                               [=, draws = Draws(own, begin + at)](auto& x, int64_t i) {
+                                                                 coder.encode(static_cast<float>(from[i]), draws(i), x);
+                                                               });
       } else {
-        codes.template each_of<decltype(type)>(
+        codes.template each_of<Access::writes, decltype(type)>(
             begin + at, length, [=](auto& x, int64_t i) { coder.encode(static_cast<float>(from[i]), kNearest, x); });
       }
     });
@@ -193,37 +238,40 @@ class TileParam {
   FUSEDOPT_ONCE T* load(int64_t begin, int64_t n) const {
     T* p = param_.load(begin, n);
     if (extras_.pair == Pair::remainder)
-      partner_.template each_of<int16_t>(
+      partner_.template each_of<Access::reads, int16_t>(
           begin, n, [p](const int16_t& x, int64_t i) { p[i] = static_cast<T>(join(static_cast<float>(p[i]), x)); });
     if (extras_.pair == Pair::compensation)
-      partner_.each(begin, n, [p](const auto& x, int64_t i) { p[i] += static_cast<T>(decode(x)); });
+      partner_.template each<Access::reads>(begin, n,
+                                            [p](const auto& x, int64_t i) { p[i] += static_cast<T>(decode(x)); });
     return p;
   }
 
   FUSEDOPT_ONCE void store(T* p, int64_t begin, int64_t n) const {
     if (extras_.pair == Pair::remainder) {
-      param_.template each_of<bf16>(begin, n, [p](bf16& x, int64_t i) { x = upper_half(static_cast<float>(p[i])); });
-      partner_.template each_of<int16_t>(begin, n,
-                                         [p](int16_t& x, int64_t i) { x = lower_half(static_cast<float>(p[i])); });
+      param_.template each_of<Access::writes, bf16>(
+          begin, n, [p](bf16& x, int64_t i) { x = upper_half(static_cast<float>(p[i])); });
+      partner_.template each_of<Access::writes, int16_t>(
+          begin, n, [p](int16_t& x, int64_t i) { x = lower_half(static_cast<float>(p[i])); });
     } else if (extras_.stochastic && extras_.pair == Pair::none) {
       param_.store_by_chance(begin, n);
     } else {
       param_.store(begin, n);
     }
-    if (extras_.pair == Pair::copy) partner_.each(begin, n, [p](auto& x, int64_t i) { encode(p[i], x); });
+    if (extras_.pair == Pair::copy)
+      partner_.template each<Access::writes>(begin, n, [p](auto& x, int64_t i) { encode(p[i], x); });
     if (extras_.pair == Pair::compensation) {
-      partner_.each(begin, n, [p](auto& x, int64_t i) {
+      partner_.template each<Access::writes>(begin, n, [p](auto& x, int64_t i) {
         const float exact = static_cast<float>(p[i]);
-        auto stored = x;
-        encode(exact, stored);
-        encode(lacking(exact, static_cast<float>(decode(stored))), x);
+        encode(exact, x);
+        encode(lacking(exact, static_cast<float>(decode(x))), x);
       });
     }
     if (extras_.average) {
       const T weight = extras_.new_average ? T(1) : static_cast<T>(extras_.average_weight);
-      average_.each(begin, n, [=](auto& x, int64_t i) { encode(lerp(static_cast<T>(decode(x)), p[i], weight), x); });
+      average_.template each<Access::both>(
+          begin, n, [=](auto& x, int64_t i) { encode(lerp(static_cast<T>(decode(x)), p[i], weight), x); });
     }
-    if (extras_.clears_grad) grad_.each(begin, n, [](auto& x, int64_t) { encode(T(0), x); });
+    if (extras_.clears_grad) grad_.template each<Access::writes>(begin, n, [](auto& x, int64_t) { encode(T(0), x); });
   }
 
  private:

@@ -127,6 +127,7 @@ SUITES = {
         Suite("misaligned", near(2**14, 256), 256, 256 * 2**14 + 511, offset=1),
         Suite("64x1Mi", ((MI,),) * 64, 64, 64 * MI),
         Suite("64x1Mi-misaligned", near(MI, 64), 64, 64 * MI + 127, offset=1),
+        Suite("2matrices", ((768, 768), (3072, 768)), 2, 2_949_120),
         Suite("48matrices", ((768, 768),) * 24 + ((3072, 768),) * 24, 48, 70_778_880),
         Suite("embedding", ((1_000_000, 64),), 1, 64_000_000, rows=4096),
         Suite("embedding-uncoalesced", ((1_000_000, 64),), 1, 64_000_000, rows=4096, coalesced=False),
