@@ -20,6 +20,12 @@ struct f16 {
   uint16_t bits;
 };
 
+// A word that is moved without regard to what its bytes mean to others.
+template <class Word>
+struct __attribute__((may_alias)) Bytes {
+  Word word;
+};
+
 template <class To, class From>
 FUSEDOPT_HD To bit_cast(From x) {
   static_assert(sizeof(To) == sizeof(From));

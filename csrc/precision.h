@@ -131,19 +131,19 @@ FUSEDOPT_HD float decode(uint8_t code, float scale) { return (units_and_one(code
 // r: a draw, or its mean to round to the nearest.
 constexpr uint32_t kNearest = 0x80000000u;
 
-// Makes the codes of one block, in integers as far as they go: selections by floats are what compilers vectorise badly.
+// Makes the codes of one block.
 struct Coder {
   float inverse;
-  uint32_t top;  // the bits of the largest code's 1 + x, or of 1 where the block has no scale
+  float top;  // the largest code's 1 + x, or 1 where the block has no scale
 
   // A millionth more, so that the largest reaches its code before draws are added.
   FUSEDOPT_HD Coder(float scale, int32_t most)
-      : inverse(1.0f / scale * 1.00000095367431640625f),
-        top(scale == scale ? bit_cast<uint32_t>(units_and_one(most)) : kOne) {}
+      : inverse(1.0f / scale * 1.00000095367431640625f), top(scale == scale ? units_and_one(most) : 1.0f) {}
 
   FUSEDOPT_HD int32_t magnitude(float x, uint32_t r) const {
-    const uint32_t bits = bit_cast<uint32_t>(1.0f + bit_cast<float>(magnitude_of(x)) * inverse);
-    return static_cast<int32_t>(((bits < top ? bits : top) - kOne + (r >> (32 - kCodeShift))) >> kCodeShift);
+    const float y = 1.0f + bit_cast<float>(magnitude_of(x)) * inverse;
+    const uint32_t bits = bit_cast<uint32_t>(y < top ? y : top);  // top for what is no number
+    return static_cast<int32_t>((bits - kOne + (r >> (32 - kCodeShift))) >> kCodeShift);
   }
   FUSEDOPT_HD void encode(float x, uint32_t r, int8_t& out) const {
     const int32_t sign = bit_cast<int32_t>(x) >> 31;

@@ -26,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Threads of several workers on one core would spend their time waiting for each other.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    # Rules that tests compile need not wait for nvcc, but in the test that is about it.
+    os.environ["FUSEDOPT_CUDA"] = "0"
     numbers = config.getoption("--cuda-emulator")
     if numbers:
         from build import build

@@ -84,19 +84,19 @@ template <int bytes>
 struct ElementOf;
 template <>
 struct ElementOf<1> {
-  using type = uint8_t;
+  using type = Bytes<uint8_t>;
 };
 template <>
 struct ElementOf<2> {
-  using type = uint16_t;
+  using type = Bytes<uint16_t>;
 };
 template <>
 struct ElementOf<4> {
-  using type = uint32_t;
+  using type = Bytes<uint32_t>;
 };
 template <>
 struct ElementOf<8> {
-  using type = uint64_t;
+  using type = Bytes<uint64_t>;
 };
 
 enum class Access { reads, writes, both };

@@ -14,17 +14,14 @@ using fusedopt::cuda::TableExtras;
 // Elements of a row that a warp takes at a time, one block of codes, and what a lane has of them.
 constexpr int kAnyTile = fusedopt::kCodeBlock;
 constexpr int kShare = kAnyTile / kLanes;
-constexpr int kQuad = 4;
 
 struct Share {
   int64_t begin;  // the tile's first element in the row
   int n;          // its elements
-  bool quads;  // a lane's lie four by four, to be moved as vectors; else neighbouring lanes have neighbouring elements
+  bool whole;     // all of a tile's, one after the other in memory
 
-  __device__ int element(int j) const {
-    const int lane = threadIdx.x % kLanes;
-    return quads ? (j / kQuad * kLanes + lane) * kQuad + j % kQuad : j * kLanes + lane;
-  }
+  // Neighbouring lanes have neighbouring elements.
+  __device__ int element(int j) const { return j * kLanes + static_cast<int>(threadIdx.x) % kLanes; }
 };
 
 // A lane's numbers in a tile in shared memory. Nobody else touches them, so nobody waits.
@@ -58,69 +55,60 @@ struct AnyOperand {
   }
 };
 
-template <int bytes>
-struct WordOf {
-  using type = uint4;
-};
-template <>
-struct WordOf<8> {
-  using type = uint2;
-};
-template <>
-struct WordOf<4> {
-  using type = unsigned;
-};
-
 // Where a warp's elements of one operand lie as they are in device memory, in the order of the row.
 struct alignas(sizeof(uint4)) Staging {
   char bytes[kAnyTile * sizeof(double)];
 };
 
-// Moves a lane's elements of an operand to or from the staging, whatever they mean.
-template <class Element, bool in>
-__device__ void move(const AnyOperand& operand, const Share& share, Staging& staging) {
-  Element* const data = static_cast<Element*>(operand.data);
-  using Word = typename WordOf<kQuad * sizeof(Element)>::type;
-  if (share.quads && reinterpret_cast<uint64_t>(data) % sizeof(Word) == 0) {
-    constexpr int kWords = kQuad * sizeof(Element) / sizeof(Word);
-    const int first = threadIdx.x % kLanes * kWords;
-    Word* const there = reinterpret_cast<Word*>(data + share.begin) + first;
-    Word* const here = reinterpret_cast<Word*>(staging.bytes) + first;
-    Word raw[kShare / kQuad * kWords];
-#pragma unroll
-    for (int k = 0; k < kShare / kQuad * kWords; ++k) {
-      const int at = k / kWords * kLanes * kWords + k % kWords;
-      raw[k] = in ? __ldcg(there + at) : here[at];
-    }
-#pragma unroll
-    for (int k = 0; k < kShare / kQuad * kWords; ++k) {
-      const int at = k / kWords * kLanes * kWords + k % kWords;
-      in ? void(here[at] = raw[k]) : __stcg(there + at, raw[k]);
-    }
-    return;
-  }
-  Element* const here = reinterpret_cast<Element*>(staging.bytes);
-#pragma unroll 1
-  for (int j = 0; j < kShare && share.element(j) < share.n; ++j) {
-    const int at = share.element(j);
-    Element& there = data[operand.offset(share.begin + at)];
-    in ? void(here[at] = there) : void(there = here[at]);
-  }
+template <class Word>
+__device__ void copy_word(void* to, const void* from) {
+  *static_cast<Bytes<Word>*>(to) = *static_cast<const Bytes<Word>*>(from);
+}
+__device__ inline void copy_element(void* to, const void* from, int size) {
+  if (size == 4) return copy_word<uint32_t>(to, from);
+  if (size == 2) return copy_word<uint16_t>(to, from);
+  if (size == 1) return copy_word<uint8_t>(to, from);
+  copy_word<uint64_t>(to, from);
 }
 
+// Moves a tile's elements of an operand to or from the staging as so many bytes, whatever they mean. All lanes of a
+// warp come here together, and each may move what is another's.
 template <bool in>
 __device__ __noinline__ void move(const AnyOperand operand, const Share share, Staging& staging, int size) {
-  if (size == 4) return move<uint32_t, in>(operand, share, staging);
-  if (size == 2) return move<uint16_t, in>(operand, share, staging);
-  if (size == 1) return move<uint8_t, in>(operand, share, staging);
-  move<uint64_t, in>(operand, share, staging);
+  char* const data = static_cast<char*>(operand.data);
+  const int lane = threadIdx.x % kLanes;
+  __syncwarp();
+  if (share.whole && reinterpret_cast<uint64_t>(data) % sizeof(uint4) == 0) {
+    uint4* const there = reinterpret_cast<uint4*>(data + share.begin * size) + lane;
+    auto* const here = reinterpret_cast<Bytes<uint4>*>(staging.bytes) + lane;
+    const int words = kAnyTile / static_cast<int>(sizeof(uint4)) * size;
+    constexpr int kMost = sizeof(Staging) / sizeof(uint4) / kLanes;
+    uint4 raw[kMost];
+#pragma unroll
+    for (int k = 0; k < kMost; ++k)
+      if (k * kLanes + lane < words) raw[k] = in ? __ldcg(there + k * kLanes) : here[k * kLanes].word;
+#pragma unroll
+    for (int k = 0; k < kMost; ++k)
+      if (k * kLanes + lane < words) in ? void(here[k * kLanes].word = raw[k]) : __stcg(there + k * kLanes, raw[k]);
+  } else {
+#pragma unroll 1
+    for (int i = lane; i < share.n; i += kLanes) {
+      char* const there = data + operand.offset(share.begin + i) * size;
+      char* const here = staging.bytes + i * size;
+      in ? copy_element(here, there, size) : copy_element(there, here, size);
+    }
+  }
+  if (in) __syncwarp();
 }
 
 // Calls f(stored, j, e) for each of a lane's elements, number e of the row. `stored` is what was read, if it is asked
 // to be, and what f makes of it is written back, if that is asked.
 template <class Stored, bool reads, bool writes, class F>
 __device__ void each_of(const AnyOperand& operand, const Share& share, Staging& staging, F&& f) {
-  if (reads) move<true>(operand, share, staging, sizeof(Stored));
+  if (reads)
+    move<true>(operand, share, staging, sizeof(Stored));
+  else
+    __syncwarp();  // until all have read what was in the staging before
   Stored* const stored = reinterpret_cast<Stored*>(staging.bytes);
 #pragma unroll 1
   for (int j = 0; j < kShare && share.element(j) < share.n; ++j)
@@ -269,7 +257,11 @@ class AnyTile {
     __syncwarp();
   }
 
-  __device__ bool dense() const { return !layout_; }
+  // The tile that begins with element `at` of the chunk.
+  __device__ Share share(const Chunk<R>& chunk, int at) const {
+    const int n = kAnyTile < chunk.n - at ? kAnyTile : chunk.n - at;
+    return {chunk.begin + at, n, !layout_ && n == kAnyTile};
+  }
 
   // Numbers of operand `at`: param, grad, states.
   __device__ Column<T> column(int at) const { return {memory_.numbers[at] + threadIdx.x % kLanes}; }
@@ -331,8 +323,7 @@ __global__ void __launch_bounds__(kAnyWarps* kLanes, kAnyBlocks<T>)
   const auto scalars = Shape<R>::template scalars<T>(numbers);
 
   for (int at = 0; at < chunk.n; at += kAnyTile) {
-    const int n = kAnyTile < chunk.n - at ? kAnyTile : chunk.n - at;
-    const Share share = {chunk.begin + at, n, tile.dense() && n == kAnyTile};
+    const Share share = tile.share(chunk, at);
     tile.load(share);
 #pragma unroll 2
     for (int j = 0; j < kShare; ++j) {

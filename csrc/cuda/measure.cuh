@@ -65,9 +65,7 @@ __global__ void __launch_bounds__(kAnyWarps* kLanes) measure_any(const __grid_co
   const Numbers tile(a, chunk, memory[threadIdx.x / kLanes]);
   const T* numbers = static_cast<const T*>(chunk.numbers);
   const auto scalars = Shape<R>::template scalars<T>(numbers);
-  const auto load = [&](int at) {
-    tile.load({chunk.begin + at, kAnyTile < chunk.n - at ? kAnyTile : chunk.n - at, false});
-  };
+  const auto load = [&](int at) { tile.load(tile.share(chunk, at)); };
   sum_chunk<R, T>(a, chunk, load, [&](int, int j, T(&out)[R::sums]) {
     T s[Numbers::kStates] = {};
     for (int k = 0; k < Numbers::kStates; ++k)
