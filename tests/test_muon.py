@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fusedopt
+from fusedopt import _C
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
 
@@ -52,7 +53,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.fixture(params=[True, False], ids=["bfloat16-products", "float32-products"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products as on a processor with instructions for bfloat16, and as on one without."""
-    monkeypatch.setattr(fusedopt._C, "multiplies_bfloat16", lambda: request.param)
+    monkeypatch.setattr(_C, "multiplies_bfloat16", lambda: request.param)
 
 
 @pytest.mark.parametrize("kwargs", OPTIONS, ids=str)
