@@ -76,7 +76,7 @@ SLOW = {"Rprop": 20, "Adadelta": 6, "NAdam": 4.5, "RAdam": 4.5, "Adamax": 3, "AS
 # They and Adagrad make 14 rows, so each gets less time than a row has otherwise.
 SLOW_SECONDS = 8.0
 
-# A CPU without instructions for bfloat16 takes torch's Muon a quarter of an hour for one step of all 48.
+# A CPU without instructions for bfloat16 takes torch's Muon half a minute for a step of these two.
 MATRICES = "48matrices" if _C.multiplies_bfloat16() else "2matrices"
 
 BIG_ADAMW = contest("1x32Mi", "AdamW", (*FUSED, *DEFAULT, BARE))

@@ -69,15 +69,10 @@ inline void walk(Element* base, const Layout& layout, int operand, int64_t begin
   }
 }
 
-// Elements are gathered and scattered as so many bytes: what they mean is known only where they lie in a row.
-template <class Element>
-FUSEDOPT_ONCE void gather(Element* base, const Layout& layout, int operand, int64_t begin, int64_t n, Element* held) {
-  walk(base, layout, operand, begin, n, [held](const Element& x, int64_t i) { held[i] = x; });
-}
-template <class Element>
-FUSEDOPT_ONCE void scatter(Element* base, const Layout& layout, int operand, int64_t begin, int64_t n,
-                           const Element* held) {
-  walk(base, layout, operand, begin, n, [held](Element& x, int64_t i) { x = held[i]; });
+// Brings elements into a row or back as so many bytes: what they mean is known only there.
+template <bool in, class Element>
+FUSEDOPT_ONCE void move(Element* base, const Layout& layout, int operand, int64_t begin, int64_t n, Element* held) {
+  walk(base, layout, operand, begin, n, [held](Element& x, int64_t i) { in ? void(held[i] = x) : void(x = held[i]); });
 }
 
 template <int bytes>
@@ -147,13 +142,13 @@ class TileOperand {
     Stored* data = away ? held : static_cast<Stored*>(data_) + begin;
     Element* base = static_cast<Element*>(data_);
     Element* there = reinterpret_cast<Element*>(held);
-    if (away && access != Access::writes) gather(base, *row_.layout, operand_, begin, n, there);
+    if (away && access != Access::writes) move<true>(base, *row_.layout, operand_, begin, n, there);
     // What f has captured could lie where the loop stores; a copy that nobody else knows cannot.
     const F visit = f;
     const int64_t count = n;
 #pragma GCC ivdep
     for (int64_t i = 0; i < count; ++i) visit(data[i], i);
-    if (away && access != Access::reads) scatter(base, *row_.layout, operand_, begin, n, there);
+    if (away && access != Access::reads) move<false>(base, *row_.layout, operand_, begin, n, there);
   }
 
   T* buffer() const { return buffer_; }
