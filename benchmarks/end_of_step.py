@@ -1,4 +1,4 @@
-"""What surrounds a step, done inside it: clipping, unscaling, master weights, averages, 8-bit states; against torch.
+"""What surrounds a step, done inside it: clipping, unscaling, master weights, averages, states in codes; against torch.
 
 python benchmarks/end_of_step.py [--quick] [--threads N] [--device cuda] [--seconds N] [--out FILE]
 """
@@ -136,6 +136,10 @@ def coded(params: list[Parameter]) -> Callable[[], object]:
     return fusedopt.AdamW(params, state_dtype="int8").step
 
 
+def coded_in_4(params: list[Parameter]) -> Callable[[], object]:
+    return fusedopt.AdamW(params, state_dtype="int4").step
+
+
 def plain(params: list[Parameter]) -> Callable[[], object]:
     return fusedopt.AdamW(params).step
 
@@ -145,8 +149,9 @@ TASKS = (
     Task("gpt2-adamw: GradScaler unscale_ + clip + step", clipped_by_scaler, unscale_clip_step, 1.4, grad_scale=SCALE),
     Task("gpt2-adamw: bfloat16 params, float32 master", master, step_on_master, 1.3, dtype=torch.bfloat16, atol=4e-3),
     Task("gpt2-adamw: step + moving average", averaged, step_then_average, 1.3),
-    # 8-bit codes against our own float32 state; their roundings are some per cent of a step.
+    # Codes against our own float32 state; roundings are some per cent of a step, in 4 bits up to a half.
     Task("1x32Mi-adamw: 8-bit state against float32 state", coded, plain, 1.0, suite="1x32Mi", atol=3e-3),
+    Task("1x32Mi-adamw: 4-bit state against float32 state", coded_in_4, plain, 1.0, suite="1x32Mi", atol=2e-2),
 )
 
 

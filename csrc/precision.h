@@ -2,6 +2,8 @@
 // scale. As in codec.h, all of it is arithmetic that every backend repeats to the bit.
 #pragma once
 
+#include <utility>
+
 #include "codec.h"
 
 namespace FUSEDOPT_NAMESPACE {
@@ -90,75 +92,121 @@ FUSEDOPT_HD float lacking(float x, float stored) {
   return rest - rest == 0.0f ? rest : 0.0f;
 }
 
-// A code of 8 bits counts magnitudes on a scale that is even near 0 and logarithmic beyond: x units of its block have
-// the code of the upper bits of the float 1 + x, three of them significand, less those of 1 (mu-law, as ITU-T G.711
-// codes speech; blocks as in Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"). With a sign codes
-// reach to 61,439 units, and without one, for what is never negative, to 4e9. Nothing is special about 0 or the
-// smallest code.
-constexpr int kCodeShift = 20;  // from a float's bits to a code's
-constexpr uint32_t kOne = 0x3f800000u;
+// A code counts magnitudes on a scale that is even near 0 and logarithmic beyond: x units of its block have the code of
+// the upper bits of the float 1 + x, three of them significand in 8 bits and one in 4, less those of 1 (mu-law, as
+// ITU-T G.711 codes speech; blocks as in Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"). Codes
+// of 8 bits reach to 61,439 units with a sign and to 4e9 without one, for what is never negative; those of 4 bits to 11
+// and 191. Nothing is special about 0 or the smallest code.
+//
+// A state in codes has a row of words for each block of elements in the order of its param's memory, the last block
+// filled up with zeros. Place k of word w has the code of element w + k * (words of a block), so that neighbours are
+// coded in neighbouring words, all in the same few operations and without a narrowing of any.
+template <int bits, bool with_sign>
+struct Code {
+  static constexpr int kBits = bits;
+  static constexpr bool kSigned = with_sign;  // then it is the upper of the bits
+  static constexpr uint32_t kMost = (1u << (bits - with_sign)) - 1;
+  static constexpr int kShift = bits == 8 ? 20 : 22;  // from a float's bits to a code's
+  static constexpr int kPlaces = 32 / bits;
+  static constexpr int kWords = fusedopt::kCodeBlock / kPlaces;
+};
+constexpr uint32_t kOne = 0x3f800000u, kSign = 0x80000000u;
 
-FUSEDOPT_HD constexpr int32_t most_of(int8_t) { return 127; }
-FUSEDOPT_HD constexpr int32_t most_of(uint8_t) { return 255; }
+template <class F>
+FUSEDOPT_HD void with_code(fusedopt::Dtype dtype, F&& f) {
+  switch (dtype) {
+    case fusedopt::Dtype::i8:
+      return f(Code<8, true>());
+    case fusedopt::Dtype::u8:
+      return f(Code<8, false>());
+    case fusedopt::Dtype::i4:
+      return f(Code<4, true>());
+    case fusedopt::Dtype::u4:
+      return f(Code<4, false>());
+    default:
+      return;
+  }
+}
 
 // Units and one more, for which a magnitude's code stands.
-FUSEDOPT_HD float units_and_one(int32_t code) {
-  return bit_cast<float>(kOne + (static_cast<uint32_t>(code) << kCodeShift));
+template <class C>
+FUSEDOPT_HD float units_and_one(uint32_t code) {
+  return bit_cast<float>(kOne + (code << C::kShift));
 }
 
 // The unit of a block, from the bits of its largest magnitude. The way to the largest code's number and back makes it
 // one that comes out of its own number again, so that numbers decoded and coded once more give the same unit and codes.
 // It follows the largest to the last bit: if it were rounded, an average that decays by less than that would stand
 // still. One number that is not finite makes it NaN, and with it the whole block.
-FUSEDOPT_HD float scale_of(uint32_t largest, int32_t most) {
+template <class C>
+FUSEDOPT_HD float scale_of(uint32_t largest) {
   constexpr float kLeastNormal = 1.17549435e-38f;  // it has an inverse
-  const float units = units_and_one(most) - 1.0f;
+  const float units = units_and_one<C>(C::kMost) - 1.0f;
   const float scale = bit_cast<float>(largest) / units * units / units;
   const float normal = scale < kLeastNormal ? kLeastNormal : scale;
   return bit_cast<float>(largest < 0x7f800000u ? bit_cast<uint32_t>(normal) : 0x7fc00000u);
 }
 
 // The bits of a magnitude are in its order, with what is no number above all.
-FUSEDOPT_HD uint32_t magnitude_of(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
+FUSEDOPT_HD uint32_t magnitude_of(float x) { return bit_cast<uint32_t>(x) & ~kSign; }
 
-FUSEDOPT_HD float decode(int8_t code, float scale) {
-  const int32_t c = code;
-  const float magnitude = units_and_one(c < 0 ? -c : c) - 1.0f;
-  return bit_cast<float>(bit_cast<uint32_t>(magnitude) | (static_cast<uint32_t>(c) & 0x80000000u)) * scale;
+template <int left>
+FUSEDOPT_HD uint32_t shifted(uint32_t x) {
+  if constexpr (left < 0)
+    return x >> -left;
+  else
+    return x << left;
 }
-FUSEDOPT_HD float decode(uint8_t code, float scale) { return (units_and_one(code) - 1.0f) * scale; }
+
+// Calls f(std::integral_constant<int, place>()) for all places of a word, which decide what it is shifted by.
+template <class F, int... place>
+FUSEDOPT_HD void each_of_places(F&& f, std::integer_sequence<int, place...>) {
+  (f(std::integral_constant<int, place>()), ...);
+}
+template <class C, class F>
+FUSEDOPT_HD void each_place(F&& f) {
+  each_of_places(f, std::make_integer_sequence<int, C::kPlaces>());
+}
+
+template <class C, int place>
+FUSEDOPT_HD float decode(uint32_t word, float scale) {
+  constexpr int kNext = (place + 1) * C::kBits;
+  const uint32_t magnitude = shifted<C::kShift - place * C::kBits>(word) & C::kMost << C::kShift;
+  const uint32_t sign = C::kSigned ? word << (32 - kNext) & kSign : 0;
+  return bit_cast<float>(bit_cast<uint32_t>(bit_cast<float>(kOne + magnitude) - 1.0f) | sign) * scale;
+}
 
 // r: a draw, or its mean to round to the nearest.
 constexpr uint32_t kNearest = 0x80000000u;
 
-// Makes the codes of one block.
+// Makes the codes of one block. Of one without a scale they are what its numbers' bits do not matter to.
+template <class C>
 struct Coder {
   float inverse;
   float top;  // the largest code's 1 + x, or 1 where the block has no scale
+  uint32_t sign;
 
   // A millionth more, so that the largest reaches its code before draws are added.
-  FUSEDOPT_HD Coder(float scale, int32_t most)
-      : inverse(1.0f / scale * 1.00000095367431640625f), top(scale == scale ? units_and_one(most) : 1.0f) {}
+  FUSEDOPT_HD explicit Coder(float scale)
+      : inverse(1.0f / scale * 1.00000095367431640625f),
+        top(scale == scale ? units_and_one<C>(C::kMost) : 1.0f),
+        sign(scale == scale ? kSign : 0) {}
 
-  FUSEDOPT_HD int32_t magnitude(float x, uint32_t r) const {
+  // What a number's code is in its place of a word.
+  template <int place>
+  FUSEDOPT_HD uint32_t encode(float x, uint32_t r) const {
+    constexpr int kBegin = place * C::kBits, kNext = kBegin + C::kBits;
     const float y = 1.0f + bit_cast<float>(magnitude_of(x)) * inverse;
-    const uint32_t bits = bit_cast<uint32_t>(y < top ? y : top);  // top for what is no number
-    return static_cast<int32_t>((bits - kOne + (r >> (32 - kCodeShift))) >> kCodeShift);
-  }
-  FUSEDOPT_HD void encode(float x, uint32_t r, int8_t& out) const {
-    const int32_t sign = bit_cast<int32_t>(x) >> 31;
-    out = static_cast<int8_t>((magnitude(x, r) ^ sign) - sign);
-  }
-  // What is not 0 does not become 0: a divisor must not vanish.
-  FUSEDOPT_HD void encode(float x, uint32_t r, uint8_t& out) const {
-    const int32_t code = magnitude(x, r), bits = static_cast<int32_t>(magnitude_of(x)), least = bits < 1 ? bits : 1;
-    out = static_cast<uint8_t>(code > least ? code : least);
+    uint32_t code =
+        bit_cast<uint32_t>(y < top ? y : top) - kOne + (r >> (32 - C::kShift));  // top for what is no number
+    if constexpr (!C::kSigned) {
+      // What is not 0 does not become 0, unless it is a denormal: a divisor must not vanish.
+      const uint32_t its = magnitude_of(x), least = its < 1u << C::kShift ? its : 1u << C::kShift;
+      code = code > least ? code : least;
+    }
+    const uint32_t magnitude = shifted<kBegin - C::kShift>(code) & C::kMost << kBegin;
+    return C::kSigned ? magnitude | (bit_cast<uint32_t>(x) & sign) >> (32 - kNext) : magnitude;
   }
 };
-
-template <class F>
-FUSEDOPT_HD void with_code(fusedopt::Dtype dtype, F&& f) {
-  dtype == fusedopt::Dtype::i8 ? f(int8_t()) : f(uint8_t());
-}
 
 }  // namespace FUSEDOPT_NAMESPACE

@@ -20,14 +20,17 @@ constexpr int kMaxSums = 2;
 constexpr int kChunk = 1024;
 constexpr int kAccumulators = 256;
 
-// Of these i8 and u8 hold the codes of precision.h, and occur as states alone.
-enum class Dtype : uint8_t { f32, f64, bf16, f16, i8, u8 };
+// The last four are the codes of precision.h, with and without a sign, of 8 bits and of 4. They occur as states alone.
+enum class Dtype : uint8_t { f32, f64, bf16, f16, i8, u8, i4, u4 };
 
-constexpr bool is_coded(Dtype d) { return d == Dtype::i8 || d == Dtype::u8; }
-constexpr int element_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : is_coded(d) ? 1 : 2; }
+constexpr bool is_coded(Dtype d) { return d >= Dtype::i8; }
 
-// Elements of a coded state that share a scale.
+// Elements of a coded state that share a scale, and the bytes of their codes.
 constexpr int kCodeBlock = 256;
+constexpr int code_bytes(Dtype d) { return d == Dtype::i4 || d == Dtype::u4 ? kCodeBlock / 2 : kCodeBlock; }
+
+// Of codes: what their memory counts in.
+constexpr int element_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : is_coded(d) ? 1 : 2; }
 
 // The operands of a row in the order in which layouts list them.
 enum Operand { kParam, kGrad, kState, kPartner = kState + kMaxStates, kAverage, kOperands };
@@ -55,12 +58,12 @@ enum class Pair : uint8_t {
 struct Extras {
   void* partner = nullptr;
   void* average = nullptr;           // of the params of all steps, exponentially weighted
-  float* scales[kMaxStates] = {};    // of coded states, one for each block of elements in the order of the row
+  float* scales[kMaxStates] = {};    // of coded states, one for each block
   Dtype partner_dtype = Dtype::f32;  // of a copy or a compensation
   Dtype average_dtype = Dtype::f32;
   Pair pair = Pair::none;
   bool new_average = false;  // it begins with this step's param
-  bool stochastic = false;   // params without a partner and states of 16 or 8 bits are rounded up or down by chance
+  bool stochastic = false;   // params without a partner and states of 16 bits or fewer are rounded up or down by chance
   bool clears_grad = false;
   double average_weight = 0;  // of this step's param
   uint64_t key = 0;           // of this step's draws

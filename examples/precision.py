@@ -82,6 +82,7 @@ VARIANTS = [
     _bfloat16("stochastic rounding", "#009e73", (5, 2), rounding="stochastic", **_STATE),
     _bfloat16("Kahan summation", "#882255", (3, 1, 1, 1), rounding="kahan", **_STATE),
     Variant("float32, 8-bit state", torch.float32, {"state_dtype": "int8"}, "#cc79a7", (1, 1.5)),
+    Variant("float32, 4-bit state", torch.float32, {"state_dtype": "int4"}, "#999933", (5, 2)),
 ]
 
 

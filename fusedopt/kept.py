@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from . import _C
-from .precision import HALVES, PARTNERS, Precision, check_ema_decay, unpacked, warn_of_losses
+from .precision import HALVES, PARTNERS, Precision, check_ema_decay, warn_of_losses
 
 
 class KeptState(Optimizer):
@@ -206,7 +206,12 @@ class KeptState(Optimizer):
 
 def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     ours = cast(KeptState, optimizer)
-    state = {key: unpacked(value) if isinstance(value, dict) else value for key, value in state_dict["state"].items()}
+    saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+    params = [param for group in ours.param_groups for param in group["params"]]
+    state = dict(state_dict["state"])
+    for index, param in zip(saved, params, strict=True):
+        if isinstance(state.get(index), dict):
+            state[index] = ours._precision.unpack(state[index], param)
     draws = {"rounding_draws": ours._draws_so_far()} if ours._precision.seed is not None else {}
     return {**state_dict, "state": state, **draws}
 

@@ -15,10 +15,11 @@ from torch import Tensor
 StateDtype = str | torch.dtype | Mapping[str, str | torch.dtype] | None
 
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_CODES = {"int8": torch.int8, "uint8": torch.uint8}
+_CODES = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}  # and their bits
+_BYTES = (torch.int8, torch.uint8)
 HALVES = (torch.bfloat16, torch.float16)
 
-# Averages of gradients, which come back to what they forget: 8 bits are enough for them. The second lot are never
+# Averages of gradients, which come back to what they forget: codes are enough for them. The second lot are never
 # negative, so that the code needs no sign.
 _SIGNED = {"exp_avg", "momentum_buffer", "grad_avg", "exp_avg_diff", "neg_pre_grad"}
 _UNSIGNED = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf"}
@@ -102,15 +103,29 @@ class Precision:
         """Bring states to their storages, in place."""
         for name, storage in self.states.items():
             value = state.get(name)
-            if not isinstance(value, Tensor) or value.dtype in _CODES.values():
+            if not isinstance(value, Tensor) or value.dtype in _BYTES:
                 continue
             if storage in _FLOATS:
                 if not value.is_complex():
                     state[name] = value.to(_FLOATS[storage])
             elif param.numel() >= LEAST_CODED and not value.is_complex():
-                state[name], state[name + "_scale"] = encode(value, storage == "int8")
+                state[name], state[name + "_scale"] = encode(value, storage, self._ordered_as(state, param))
             else:
                 state[name] = value.float() if value.dtype in HALVES else value
+
+    def unpack(self, state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
+        """A param's state as torch.optim can load it: codes decoded, and without what only this process can use."""
+        made = {}
+        for name, value in state.items():
+            if name == "copy" or (name.endswith("_scale") and name.removesuffix("_scale") in state):
+                continue
+            coded = isinstance(value, Tensor) and value.dtype in _BYTES and name + "_scale" in state
+            made[name] = decode(value, state[name + "_scale"], self._ordered_as(state, param)) if coded else value
+        return made
+
+    def _ordered_as(self, state: Mapping[str, Any], param: Tensor) -> Tensor:
+        """The tensor in the order of whose memory a param's codes are."""
+        return state.get("master", param) if self.partner == "master" and param.dtype in HALVES else param
 
     def match_partner(self, state: dict[str, Any], param: Tensor) -> str | None:
         """Make this option's partner of a param out of another's, in place; say what that loses, if anything."""
@@ -157,7 +172,7 @@ def _storage(name: str, dtype: str | torch.dtype) -> str:
             f"Invalid state_dtype: {name!r} is no average that forgets, and in {text} it would stand still; give the "
             "states that are by name, as in state_dtype={'exp_avg': 'int8'}"
         )
-    return "uint8" if name in _UNSIGNED else "int8"
+    return f"{'u' if name in _UNSIGNED else ''}int{_CODES[text]}"
 
 
 def exact_param(param: Tensor, partner: str, tensor: Tensor) -> Tensor:
@@ -180,67 +195,64 @@ def _partner_of(exact: Tensor, param: Tensor, partner: str) -> Tensor:
     return (exact.view(torch.int32) - value.view(torch.int32)).clamp(-(2**15), 2**15 - 1).to(torch.int16)
 
 
-# The code of csrc/precision.h, in torch's operations, for checkpoints.
+# The codes of csrc/precision.h, in torch's operations, for checkpoints.
+
+_ONE = 0x3F800000
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """The elements of a dense tensor in the order of its memory."""
-    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
-    return tensor.permute(order).reshape(-1)
+def _order(tensor: Tensor) -> list[int]:
+    """The dimensions of a tensor, that of neighbours in memory last."""
+    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
 
 
-def _like(flat: Tensor, model: Tensor) -> Tensor:
-    """A tensor with the shape and strides of `model` out of its elements in the order of memory."""
-    made = torch.empty_like(model, dtype=flat.dtype)
-    order = sorted(range(made.ndim), key=made.stride, reverse=True)
-    made.permute(order).copy_(flat.view([made.shape[d] for d in order]))
-    return made
+def _shift(bits: int) -> int:
+    return 20 if bits == 8 else 22
 
 
-def _blocks(flat: Tensor) -> Tensor:
-    rest = -flat.numel() % CODE_BLOCK
-    return torch.nn.functional.pad(flat, (0, rest)).view(-1, CODE_BLOCK)
+def _units_and_one(codes: Tensor, bits: int) -> Tensor:
+    return (_ONE + (codes << _shift(bits))).view(torch.float32)
 
 
-_ONE, _SHIFT, _HALF = 0x3F800000, 20, 1 << 19
-
-
-def _units_and_one(codes: Tensor) -> Tensor:
-    return (_ONE + (codes << _SHIFT)).view(torch.float32)
-
-
-def encode(value: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """The 8-bit codes of a tensor, rounded to nearest, and the scale of each 256 in the order of its memory."""
-    blocks = _blocks(_flat(value.detach().float()))
+def encode(value: Tensor, code: str, model: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes of a tensor, rounded to nearest, and their scales, for each 256 elements in the order of the model."""
+    bits, signed = _CODES[code], not code.startswith("u")
+    flat = value.detach().float().permute(_order(model)).reshape(-1)
+    blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % CODE_BLOCK)).view(-1, CODE_BLOCK)
     magnitudes = blocks.abs()
-    largest = magnitudes.amax(1)
-    top = _units_and_one(torch.tensor([127 if signed else 255], dtype=torch.int32))
+    largest = magnitudes.amax(1, keepdim=True)
+    finite = largest.isfinite()
+    top = _units_and_one(torch.tensor(2 ** (bits - signed) - 1, dtype=torch.int32, device=value.device), bits)
     units = top - 1
-    scales = torch.where(largest.isfinite(), (largest / units * units / units).clamp(min=2.0**-126), torch.nan)
-    y = magnitudes * (1 / scales * (1 + 2.0**-20))[:, None] + 1
-    most = torch.where(largest.isfinite(), top, 1)[:, None]
-    codes = (torch.where(y < most, y, most).view(torch.int32) - _ONE + _HALF) >> _SHIFT
-    codes = torch.where(blocks < 0, -codes, codes) if signed else torch.where(blocks != 0, codes.clamp(min=1), 0)
-    flat = codes.view(-1)[: value.numel()].to(torch.int8 if signed else torch.uint8)
-    return _like(flat, value), scales
+    scales = torch.where(finite, (largest / units * units / units).clamp(min=2.0**-126), torch.nan)
+    y = magnitudes * (1 / scales * (1 + 2.0**-20)) + 1
+    most = torch.where(finite, top, 1)
+    codes = torch.where(y < most, y, most).view(torch.int32) - _ONE + (1 << (_shift(bits) - 1))
+    if not signed:
+        codes = torch.maximum(codes, magnitudes.view(torch.int32).clamp(max=1 << _shift(bits)))
+    codes >>= _shift(bits)
+    if signed:
+        codes += (blocks.signbit() & finite).int() << (bits - 1)
+    # Place k of word w has element w + k * (words of a block); bytes are in the order of little endians.
+    places = codes.view(len(codes), 32 // bits, -1).mT
+    if bits == 4:
+        places = places[..., ::2] + (places[..., 1::2] << 4)
+    packed = places.reshape(len(codes), -1).to(torch.uint8)
+    return packed.view(torch.int8) if signed else packed, scales[:, 0]
 
 
-def decode(codes: Tensor, scales: Tensor) -> Tensor:
-    """What codes and scales stand for, in float32."""
-    blocks = _blocks(_flat(codes).int())
-    magnitudes = _units_and_one(blocks.abs()) - 1
-    numbers = torch.where(blocks < 0, -magnitudes, magnitudes) * scales[:, None]
-    return _like(numbers.view(-1)[: codes.numel()], codes)
-
-
-def unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A param's state as torch.optim can load it: codes decoded, and without what only this process can use."""
-    made = {}
-    for name, value in state.items():
-        if name == "copy" or (name.endswith("_scale") and name.removesuffix("_scale") in state):
-            continue
-        coded = isinstance(value, Tensor) and value.dtype in _CODES.values() and name + "_scale" in state
-        made[name] = decode(value, state[name + "_scale"]) if coded else value
+def decode(codes: Tensor, scales: Tensor, model: Tensor) -> Tensor:
+    """What codes and scales stand for, in float32, with the shape and strides of the model."""
+    bits, signed = 8 * codes.shape[1] // CODE_BLOCK, codes.dtype == torch.int8
+    places = codes.view(torch.uint8).int().view(len(codes), -1, 4)
+    if bits == 4:
+        places = torch.stack([places & 15, places >> 4], -1).flatten(2)
+    blocks = places.mT.reshape(len(codes), CODE_BLOCK)
+    negative = blocks >> (bits - 1) if signed else torch.zeros_like(blocks)
+    magnitudes = _units_and_one(blocks - (negative << (bits - 1)), bits) - 1
+    numbers = torch.where(negative != 0, -magnitudes, magnitudes) * scales[:, None]
+    made = torch.empty_like(model, dtype=torch.float32)
+    order = _order(made)
+    made.permute(order).copy_(numbers.view(-1)[: made.numel()].view([made.shape[d] for d in order]))
     return made
 
 
@@ -259,8 +271,8 @@ ARGUMENTS = """
 max_grad_norm: multiply gradients, inside the update, so that the norm of all of them together is at most this;
     None leaves them alone. `grad_norm` tells the norm.
 ema_decay: keep an exponential moving average of the params with this factor, in `ema_parameters()`.
-state_dtype: what states are stored in: "float32", "bfloat16", "float16", "int8" (blocks of 256 codes and a
-    float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by the names of states.
+state_dtype: what states are stored in: "float32", "bfloat16", "float16", "int8" or "int4" (blocks of 256 codes
+    and a float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by the names of states.
 master_weights: for params in 16 bits: "float32" keeps a float32 copy to update, "remainder" only the low half
     of it, beside bfloat16 params that are its upper half.
 rounding: of params and states in fewer bits than the arithmetic: "nearest"; "stochastic", up or down by

@@ -16,16 +16,16 @@ from fusedopt.precision import _SIGNED, _UNSIGNED
 
 @dataclass(frozen=True)
 class Options:
-    """`kwargs` for params of `dtypes`; `codes`: states of 8 bits where the rule has such as can be."""
+    """`kwargs` for params of `dtypes`; `codes`: the storage of the states that can be in codes, where a rule has any."""
 
     name: str
     kwargs: dict[str, Any] = field(default_factory=dict)
-    codes: bool = False
+    codes: str = ""
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 
     def of(self, case: Case) -> dict[str, Any]:
         names = [name for name in case.states if name in _SIGNED | _UNSIGNED] if self.codes else []
-        return {**self.kwargs, **({"state_dtype": dict.fromkeys(names, "int8")} if names else {})}
+        return {**self.kwargs, **({"state_dtype": dict.fromkeys(names, self.codes)} if names else {})}
 
     def __str__(self) -> str:
         return self.name
@@ -40,10 +40,12 @@ OPTIONS = [
     Options("stochastic", {"rounding": "stochastic", "rounding_seed": 7}),
     Options("bfloat16-state", {"state_dtype": "bfloat16"}, dtypes=(torch.float32, torch.float64)),
     Options("float32-state", {"state_dtype": torch.float32}, dtypes=EVERY),
-    Options("codes", codes=True, dtypes=EVERY),
-    Options("codes-stochastic", {"rounding": "stochastic"}, codes=True, dtypes=(torch.float32, torch.bfloat16)),
+    Options("codes", codes="int8", dtypes=EVERY),
+    Options("codes-stochastic", {"rounding": "stochastic"}, codes="int8", dtypes=(torch.float32, torch.bfloat16)),
+    Options("four-bit-codes", codes="int4", dtypes=(torch.float32, torch.float64)),
+    Options("four-bit-codes-stochastic", {"rounding": "stochastic"}, codes="int4", dtypes=(torch.bfloat16,)),
     Options("average", {"ema_decay": 0.9}, dtypes=EVERY),
-    Options("master-average-codes", {"master_weights": "float32", "ema_decay": 0.9}, codes=True),
+    Options("master-average-codes", {"master_weights": "float32", "ema_decay": 0.9}, codes="int8"),
     Options("remainder-average", {"master_weights": "remainder", "ema_decay": 0.5}, dtypes=(torch.bfloat16,)),
 ]
 PAIRS = [(options, dtype) for options in OPTIONS for dtype in options.dtypes]

@@ -169,114 +169,164 @@ def test_draws_depend_on_seed_step_and_place_alone() -> None:
         assert same(run(5, isa=isa), first)
 
 
-@pytest.mark.parametrize("signed", [True, False])
-def test_codes_keep_relative_size(signed: bool) -> None:
+# Half of the step between codes, of a number that is one unit larger; the code of the largest, and its units.
+HALF_STEP = {8: 1 / 16, 4: 1 / 4}
+MOST = {"int8": (127, 61439), "uint8": (255, 15 * 2**28), "int4": (7, 11), "uint4": (15, 191)}
+codes_of_all_kinds = pytest.mark.parametrize("code", MOST)
+
+
+def bits_of(code: str) -> int:
+    return int(code.removeprefix("u").removeprefix("int"))
+
+
+@codes_of_all_kinds
+def test_codes_keep_relative_size(code: str) -> None:
+    signed = not code.startswith("u")
     numbers = torch.logspace(-6, 0, 4096)
     numbers = numbers * torch.tensor([1.0, -1.0]).repeat(2048) if signed else numbers
     numbers = numbers[torch.randperm(4096, generator=torch.Generator().manual_seed(0))]
-    codes, scales = encode(numbers, signed)
-    back = decode(codes, scales)
+    codes, scales = encode(numbers, code, numbers)
+    back = decode(codes, scales, numbers)
     assert scales.numel() == 4096 // CODE_BLOCK
-    # Half of a step of the last of four bits, of a number that is one unit larger.
+    assert codes.numel() == 4096 * bits_of(code) // 8
     unit = scales.repeat_interleave(CODE_BLOCK)
     largest = numbers.abs().view(-1, CODE_BLOCK).amax(1)
     assert torch.allclose(back.abs().view(-1, CODE_BLOCK).amax(1), largest, rtol=3e-7, atol=0)
-    assert ((back - numbers).abs() <= (numbers.abs() + unit) / 16).all()
+    near = (back - numbers).abs() <= (numbers.abs() + unit) * HALF_STEP[bits_of(code)]
+    # Of what would be nearest to 0, and is kept from it.
+    least = back.abs() <= unit * 2 * HALF_STEP[bits_of(code)]
+    assert (near | (least & (numbers < back))).all() if not signed else near.all()
     assert signed or (back > 0).all()
-    again = encode(back, signed)
+    again = encode(back, code, numbers)
     assert torch.equal(again[0], codes)
     assert torch.equal(again[1], scales)
 
 
-@pytest.mark.parametrize("code", range(-128, 256))
-def test_every_code_comes_back(code: int) -> None:
-    for signed in (True, False):
-        if not (-127 <= code <= 127 if signed else 0 <= code <= 255):
-            continue
-        codes = torch.full((300,), code, dtype=torch.int8 if signed else torch.uint8)
-        codes[0] = 127 if signed else 255
-        codes[CODE_BLOCK] = codes[0]
-        for number in (1.0, 3e-30, 1.7, 6e33):
-            _, scales = encode(torch.full((300,), number), signed)
-            again = encode(decode(codes, scales), signed)
-            assert torch.equal(again[0], codes)
-            assert torch.equal(again[1], scales)
+@codes_of_all_kinds
+def test_every_code_comes_back(code: str) -> None:
+    """Each magnitude, with either sign, beside the largest of its block."""
+    most, units = MOST[code]
+    shift = 20 if bits_of(code) == 8 else 22
+    ladder = (0x3F800000 + (torch.arange(most + 1, dtype=torch.int32) << shift)).view(torch.float32) - 1
+    assert ladder[-1] == units
+    steps = torch.cat([ladder] if code.startswith("u") else [ladder, -ladder[1:]])
+    for number in (1.0, 3e-30, 1.7, 6e33):
+        block = steps / units * number
+        values = torch.cat([block, torch.zeros(-len(block) % CODE_BLOCK), block])
+        codes, scales = encode(values, code, values)
+        back = decode(codes, scales, values)
+        again = encode(back, code, values)
+        assert torch.equal(again[0], codes)
+        assert torch.equal(again[1], scales)
+        # Where the unit is no denormal.
+        if number / units > 2.0**-126:
+            torch.testing.assert_close(back, values, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("signed", [True, False])
-def test_blocks_of_any_size_have_a_scale(signed: bool) -> None:
+def test_a_word_holds_what_is_far_apart() -> None:
+    """Place k of word w is element w + k * (words of a block), on a machine of either endianness."""
+    for code, words in (("uint8", 64), ("uint4", 32)):
+        for element in (0, 1, words - 1, words, 3 * words + 5, CODE_BLOCK - 1):
+            values = torch.zeros(2 * CODE_BLOCK)
+            values[CODE_BLOCK + element] = 1.0
+            codes, _ = encode(values, code, values)
+            word, place = element % words, element // words
+            bits = bits_of(code)
+            expected = torch.zeros(2, words, dtype=torch.int64)
+            expected[1, word] = MOST[code][0] << (place * bits)
+            assert codes.view(torch.uint32).to(torch.int64).equal(expected)
+
+
+@codes_of_all_kinds
+def test_blocks_of_any_size_have_a_scale(code: str) -> None:
     """All zeros, what underflows, a very large float, and what is not finite, each in a block of its own."""
     blocks = torch.zeros(6, CODE_BLOCK)
     blocks[1, 3], blocks[2, 0], blocks[3] = 1e-45, 2e-38, 3e38
     blocks[4, 7], blocks[5, 9] = torch.inf, torch.nan
-    codes, scales = encode(blocks, signed)
-    back = decode(codes, scales)
+    codes, scales = encode(blocks, code, blocks)
+    back = decode(codes, scales, blocks)
     assert torch.equal(back[0], blocks[0])
     assert torch.equal(back[2:4] != 0, blocks[2:4] != 0)
-    assert torch.allclose(back[2:4], blocks[2:4], rtol=1 / 8, atol=1e-39)
+    assert torch.allclose(back[2:4], blocks[2:4], rtol=1 / 4, atol=1e-39)
     assert back[4:].isnan().all()
-    again = encode(back[:4], signed)
+    again = encode(back[:4], code, blocks[:4])
     assert torch.equal(again[0], codes[:4])
     assert torch.equal(again[1], scales[:4])
 
 
-def test_codes_drawn_by_chance_are_unbiased() -> None:
-    """Numbers between two codes, whose units another number sets, come out right in the mean."""
-    grad = torch.full((200 * CODE_BLOCK,), 0.013)
-    grad[::CODE_BLOCK] = 1.0
-    param = Parameter(torch.zeros_like(grad))
-    optimizer = fusedopt.SGD([param], lr=1.0, momentum=0.9, state_dtype="int8", rounding="stochastic", rounding_seed=3)
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_the_engines_codes_of_what_is_not_finite(storage: str, number: float) -> None:
+    param = Parameter(torch.zeros(5000))
+    grad = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    grad[300] = number
+    optimizer = fusedopt.SGD([param], lr=1.0, momentum=0.9, state_dtype=storage)
     give(param, grad)
     optimizer.step()
     state = optimizer.state[param]
-    found = decode(state["momentum_buffer"], state["momentum_buffer_scale"])
+    codes, scales = encode(grad, storage, grad)
+    assert same(state["momentum_buffer"], codes)
+    assert torch.equal(state["momentum_buffer_scale"].isnan(), scales.isnan())
+    assert scales.isnan().nonzero().flatten().tolist() == [1]
+
+
+@pytest.mark.parametrize(("storage", "value"), [("int8", 0.013), ("int4", 0.13)])
+def test_codes_drawn_by_chance_are_unbiased(storage: str, value: float) -> None:
+    """Numbers between two codes, whose units another number sets, come out right in the mean."""
+    grad = torch.full((200 * CODE_BLOCK,), value)
+    grad[::CODE_BLOCK] = 1.0
+    param = Parameter(torch.zeros_like(grad))
+    optimizer = fusedopt.SGD([param], lr=1.0, momentum=0.9, state_dtype=storage, rounding="stochastic", rounding_seed=3)
+    give(param, grad)
+    optimizer.step()
+    state = optimizer.state[param]
+    found = decode(state["momentum_buffer"], state["momentum_buffer_scale"], param)
     assert torch.allclose(found[::CODE_BLOCK], grad[::CODE_BLOCK], rtol=3e-7)
     others = found[grad < 1].double()
     assert others.unique().numel() == 2
-    assert abs(others.mean().item() - 0.013) < 5 * others.std().item() / others.numel() ** 0.5
+    assert abs(others.mean().item() - value) < 5 * others.std().item() / others.numel() ** 0.5
 
 
-def test_averages_of_codes_decay() -> None:
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+def test_averages_of_codes_decay(storage: str) -> None:
     """No rounding holds a block where it is: its unit follows its largest to the last bit."""
     param = Parameter(torch.zeros(8192))
-    optimizer = fusedopt.AdamW([param], betas=(0.9, 0.999), state_dtype="int8")
+    optimizer = fusedopt.AdamW([param], betas=(0.9, 0.999), state_dtype=storage)
     generator = torch.Generator().manual_seed(0)
     give(param, torch.rand(8192, generator=generator) + 0.5)
     optimizer.step()
     state = optimizer.state[param]
-    first = decode(state["exp_avg_sq"], state["exp_avg_sq_scale"])
+    first = decode(state["exp_avg_sq"], state["exp_avg_sq_scale"], param)
     for _ in range(500):
         give(param, torch.zeros(8192))
         optimizer.step()
-    assert torch.allclose(decode(state["exp_avg_sq"], state["exp_avg_sq_scale"]), first * 0.999**500, rtol=1e-3)
-
-
-def coded(case: Case) -> dict[str, Any]:
-    return next(o for o in OPTIONS if o.name == "codes").of(case)
+    assert torch.allclose(decode(state["exp_avg_sq"], state["exp_avg_sq_scale"], param), first * 0.999**500, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [o for o in OPTIONS if o.name in ("codes", "four-bit-codes")], ids=str)
 @one_per_optimizer
-def test_a_step_on_codes_is_decode_step_encode(case: Case, dtype: torch.dtype) -> None:
+def test_a_step_on_codes_is_decode_step_encode(case: Case, options: Options, dtype: torch.dtype) -> None:
     """The engine's codes are those of the formula, bit for bit."""
-    ours = case.ours([Parameter(v) for v in values(dtype)], **coded(case))
-    wide = dict.fromkeys(coded(case).get("state_dtype", {}), "float32")
+    ours = case.ours([Parameter(v) for v in values(dtype)], **options.of(case))
+    wide = dict.fromkeys(options.of(case).get("state_dtype", {}), "float32")
     plain = case.ours([Parameter(v) for v in values(dtype)], state_dtype=wide)
     for grads in random_gradients(params_of(ours), 4):
         for optimizer in (ours, plain):
             train(optimizer, [grads])
         for p, q in zip(params_of(ours), params_of(plain), strict=True):
             assert same(p.detach(), q.detach())
-            for name in coded(case).get("state_dtype", {}):
+            for name in wide:
                 value, state = plain.state[q].get(name), ours.state[p]
                 if p.numel() < LEAST_CODED:
                     assert value is None or state[name].dtype == torch.float32
                     assert name + "_scale" not in state
                     continue
-                codes, scales = encode(value, state[name].dtype == torch.int8)
+                unsigned = "" if state[name].dtype == torch.int8 else "u"
+                codes, scales = encode(value, unsigned + options.codes, q)
                 assert same(state[name], codes)
                 assert same(state[name + "_scale"], scales)
-                plain.state[q][name] = decode(codes, scales)
+                plain.state[q][name] = decode(codes, scales, q)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

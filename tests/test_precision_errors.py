@@ -26,7 +26,7 @@ REFUSED: list[tuple[dict[str, Any], torch.dtype, str]] = [
     ({"master_weights": "float32"}, torch.float32, "master_weights='float32' is for params in 16 bits"),
     ({"rounding_seed": -1, "rounding": "stochastic"}, torch.bfloat16, "Invalid rounding_seed: -1"),
     ({"ema_decay": 1.5}, torch.float32, "Invalid ema_decay: 1.5"),
-    ({"state_dtype": "int4"}, torch.float32, "Invalid state_dtype: 'int4'; use one of float32"),
+    ({"state_dtype": "int2"}, torch.float32, "Invalid state_dtype: 'int2'; use one of float32"),
     ({"state_dtype": {"momentum": "int8"}}, torch.float32, "there is no state 'momentum'; the states are"),
 ]
 
@@ -86,6 +86,14 @@ def test_attached_tensors_are_checked() -> None:
         ({"ema_decay": 0.5}, "ema", torch.ones(5000, device="meta"), "is not a dense tensor on cpu"),
         ({"state_dtype": "int8"}, "exp_avg_scale", None, "is missing, without which codes mean nothing"),
         ({"state_dtype": "int8"}, "exp_avg_scale", torch.ones(3), "is not a contiguous float32 tensor of 20 scales"),
+        ({"state_dtype": "int4"}, "exp_avg", torch.ones(20, 64, dtype=torch.int8), r"has codes of shape \[20, 64\]"),
+        ({"state_dtype": "int4"}, "exp_avg", torch.ones(19, 128, dtype=torch.int8), "not those of a param of shape"),
+        (
+            {"state_dtype": "int4"},
+            "exp_avg",
+            torch.ones(2561, dtype=torch.int8)[1:].view(20, 128),
+            "has codes of shape",
+        ),
     ]:
         made, param, state = optimizer(**options)  # type: ignore[arg-type]
         state[key] = value

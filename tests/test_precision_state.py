@@ -150,6 +150,24 @@ def test_a_resumed_run_is_the_run(case: Case, options: Options, dtype: torch.dty
                 assert value is None or same(optimizer.state[p][key], value), key
 
 
+@pytest.mark.parametrize("options", [{}, {"master_weights": "float32"}], ids=["params", "master"])
+def test_codes_are_in_the_order_of_the_memory_that_is_loaded_into(options: dict[str, Any]) -> None:
+    """Blocks are found again where a model is kept in another memory format than the checkpoint was saved from."""
+    options = {**options, "state_dtype": {"exp_avg": "int8", "exp_avg_sq": "float32"}}
+    value = torch.randn(8, 8, 8, 9).to(torch.bfloat16 if "master_weights" in options else torch.float32)
+    # Every channel has a magnitude of its own, which a block of another order would miss.
+    grad = torch.randn(8, 8, 8, 9) * torch.logspace(-3, 3, 8)[:, None, None]
+    saved = fusedopt.AdamW([Parameter(value.clone())], **options)
+    train(saved, [[grad.to(value.dtype)]])
+    loaded = fusedopt.AdamW([Parameter(value.to(memory_format=torch.channels_last))], **options)
+    loaded.load_state_dict(saved.state_dict())
+    for _ in range(2):
+        states = [optimizer.state_dict()["state"][0]["exp_avg"] for optimizer in (saved, loaded)]
+        torch.testing.assert_close(states[0], states[1], rtol=1 / 6, atol=1e-3)
+        train(saved, [[grad.to(value.dtype)]])
+        train(loaded, [[grad.to(value.dtype, memory_format=torch.channels_last)]])
+
+
 @pytest.mark.parametrize(("options", "dtype"), [pair for pair in PAIRS if pair[1] != torch.float64], ids=str)
 @pytest.mark.parametrize("case", [case for case in ONE_PER_OPTIMIZER if case.has_twin], ids=str)
 def test_torch_loads_what_is_saved(case: Case, options: Options, dtype: torch.dtype) -> None:

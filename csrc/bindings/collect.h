@@ -37,7 +37,12 @@ inline bool Plan::settled(int slot, size_t at) {
   for (int k = 0; k < rule_->states; ++k) {
     if (!source.state[k]) continue;
     const TensorImpl* state = unpack(source.state_object[k]).unsafeGetTensorImpl();
-    if (state != source.state[k] || !alike(*state, source.state_type[k])) return false;
+    Dtype code;
+    if (state != source.state[k]) return false;
+    if (is_coded(row.state_dtype[k])
+            ? !here(*state, source.state_type[k]) || !codes_of(*state, *param, code) || code != row.state_dtype[k]
+            : !alike(*state, source.state_type[k]))
+      return false;
   }
   for (int c = 0; c < rule_->counters; ++c) {
     const TensorImpl* counter = unpack(source.counter_object[c]).unsafeGetTensorImpl();
@@ -250,14 +255,18 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     }
     TensorImpl* state = unpack(found[k]).unsafeGetTensorImpl();
     const bool reachable = plain(*state) && state->device() == source.param->device();
-    const bool fits = (options_.coded(k) ? storage_of_state : storage_of)(*state, row.state_dtype[k]) &&
-                      is_complex(*state) == is_complex(*source.param);
-    if (!reachable || !fits || !equal(state->sizes(), source.param->sizes())) {
+    const bool codes = options_.coded(k) && codes_of(*state, *source.param, row.state_dtype[k]);
+    const bool fits =
+        codes || (storage_of(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param));
+    if (!reachable || !fits || (!codes && !equal(state->sizes(), source.param->sizes()))) {
       if (state->is_inference()) state->bump_version();
       if (state->is_inference() || dispatches_to_python(*state)) return Found::leftover;
       if (!reachable)
         fail(source, name() + "is not a dense tensor on " + source.param->device().str() + " but on " +
                          state->device().str() + "; move it to the param's device");
+      if (!fits && options_.coded(k) && state->dtype().itemsize() == 1)
+        fail(source, name() + "has codes of shape " + shape_of(*state) + ", which are not those of a param of shape " +
+                         shape_of(*source.param) + "; load the state anew");
       if (!fits)
         fail(source, name() + "is " + dtype_name(*state) + ", the param " + dtype_name(*source.param) + "; convert it");
       fail(source, name() + "has shape " + shape_of(*state) + ", the param " + shape_of(*source.param) +
@@ -282,7 +291,8 @@ inline bool Plan::lay_out(Row& row, Source& source) {
     operands[count++] = tensor;
     same = same && equal(tensor->strides(), source.param->strides());
   };
-  for (int k = 0; k < rule_->states; ++k) add(source.state[k], kState + k);
+  for (int k = 0; k < rule_->states; ++k)
+    if (!is_coded(row.state_dtype[k])) add(source.state[k], kState + k);
   add(exact == source.param ? source.attached[kPartnerTensor] : source.param, kPartner);
   add(source.attached[kAverageTensor], kAverage);
   same = same && equal(exact->strides(), source.param->strides());

@@ -16,7 +16,7 @@ constexpr int64_t kLeastCoded = 4096;
 enum Attached { kPartnerTensor, kAverageTensor, kScaleTensor, kAttached = kScaleTensor + kMaxStates };
 
 struct Options {
-  std::vector<std::optional<at::ScalarType>> state;  // of each of the rule's; kChar and kByte are codes
+  std::vector<std::optional<Dtype>> state;  // of each of the rule's
   Pair pair = Pair::none;
   bool master = false;  // the partner is the exact one, and the param its copy
   bool average = false;
@@ -52,25 +52,32 @@ struct Options {
       const std::string key = name.cast<std::string>(), type = storage.cast<std::string>();
       for (int k = 0; k < rule.states; ++k) {
         if (key != rule.state_names[k]) continue;
-        state[k] = type == "float32"    ? at::kFloat
-                   : type == "float16"  ? at::kHalf
-                   : type == "bfloat16" ? at::kBFloat16
-                   : type == "int8"     ? at::kChar
-                                        : at::kByte;
+        state[k] = type == "float32"    ? Dtype::f32
+                   : type == "float16"  ? Dtype::f16
+                   : type == "bfloat16" ? Dtype::bf16
+                   : type == "int8"     ? Dtype::i8
+                   : type == "uint8"    ? Dtype::u8
+                   : type == "int4"     ? Dtype::i4
+                                        : Dtype::u4;
         if (coded(k)) add(key + "_scale", kScaleTensor + k);
       }
     }
   }
 
-  bool coded(int k) const { return state[k] == at::kChar || state[k] == at::kByte; }
+  bool coded(int k) const { return state[k] && is_coded(*state[k]); }
+  // Whether a new state k of a param is kept in codes.
+  bool codes(int k, const TensorImpl& param) const {
+    return coded(k) && !is_complex(param) && param.numel() >= kLeastCoded;
+  }
 
-  // What a new state k of a param is kept in.
+  // What a new state k of a param is kept in, if not in codes.
   at::ScalarType storage_of_state(int k, const TensorImpl& param) const {
     const at::ScalarType own = param.dtype().toScalarType();
-    if (!state[k]) return own;
-    if (is_complex(param)) return coded(k) ? own : c10::toComplexType(*state[k]);
-    if (coded(k) && param.numel() < kLeastCoded) return own == at::kDouble ? own : at::kFloat;
-    return *state[k];
+    if (!state[k] || (coded(k) && (is_complex(param) || own == at::kDouble))) return own;
+    const at::ScalarType real = *state[k] == Dtype::f16    ? at::kHalf
+                                : *state[k] == Dtype::bf16 ? at::kBFloat16
+                                                           : at::kFloat;
+    return is_complex(param) ? c10::toComplexType(real) : real;
   }
 };
 
@@ -79,16 +86,25 @@ inline bool in_16_bits(const TensorImpl& impl) {
   return type == at::kBFloat16 || type == at::kHalf;
 }
 
-// The storage of a state; false if the engines have none.
-inline bool storage_of_state(const TensorImpl& impl, Dtype& dtype) {
-  const at::ScalarType type = impl.dtype().toScalarType();
-  if (type == at::kChar || type == at::kByte) {
-    dtype = type == at::kChar ? Dtype::i8 : Dtype::u8;
-    return true;
+inline int64_t blocks_of(const TensorImpl& param) { return (param.numel() + kCodeBlock - 1) / kCodeBlock; }
+
+// Codes of a param's elements, to torch a row of bytes for each block. They tell by their type whether they have a sign
+// and by their width how many bits.
+inline bool codes_of(const TensorImpl& impl, const TensorImpl& param, Dtype& dtype) {
+  const bool with_sign = impl.dtype().toScalarType() == at::kChar;
+  if (!with_sign && impl.dtype().toScalarType() != at::kByte) return false;
+  if (impl.dim() != 2 || impl.sizes()[0] != blocks_of(param) || !impl.is_contiguous()) return false;
+  if (impl.storage_offset() % sizeof(uint32_t) != 0) return false;
+  for (const Dtype code : {with_sign ? Dtype::i8 : Dtype::u8, with_sign ? Dtype::i4 : Dtype::u4}) {
+    dtype = code;
+    if (impl.sizes()[1] == code_bytes(code)) return true;
   }
-  return storage_of(impl, dtype);
+  return false;
 }
 
-inline int64_t blocks_of(const TensorImpl& impl) { return (impl.numel() + kCodeBlock - 1) / kCodeBlock; }
+inline at::Tensor new_codes(Dtype dtype, const at::Tensor& param) {
+  const at::ScalarType byte = dtype == Dtype::i8 || dtype == Dtype::i4 ? at::kChar : at::kByte;
+  return at::zeros({blocks_of(*param.unsafeGetTensorImpl()), code_bytes(dtype)}, param.options().dtype(byte));
+}
 
 }  // namespace fusedopt

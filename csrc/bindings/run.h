@@ -45,6 +45,7 @@ class NewEntries {
 // The rule's states and counters of a new row.
 inline void Plan::make_own(size_t i, py::dict& entry) {
   const at::ScalarType default_dtype = at::get_default_dtype_as_scalartype() == at::kDouble ? at::kDouble : at::kFloat;
+  Row& row = rows_[i];
   Source& source = sources_[i];
   const Slot& slot = slots_[source.slot];
   // As torch does: a counter that its fused step advances is a float32 on the param's device.
@@ -64,14 +65,20 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
     if (!(groups_[slot.group].keeps >> k & 1)) continue;
     const at::Tensor& param = unpack(slot.param);
     const double initial = rule_->initial_state(hypers.data(), k);
+    at::Tensor value;
     // Codes begin with zeros, and a block of equal numbers has no need of them.
-    const at::ScalarType storage = options_.coded(k) && initial != 0 ? source.param->dtype().toScalarType()
-                                                                     : options_.storage_of_state(k, *source.param);
-    at::Tensor value = at::zeros_like(rule_->like_grad(k) ? param.grad() : param, param.options().dtype(storage));
-    if (initial != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(initial) : value.fill_(initial);
+    if (initial == 0 && options_.codes(k, *source.param)) {
+      row.state_dtype[k] = *options_.state[k];
+      value = new_codes(row.state_dtype[k], param.detach());
+    } else {
+      const at::ScalarType storage = options_.coded(k) && initial != 0 ? source.param->dtype().toScalarType()
+                                                                       : options_.storage_of_state(k, *source.param);
+      value = at::zeros_like(rule_->like_grad(k) ? param.grad() : param, param.options().dtype(storage));
+      if (initial != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(initial) : value.fill_(initial);
+      storage_of(*value.unsafeGetTensorImpl(), row.state_dtype[k]);
+    }
     entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
     source.state[k] = value.unsafeGetTensorImpl();
-    storage_of_state(*source.state[k], rows_[i].state_dtype[k]);
   }
 }
 

@@ -165,37 +165,20 @@ struct Kernel {
     alignas(64) T buffer[2 + kStates][kTile];
     const TileParam<T> param(row, buffer[0]);
     const TileOperand<T> grad(row, fusedopt::kGrad, row.grad, row.grad_dtype, buffer[1]);
-    const auto state = [&](int k) {
-      return TileOperand<T>(row, fusedopt::kState + k, row.state[k], row.state_dtype[k], buffer[2 + k]);
-    };
+    const auto state = [&](int k) { return TileState<T>(row, k, buffer[2 + k]); };
     T* s[kStates] = {};
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = kTile < end - at ? kTile : end - at;
       T* p = param.load(at, n);
       const T* g = grad.load(at, n);
       for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) s[k] = load_state(row, state(k), k, at, n);
+        if (R::keeps(variant, k)) s[k] = state(k).load(at, n);
       visit(p, g, s, n);
       if constexpr (!writes) continue;
       param.store(p, at, n);
       for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) store_state(row, state(k), k, at, n);
+        if (R::keeps(variant, k)) state(k).store(at, n);
     }
-  }
-
-  static T* load_state(const Row& row, const TileOperand<T>& state, int k, int64_t at, int64_t n) {
-    if (!is_coded(row.state_dtype[k])) return state.load(at, n);
-    load_codes(state, row.extras->scales[k], at, n);
-    return state.buffer();
-  }
-
-  static void store_state(const Row& row, const TileOperand<T>& state, int k, int64_t at, int64_t n) {
-    if (is_coded(row.state_dtype[k]))
-      store_codes(state, row, k, at, n);
-    else if (row.extras && row.extras->stochastic)
-      state.store_by_chance(at, n);
-    else
-      state.store(at, n);
   }
 };
 

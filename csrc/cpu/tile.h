@@ -12,9 +12,9 @@ using fusedopt::Layout;
 using fusedopt::Operand;
 using fusedopt::Row;
 
-// Elements decoded at a time where storage and arithmetic differ: six float operands of a tile are 12 KiB, well inside
-// L1.
-constexpr int64_t kTile = 512;
+// Elements decoded at a time where storage and arithmetic differ: four float operands of a tile are 16 KiB, half of L1.
+// With half as many, 8-bit states took a tenth longer: memory waits for the arithmetic at every tile's end.
+constexpr int64_t kTile = 1024;
 static_assert(kTile % fusedopt::kAccumulators == 0 && fusedopt::kChunk % kTile == 0);
 static_assert(kTile % fusedopt::kCodeBlock == 0);
 
@@ -78,10 +78,6 @@ FUSEDOPT_ONCE void move(Element* base, const Layout& layout, int operand, int64_
 template <int bytes>
 struct ElementOf;
 template <>
-struct ElementOf<1> {
-  using type = Bytes<uint8_t>;
-};
-template <>
 struct ElementOf<2> {
   using type = Bytes<uint16_t>;
 };
@@ -134,8 +130,8 @@ class TileOperand {
   void each(int64_t begin, int64_t n, const F& f) const {
     with_storage(dtype_, [&](auto type) { each_of<access, decltype(type)>(begin, n, f); });
   }
-  template <Access access, class Stored, class Length, class F>
-  void each_of(int64_t begin, Length n, const F& f) const {
+  template <Access access, class Stored, class F>
+  void each_of(int64_t begin, int64_t n, const F& f) const {
     using Element = typename ElementOf<sizeof(Stored)>::type;
     alignas(64) Stored held[kTile];
     const bool away = row_.layout;
@@ -145,14 +141,10 @@ class TileOperand {
     if (away && access != Access::writes) move<true>(base, *row_.layout, operand_, begin, n, there);
     // What f has captured could lie where the loop stores; a copy that nobody else knows cannot.
     const F visit = f;
-    const int64_t count = n;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < count; ++i) visit(data[i], i);
+    for (int64_t i = 0; i < n; ++i) visit(data[i], i);
     if (away && access != Access::reads) move<false>(base, *row_.layout, operand_, begin, n, there);
   }
-
-  T* buffer() const { return buffer_; }
-  fusedopt::Dtype dtype() const { return dtype_; }
 
  private:
   const Row& row_;
@@ -162,62 +154,98 @@ class TileOperand {
   T* buffer_;
 };
 
-// A length that the compiler knows.
-struct WholeBlock {
-  constexpr operator int64_t() const { return fusedopt::kCodeBlock; }
-};
-
-// Calls f(at, n) for each block of a tile of codes, which begins with one. Loops over whole blocks have no rest to
-// handle.
+// Calls f(code, words, scale, at) for each block of codes of a tile: `at` is its first element in the tile. What lies
+// beyond the row's end are zeros, so all blocks are whole.
 template <class F>
-inline void each_block(int64_t n, F&& f) {
-  int64_t at = 0;
-  for (; at + fusedopt::kCodeBlock <= n; at += fusedopt::kCodeBlock) f(at, WholeBlock());
-  if (at < n) f(at, n - at);
+inline void each_block(const Row& row, int state, int64_t begin, int64_t n, F&& f) {
+  with_code(row.state_dtype[state], [&](auto code) {
+    for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
+      const int64_t block = (begin + at) / fusedopt::kCodeBlock;
+      f(code, static_cast<uint32_t*>(row.state[state]) + block * code.kWords, row.extras->scales[state][block], at);
+    }
+  });
 }
 
-// A state in codes.
+// A tile of a state in codes.
 template <class T>
-FUSEDOPT_ONCE inline void load_codes(const TileOperand<T>& codes, const float* scales, int64_t begin, int64_t n) {
-  with_code(codes.dtype(), [&](auto type) {
-    each_block(n, [&](int64_t at, auto length) {
-      const float scale = scales[(begin + at) / fusedopt::kCodeBlock];
-      codes.template each_of<Access::reads, decltype(type)>(
-          begin + at, length, [=, out = codes.buffer() + at](const auto& x, int64_t i) { out[i] = decode(x, scale); });
+FUSEDOPT_ONCE inline void load_codes(const Row& row, int state, int64_t begin, int64_t n, T* to) {
+  each_block(row, state, begin, n, [to](auto code, const uint32_t* words, const float scale, int64_t at) {
+    using C = decltype(code);
+    each_place<C>([=](auto place) {
+      T* out = to + at + place * C::kWords;
+#pragma GCC ivdep
+      for (int w = 0; w < C::kWords; ++w) out[w] = static_cast<T>(decode<C, place>(words[w], scale));
     });
   });
 }
 
 template <class T>
-FUSEDOPT_ONCE inline void store_codes(const TileOperand<T>& codes, const Row& row, int state, int64_t begin,
-                                      int64_t n) {
-  const bool stochastic = row.extras->stochastic;
+FUSEDOPT_ONCE inline void store_codes(const Row& row, int state, int64_t begin, int64_t n, T* from) {
   const uint64_t own = stream(key_of(row), fusedopt::kState + state);
-  with_code(codes.dtype(), [&](auto type) {
-    each_block(n, [&](int64_t at, auto length) {
-      const T* from = codes.buffer() + at;
-      uint32_t largest = 0;
-      const int64_t count = length;
+  for (int64_t i = n; i % fusedopt::kCodeBlock != 0; ++i) from[i] = 0;
+  // All scales before any codes: the divisions that a scale takes go on while the next is looked for.
+  each_block(row, state, begin, n, [from](auto code, const uint32_t*, float& scale, int64_t at) {
+    const T* in = from + at;
+    uint32_t largest = 0;
 #pragma GCC unroll 4
-      for (int64_t i = 0; i < count; ++i) {
-        const uint32_t magnitude = magnitude_of(static_cast<float>(from[i]));
-        largest = magnitude > largest ? magnitude : largest;
+    for (int i = 0; i < fusedopt::kCodeBlock; ++i) {
+      const uint32_t magnitude = magnitude_of(static_cast<float>(in[i]));
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    scale = scale_of<decltype(code)>(largest);
+  });
+  each_block(row, state, begin, n, [&](auto code, uint32_t* words, const float scale, int64_t at) {
+    using C = decltype(code);
+    const auto encode = [words, in = from + at, coder = Coder<C>(scale)](const auto draw) {
+#pragma GCC ivdep
+      for (int w = 0; w < C::kWords; ++w) {
+        uint32_t word = 0;
+        each_place<C>([&](auto place) {
+          const int e = w + place * C::kWords;
+          word |= coder.template encode<place>(static_cast<float>(in[e]), draw(e));
+        });
+        words[w] = word;
       }
-      const float scale = scale_of(largest, most_of(type));
-      const Coder coder(scale, most_of(type));
-      row.extras->scales[state][(begin + at) / fusedopt::kCodeBlock] = scale;
-      if (stochastic) {
-        codes.template each_of<Access::writes, decltype(type)>(begin + at, length,
-                                                               [=, draws = Draws(own, begin + at)](auto& x, int64_t i) {
-                                                                 coder.encode(static_cast<float>(from[i]), draws(i), x);
-                                                               });
-      } else {
-        codes.template each_of<Access::writes, decltype(type)>(
-            begin + at, length, [=](auto& x, int64_t i) { coder.encode(static_cast<float>(from[i]), kNearest, x); });
-      }
-    });
+    };
+    if (row.extras->stochastic)
+      encode(Draws(own, begin + at));
+    else
+      encode([](int) { return kNearest; });
   });
 }
+
+// A state, in codes or not.
+template <class T>
+class TileState {
+ public:
+  TileState(const Row& row, int state, T* buffer)
+      : row_(row),
+        state_(state),
+        operand_(row, fusedopt::kState + state, row.state[state], row.state_dtype[state], buffer),
+        buffer_(buffer) {}
+
+  FUSEDOPT_ONCE T* load(int64_t begin, int64_t n) const {
+    if (!coded()) return operand_.load(begin, n);
+    load_codes(row_, state_, begin, n, buffer_);
+    return buffer_;
+  }
+  FUSEDOPT_ONCE void store(int64_t begin, int64_t n) const {
+    if (coded())
+      store_codes(row_, state_, begin, n, buffer_);
+    else if (row_.extras && row_.extras->stochastic)
+      operand_.store_by_chance(begin, n);
+    else
+      operand_.store(begin, n);
+  }
+
+ private:
+  bool coded() const { return is_coded(row_.state_dtype[state_]); }
+
+  const Row& row_;
+  int state_;
+  TileOperand<T> operand_;
+  T* buffer_;
+};
 
 // The param of a row with extras, and what is made of it once it is updated.
 template <class T>

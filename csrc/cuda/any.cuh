@@ -67,7 +67,6 @@ __device__ void copy_word(void* to, const void* from) {
 __device__ inline void copy_element(void* to, const void* from, int size) {
   if (size == 4) return copy_word<uint32_t>(to, from);
   if (size == 2) return copy_word<uint16_t>(to, from);
-  if (size == 1) return copy_word<uint8_t>(to, from);
   copy_word<uint64_t>(to, from);
 }
 
@@ -138,36 +137,68 @@ __device__ __noinline__ void store_by_chance(const AnyOperand operand, const Sha
                     [&](auto& x, int j, int64_t e) { encode_by_chance(from[j], draw(key, e), x); });
 }
 
+// One state in codes. What a lane's words hold are its own elements, and blocks are whole: zeros lie beyond the row's
+// end.
+struct AnyCodes {
+  uint32_t* words;
+  float* scales;
+  Dtype dtype;
+
+  template <class C>
+  __device__ uint32_t* of_lane(const Share& share) const {
+    return words + share.begin / kAnyTile * C::kWords + threadIdx.x % kLanes;
+  }
+};
+
 template <class T>
-__device__ __noinline__ void load_codes(const AnyOperand operand, const Share share, Staging& staging,
-                                        const Column<T> to, const float* scales) {
-  const float scale = scales[share.begin / kAnyTile];
-  with_code(operand.dtype, [&](auto type) {
-    each_of<decltype(type), true, false>(operand, share, staging,
-                                         [&](auto& x, int j, int64_t) { to[j] = static_cast<T>(decode(x, scale)); });
+__device__ __noinline__ void load_codes(const AnyCodes codes, const Share share, const Column<T> to) {
+  const float scale = codes.scales[share.begin / kAnyTile];
+  with_code(codes.dtype, [&](auto code) {
+    using C = decltype(code);
+    constexpr int kWords = C::kWords / kLanes;
+    const uint32_t* words = codes.of_lane<C>(share);
+    uint32_t word[kWords];
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) word[w] = words[w * kLanes];
+#pragma unroll
+    for (int w = 0; w < kWords; ++w)
+      each_place<C>([&](auto place) {
+        to[place * kWords + w] = static_cast<T>(decode<C, decltype(place)::value>(word[w], scale));
+      });
   });
 }
 
 // All lanes of a warp come here together.
 template <class T>
-__device__ __noinline__ void store_codes(const AnyOperand operand, const Share share, Staging& staging,
-                                         const Column<T> from, float* scales, bool by_chance, uint64_t key) {
+__device__ __noinline__ void store_codes(const AnyCodes codes, const Share share, const Column<T> from, bool by_chance,
+                                         uint64_t key) {
+  const auto number = [&](int j) { return share.element(j) < share.n ? static_cast<float>(from[j]) : 0.0f; };
   uint32_t largest = 0;
-  for (int j = 0; j < kShare && share.element(j) < share.n; ++j) {
-    const uint32_t magnitude = magnitude_of(static_cast<float>(from[j]));
+  for (int j = 0; j < kShare; ++j) {
+    const uint32_t magnitude = magnitude_of(number(j));
     largest = magnitude > largest ? magnitude : largest;
   }
   for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
     const uint32_t other = __shfl_xor_sync(~0u, largest, lanes);
     largest = other > largest ? other : largest;
   }
-  with_code(operand.dtype, [&](auto type) {
-    const float scale = scale_of(largest, most_of(type));
-    const Coder coder(scale, most_of(type));
-    if (threadIdx.x % kLanes == 0) scales[share.begin / kAnyTile] = scale;
-    each_of<decltype(type), false, true>(operand, share, staging, [&](auto& x, int j, int64_t e) {
-      coder.encode(static_cast<float>(from[j]), by_chance ? draw(key, e) : kNearest, x);
-    });
+  with_code(codes.dtype, [&](auto code) {
+    using C = decltype(code);
+    constexpr int kWords = C::kWords / kLanes;
+    uint32_t* words = codes.of_lane<C>(share);
+    const float scale = scale_of<C>(largest);
+    const Coder<C> coder(scale);
+    if (threadIdx.x % kLanes == 0) codes.scales[share.begin / kAnyTile] = scale;
+#pragma unroll 1
+    for (int w = 0; w < kWords; ++w) {
+      uint32_t word = 0;
+      each_place<C>([&](auto place) {
+        const int j = place * kWords + w;
+        const uint32_t r = by_chance ? draw(key, share.begin + share.element(j)) : kNearest;
+        word |= coder.template encode<decltype(place)::value>(number(j), r);
+      });
+      words[w * kLanes] = word;
+    }
   });
 }
 
@@ -272,7 +303,7 @@ class AnyTile {
     for (int k = 0; k < kStates; ++k) {
       if (!R::keeps(variant, k)) continue;
       if (coded(k))
-        load_codes(state(k), share, memory_.row.staging, column(2 + k), extras_->scales[k]);
+        load_codes(codes(k), share, column(2 + k));
       else
         load_operand(state(k), share, memory_.row.staging, column(2 + k));
     }
@@ -285,7 +316,7 @@ class AnyTile {
       if (!R::keeps(variant, k)) continue;
       const uint64_t key = memory_.row.stream_of(fusedopt::kState + k);
       if (coded(k))
-        store_codes(state(k), share, memory_.row.staging, column(2 + k), extras_->scales[k], by_chance, key);
+        store_codes(codes(k), share, column(2 + k), by_chance, key);
       else if (by_chance)
         store_by_chance(state(k), share, memory_.row.staging, column(2 + k), key);
       else
@@ -295,6 +326,9 @@ class AnyTile {
 
  private:
   __device__ bool coded(int k) const { return extras_ && (extras_->coded >> k & 1); }
+  __device__ AnyCodes codes(int k) const {
+    return {static_cast<uint32_t*>(row_.state[k]), extras_->scales[k], row_.dtypes[2 + k]};
+  }
   __device__ AnyOperand state(int k) const { return operand(row_.state[k], row_.dtypes[2 + k], 2 + k); }
   __device__ AnyOperand operand(void* data, Dtype dtype, int place) const {
     return {data, layout_, dtype, static_cast<uint8_t>(place),
