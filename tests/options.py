@@ -16,7 +16,7 @@ from fusedopt.precision import _SIGNED, _UNSIGNED
 
 @dataclass(frozen=True)
 class Options:
-    """`kwargs` for params of `dtypes`; `codes`: the storage of the states that can be in codes, where a rule has any."""
+    """`kwargs` for params of `dtypes`; `codes`: the storage of states that can be in codes, where a rule has any."""
 
     name: str
     kwargs: dict[str, Any] = field(default_factory=dict)
