@@ -126,14 +126,10 @@ class KeptState(Optimizer):
     def _draws_so_far(self) -> int:
         return self._draws if self._plan is None else self._plan.draws
 
-    def _pack_states(self) -> None:
-        """Bring states that torch has made to their storages."""
-        if not self._precision.states:
-            return
-        for group in self.param_groups:
-            for p in group["params"]:
-                if self.state.get(p):
-                    self._precision.pack(self.state[p], p)
+    def _pack_states(self) -> list[str]:
+        """Bring states that torch has made to their storages; say what that rounds."""
+        params = [p for group in self.param_groups for p in group["params"]] if self._precision.states else []
+        return [loss for p in params if self.state.get(p) for loss in self._precision.pack(self.state[p], p)]
 
     def state_dict(self) -> dict[str, Any]:
         """The checkpoint, which torch.optim's class of this name loads as well.
@@ -197,7 +193,7 @@ class KeptState(Optimizer):
                 losses.append(self._precision.match_partner(its, param))
             if "ema" in ours and not self._precision.average:
                 losses.append("'ema' is kept as it is, since nothing averages any more")
-        self._pack_states()
+        losses += self._pack_states()
         self._draws = int(self._loading.get("rounding_draws", 0))
         if self._plan is not None:
             self._plan.draws = self._draws

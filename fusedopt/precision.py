@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,19 +99,25 @@ class Precision:
 
     # Conversions of a param's state dict, for what was saved under other options or made by torch.
 
-    def pack(self, state: dict[str, Any], param: Tensor) -> None:
-        """Bring states to their storages, in place."""
+    def pack(self, state: dict[str, Any], param: Tensor) -> Iterator[str]:
+        """Bring states to their storages, in place; say which of them that rounds."""
         for name, storage in self.states.items():
             value = state.get(name)
             if not isinstance(value, Tensor) or value.dtype in _BYTES:
                 continue
-            if storage in _FLOATS:
-                if not value.is_complex():
-                    state[name] = value.to(_FLOATS[storage])
-            elif param.numel() >= LEAST_CODED and not value.is_complex():
-                state[name], state[name + "_scale"] = encode(value, storage, self._ordered_as(state, param))
+            if storage in _CODES:
+                if param.numel() < LEAST_CODED or value.is_complex():
+                    state[name] = value.float() if value.dtype in HALVES else value
+                    continue
+                model = self._ordered_as(state, param)
+                state[name], state[name + "_scale"] = encode(value, storage, model)
+                kept = decode(state[name], state[name + "_scale"], model)
+            elif value.is_complex():
+                continue
             else:
-                state[name] = value.float() if value.dtype in HALVES else value
+                state[name] = kept = value.to(_FLOATS[storage])
+            if not torch.allclose(kept.to(value.dtype), value, rtol=0, atol=0, equal_nan=True):
+                yield f"'{name}' is rounded to {storage}"
 
     def unpack(self, state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
         """A param's state as torch.optim can load it: codes decoded, and without what only this process can use."""
