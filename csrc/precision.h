@@ -179,7 +179,7 @@ FUSEDOPT_HD float decode(uint32_t word, float scale) {
 // r: a draw, or its mean to round to the nearest.
 constexpr uint32_t kNearest = 0x80000000u;
 
-// Makes the codes of one block. Of one without a scale they are what its numbers' bits do not matter to.
+// Makes the codes of one block. Those of a block without a scale do not tell what its NaNs are made of.
 template <class C>
 struct Coder {
   float inverse;
