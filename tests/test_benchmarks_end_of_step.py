@@ -38,7 +38,7 @@ def test_every_step_clips(task: end_of_step.Task) -> None:
 
 
 def test_results_that_differ_are_not_timed() -> None:
-    task = replace(end_of_step.TASKS[0], ours=end_of_step.plain)
+    task = replace(end_of_step.TASKS[0], ours=end_of_step.stored(None))
     scaled = replace(task, theirs=lambda params: torch.optim.SGD(params, lr=1.0).step)
     with pytest.raises(AssertionError, match="not close"):
         end_of_step.measure(scaled, SUITES["gpt2"].cut(), end_of_step.Effort(rounds=2), lambda: None)

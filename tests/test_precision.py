@@ -224,7 +224,7 @@ def test_every_code_comes_back(code: str) -> None:
 
 
 def test_a_word_holds_what_is_far_apart() -> None:
-    """Place k of word w is element w + k * (words of a block), on a machine of either endianness."""
+    """Place k of word w is element w + k * (words of a block)."""
     for code, words in (("uint8", 64), ("uint4", 32)):
         for element in (0, 1, words - 1, words, 3 * words + 5, CODE_BLOCK - 1):
             values = torch.zeros(2 * CODE_BLOCK)

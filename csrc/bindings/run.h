@@ -71,8 +71,7 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
       row.state_dtype[k] = *options_.state[k];
       value = new_codes(row.state_dtype[k], param.detach());
     } else {
-      const at::ScalarType storage = options_.coded(k) && initial != 0 ? source.param->dtype().toScalarType()
-                                                                       : options_.storage_of_state(k, *source.param);
+      const at::ScalarType storage = options_.storage_of_state(k, *source.param);
       value = at::zeros_like(rule_->like_grad(k) ? param.grad() : param, param.options().dtype(storage));
       if (initial != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(initial) : value.fill_(initial);
       storage_of(*value.unsafeGetTensorImpl(), row.state_dtype[k]);

@@ -16,40 +16,36 @@ constexpr int64_t kBlock = 64;
 constexpr int64_t kSlicesAhead = 4;
 constexpr int64_t kPrefetchedOfSlice = 256;
 
-// Two neighbours of 16 bits. Arithmetic on the halves of a word needs no widening and no narrowing, which on AVX2 are a
-// fifth of a step in bfloat16.
-template <class Stored>
+// Two neighbours in bfloat16. A shift or a mask widens and narrows the halves of a word, where AVX2 would have to
+// shuffle. (Of float16s, whose conversions are long, g++ vectorises only one at a time.)
 struct __attribute__((may_alias, packed, aligned(2))) Two {
   uint32_t word;
 };
 
 // What an operand's element, or each of two neighbours, is stored as.
+template <class Operand>
+struct Parts {
+  using Stored = Operand;
+  static constexpr int kCount = 1;
+};
+template <>
+struct Parts<Two> {
+  using Stored = bf16;
+  static constexpr int kCount = 2;
+};
 template <int, class Stored>
 inline Stored part(const Stored& x) {
   return x;
 }
-template <int half, class Stored>
-inline Stored part(const Two<Stored>& x) {
+template <int half>
+inline bf16 part(const Two& x) {
   return {static_cast<uint16_t>(x.word >> (16 * half))};
 }
 template <class Stored>
 inline void put(const Stored (&parts)[1], Stored& x) {
   x = parts[0];
 }
-template <class Stored>
-inline void put(const Stored (&parts)[2], Two<Stored>& x) {
-  x.word = parts[0].bits | uint32_t{parts[1].bits} << 16;
-}
-template <class Operand>
-struct Parts {
-  using Stored = Operand;
-  static constexpr int kCount = 1;
-};
-template <class Held>
-struct Parts<Two<Held>> {
-  using Stored = Held;
-  static constexpr int kCount = 2;
-};
+inline void put(const bf16 (&parts)[2], Two& x) { x.word = parts[0].bits | uint32_t{parts[1].bits} << 16; }
 
 template <class R, int variant, class T>
 struct Kernel {
@@ -85,13 +81,13 @@ struct Kernel {
     }
   }
 
-  // Elements of a block. (Of float16s, whose conversions are long, g++ vectorises one at a time only.)
+  // The elements of a block.
   template <class P, class G, class S>
   static void block(P* p, const G* g, S* const* s, T multiplier, const Scalars& c) {
     if constexpr (std::is_same_v<P, bf16> && std::is_same_v<G, bf16> && std::is_same_v<S, bf16>) {
-      Two<P>* state[kStates];
-      for (int k = 0; k < kStates; ++k) state[k] = reinterpret_cast<Two<P>*>(s[k]);
-      elements(reinterpret_cast<Two<P>*>(p), reinterpret_cast<const Two<P>*>(g), state, kBlock / 2, multiplier, c);
+      Two* state[kStates];
+      for (int k = 0; k < kStates; ++k) state[k] = reinterpret_cast<Two*>(s[k]);
+      elements(reinterpret_cast<Two*>(p), reinterpret_cast<const Two*>(g), state, kBlock / 2, multiplier, c);
     } else {
       elements(p, g, s, kBlock, multiplier, c);
     }

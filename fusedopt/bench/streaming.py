@@ -29,8 +29,8 @@ class BareLoop:
 
     def __init__(self, elements: int) -> None:
         # Random, since memory and arithmetic can be faster on zeros; what the loop adds up stays finite for years.
-        # Arrays of their own might have addresses that differ in the upper bits alone and keep each other out of a
-        # cache, as allocators have it: on Zen 3 that takes up to twice the time.
+        # Arrays of their own might have addresses that differ in the upper bits alone, as allocators have it, and keep
+        # each other out of a cache.
         memory = torch.randn(4 * (elements + self.APART))
         self.param, self.exp_avg, self.exp_avg_sq, self.grad = (
             memory[at * (elements + self.APART) :][:elements] for at in range(4)
