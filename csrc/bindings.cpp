@@ -72,6 +72,8 @@ PYBIND11_MODULE(_C, m) {
       .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false, py::arg("divisor") = py::none(),
            py::arg("clears_grad") = false)
       .def_property("draws", &Plan::draws, &Plan::set_draws_done)
+      .def_property("first_slot", &Plan::first_slot, &Plan::set_first_slot)
+      .def_property_readonly("shares_grads", &Plan::shares_grads)
       .def("refresh", &Plan::refresh, py::arg("optimizer"))
       .def_property_readonly("skipped", &Plan::skipped)
       // A copied optimizer starts with a plan of its own.
@@ -140,9 +142,9 @@ PYBIND11_MODULE(_C, m) {
       [](const std::string& name) {
         const Rule* rule = cpu::find_rule(name);
         if (!rule) throw py::value_error("no rule is named '" + name + "'");
-        return std::vector<std::string>(rule->state_names, rule->state_names + rule->states);
+        return kinds_of(*rule);
       },
-      py::arg("rule"), "The names of any rule's states, one from a shared object included.");
+      py::arg("rule"), "The names of any rule's states and their kinds, one from a shared object included.");
   m.def("adam_traffic", [](py::object p, py::object g, py::object m, py::object v) {
     const int64_t n = unpack(p.ptr()).numel();
     cpu::adam_traffic(float_data(p, n), float_data(g, n), float_data(m, n), float_data(v, n), n, at::get_num_threads());

@@ -19,6 +19,11 @@ struct bf16 {
 struct f16 {
   uint16_t bits;
 };
+// The square root, in float16, of a number that is never negative. Squares of gradients from 2^-24 to 2^16 have a place,
+// with float16's relative precision down to the square of 2^-14.
+struct r16 {
+  f16 root;
+};
 
 // A word that is moved without regard to what its bytes mean to others.
 template <class Word>
@@ -61,6 +66,11 @@ FUSEDOPT_HD float decode(f16 x) {
 #endif
 }
 
+FUSEDOPT_HD float decode(r16 x) {
+  const float root = decode(x.root);
+  return root * root;
+}
+
 FUSEDOPT_HD void encode(float x, float& out) { out = x; }
 FUSEDOPT_HD void encode(double x, double& out) { out = x; }
 FUSEDOPT_HD void encode(float x, double& out) { out = x; }
@@ -92,6 +102,14 @@ FUSEDOPT_HD void encode(float x, f16& out) {
 #endif
 }
 
+// What is not 0 does not become 0: it is divided by.
+FUSEDOPT_HD uint16_t nonzero(float x, f16 root) { return root.bits | (x > 0.0f && root.bits == 0 ? 1 : 0); }
+
+FUSEDOPT_HD void encode(float x, r16& out) {
+  encode(sqrt(x), out.root);
+  out.root.bits = nonzero(x, out.root);
+}
+
 // A double reaches narrower storage through float.
 FUSEDOPT_HD void encode(double x, float& out) { out = static_cast<float>(x); }
 template <class Stored>
@@ -103,6 +121,7 @@ constexpr fusedopt::Dtype dtype_of(float) { return fusedopt::Dtype::f32; }
 constexpr fusedopt::Dtype dtype_of(double) { return fusedopt::Dtype::f64; }
 constexpr fusedopt::Dtype dtype_of(bf16) { return fusedopt::Dtype::bf16; }
 constexpr fusedopt::Dtype dtype_of(f16) { return fusedopt::Dtype::f16; }
+constexpr fusedopt::Dtype dtype_of(r16) { return fusedopt::Dtype::r16; }
 
 // Calls f with a value of the C++ type that a Dtype names.
 #ifdef __CUDACC__
@@ -119,6 +138,8 @@ FUSEDOPT_HD void with_storage(fusedopt::Dtype dtype, F&& f) {
       return f(bf16());
     case fusedopt::Dtype::f16:
       return f(f16());
+    case fusedopt::Dtype::r16:
+      return f(r16());
     default:
       return;  // codes have no meaning without a scale: precision.h
   }

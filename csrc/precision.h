@@ -62,8 +62,15 @@ FUSEDOPT_HD void encode_by_chance(float x, uint32_t r, f16& out) {
   out.bits = static_cast<uint16_t>((sign >> 16) | (magnitude > 0x7f800000u ? 0x7e00u : half));
 }
 
+// The mean of the root is exact, and that of its square to within float16's precision squared.
+FUSEDOPT_HD void encode_by_chance(float x, uint32_t r, r16& out) {
+  encode_by_chance(sqrt(x), r, out.root);
+  out.root.bits = nonzero(x, out.root);
+}
+
 FUSEDOPT_HD void encode_by_chance(double x, uint32_t r, bf16& out) { encode_by_chance(static_cast<float>(x), r, out); }
 FUSEDOPT_HD void encode_by_chance(double x, uint32_t r, f16& out) { encode_by_chance(static_cast<float>(x), r, out); }
+FUSEDOPT_HD void encode_by_chance(double x, uint32_t r, r16& out) { encode_by_chance(static_cast<float>(x), r, out); }
 // Wider types are as wide as the arithmetic.
 template <class T>
 FUSEDOPT_HD void encode_by_chance(T x, uint32_t, float& out) {
@@ -82,14 +89,34 @@ FUSEDOPT_HD int16_t lower_half(float x) {
   const uint32_t rest = bit_cast<uint32_t>(x) - (uint32_t{upper_half(x).bits} << 16);
   return static_cast<int16_t>(x != x ? 0 : static_cast<int32_t>(rest));
 }
+// Users edit params between steps: a lower half that leads out of the numbers around the upper is some other's.
 FUSEDOPT_HD float join(float upper, int16_t lower) {
-  return bit_cast<float>(bit_cast<uint32_t>(upper) + static_cast<uint32_t>(static_cast<int32_t>(lower)));
+  const uint32_t bits = bit_cast<uint32_t>(upper), magnitude = bits & 0x7fffffffu;
+  const bool below_zero = magnitude == 0 && lower < 0, above_infinity = magnitude == 0x7f800000u && lower > 0;
+  return bit_cast<float>(bits + select(below_zero || above_infinity, 0, static_cast<uint32_t>(int32_t{lower})));
 }
 
 // What `stored` lacks of x; nothing where the one or the other is not finite.
 FUSEDOPT_HD float lacking(float x, float stored) {
   const float rest = x - stored;
   return rest - rest == 0.0f ? rest : 0.0f;
+}
+// And back: what is lacking is half a unit of what is stored at most, and else it is that of a number before an edit.
+// Having been rounded it may be just that half; a little less tells without a tie.
+template <class T, class Stored>
+FUSEDOPT_HD T complete(T stored, Stored rest) {
+  const T lacks = static_cast<T>(decode(rest));
+  Stored nearest;
+  encode(fma(lacks, T(0.99951171875), stored), nearest);
+  return static_cast<T>(decode(nearest)) == stored ? stored + lacks : stored;
+}
+
+// The exact number whose copy the user has, who may have edited it since: then the copy is the exact one.
+template <class T, class Stored>
+FUSEDOPT_HD T unless_edited(T exact, Stored stored) {
+  Stored copy;
+  encode(exact, copy);
+  return decode(copy) == decode(stored) ? exact : static_cast<T>(decode(stored));
 }
 
 // A code counts magnitudes on a scale that is even near 0 and logarithmic beyond: x units of its block have the code of

@@ -20,8 +20,12 @@ constexpr int kMaxSums = 2;
 constexpr int kChunk = 1024;
 constexpr int kAccumulators = 256;
 
-// The last four are the codes of precision.h, with and without a sign, of 8 bits and of 4. They occur as states alone.
-enum class Dtype : uint8_t { f32, f64, bf16, f16, i8, u8, i4, u4 };
+// What kind of number a state is: rules/rule.h.
+enum class Kind : uint8_t;
+
+// r16 is the square root of what is never negative, in f16. The last four are the codes of precision.h, with and without
+// a sign, of 8 bits and of 4. All five occur as states alone.
+enum class Dtype : uint8_t { f32, f64, bf16, f16, r16, i8, u8, i4, u4 };
 
 constexpr bool is_coded(Dtype d) { return d >= Dtype::i8; }
 
@@ -50,6 +54,7 @@ struct Layout {
 enum class Pair : uint8_t {
   none,
   copy,         // the param is exact, and the partner a copy of it in fewer bits
+  master,       // the same, and the partner is what the user has: where it is no such copy any more, it is the exact one
   remainder,    // the low half of a float32, of which the param is the upper half, rounded
   compensation  // what rounding took from the param, in the param's own type
 };
@@ -63,10 +68,11 @@ struct Extras {
   Dtype average_dtype = Dtype::f32;
   Pair pair = Pair::none;
   bool new_average = false;  // it begins with this step's param
-  bool stochastic = false;   // params without a partner and states of 16 bits or fewer are rounded up or down by chance
+  bool stochastic = false;   // a param without a partner is rounded up or down by chance
   bool clears_grad = false;
-  double average_weight = 0;  // of this step's param
-  uint64_t key = 0;           // of this step's draws
+  uint8_t states_by_chance = 0;  // bit k: state k is
+  double average_weight = 0;     // of this step's param
+  uint64_t key = 0;              // of this step's draws for this row
 };
 
 // One param tensor, its gradient and its states. Where `layout` is null, all of them are dense in the same order.
@@ -108,6 +114,7 @@ struct Rule {
   const char* const* hyper_names;
   const char* const* state_names;
   const char* const* counter_names;
+  const Kind* state_kinds;       // null: all are of kind other
   const double* hyper_defaults;  // null: there are none
   int hypers, states, counters, scalars, variants, sums;
   int (*variant)(const double* hypers);

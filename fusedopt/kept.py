@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -23,14 +23,14 @@ class KeptState(Optimizer):
 
     _precision = Precision()
     _ema_decay: float | None = None
-    # Whether params are copied out in fewer bits.
-    _copies = False
+    # Where params are copied to in fewer bits.
+    _copies: Mapping[torch.Tensor, torch.Tensor] | None = None
     # How many steps a loaded or copied optimizer has rounded by chance.
     _draws = 0
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in _OWN_STATE if getattr(self, name) != getattr(KeptState, name)}
-        if self._precision.seed is not None:
+        if self._precision.draws:
             own["_draws"] = self._draws_so_far()
         return {**super().__getstate__(), **own}
 
@@ -89,7 +89,8 @@ class KeptState(Optimizer):
 
         Args:
             copies: for each float32 param the bfloat16 or float16 tensor of its shape, on its device, that gets its
-                rounded value. It is written by the next step that the param takes.
+                rounded value. It is written by every step that the param takes from now on, also after
+                `load_state_dict`. `deepcopy` and `pickle` take copies along; checkpoints do not.
 
         Raises:
             ValueError: a tensor does not fit its param, or this optimizer keeps master weights or compensations, which
@@ -117,18 +118,22 @@ class KeptState(Optimizer):
                     f"copy {index} is {copy.dtype} of shape {list(copy.shape)} on {copy.device}; give for a float32 "
                     "param of this optimizer a bfloat16 or float16 tensor of its shape on its device"
                 )
-        for param, copy in copies.items():
-            self.state[param]["copy"] = copy
         self._draws = self._draws_so_far()
-        self._copies = True
+        self._copies = {**(self._copies or {}), **copies}
         self._plan = None
 
     def _draws_so_far(self) -> int:
         return self._draws if self._plan is None else self._plan.draws
 
-    def _pack_states(self) -> list[str]:
+    def _count_draws(self, draws: int) -> None:
+        """Take note of steps that another plan has made."""
+        self._draws = max(self._draws_so_far(), draws)
+        if self._plan is not None:
+            self._plan.draws = self._draws
+
+    def _pack_states(self, groups: Iterable[dict[str, Any]]) -> list[str]:
         """Bring states that torch has made to their storages; say what that rounds."""
-        params = [p for group in self.param_groups for p in group["params"]] if self._precision.states else []
+        params = [p for group in groups for p in group["params"]] if self._precision.converts else []
         return [loss for p in params if self.state.get(p) for loss in self._precision.pack(self.state[p], p)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,7 +143,7 @@ class KeptState(Optimizer):
         under further keys, which torch leaves alone: `master`, `remainder`, `compensation` and `ema` in a param's
         state, `rounding_draws` at the top.
         """
-        if not (self._precision.states or self._precision.seed is not None or self._copies):
+        if not (self._precision.states or self._precision.draws):
             return super().state_dict()
         # Before any post-hook sees the dict.
         handle = self.register_state_dict_post_hook(_unpack, prepend=True)
@@ -150,7 +155,8 @@ class KeptState(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of torch.optim's.
 
-        As torch's, but float32 state of a 16-bit param stays float32: rounding it away would cost what it was kept for.
+        As torch's, but state of a 16-bit param stays in the type that it was saved in: rounding float32 away would cost
+        what it was kept for, and the other 16-bit type has another range.
         What was saved under other options is converted; a warning says what that loses, if anything. Load the model
         first: some options complete its params.
 
@@ -177,15 +183,16 @@ class KeptState(Optimizer):
             for key, value in self._loading["state"].get(index, {}).items():
                 if key == "step" or not isinstance(value, torch.Tensor):
                     continue
-                # A file that torch wrote after it had loaded one may have all of them rounded.
-                wide = value.dtype == torch.float32 or (key in counters and value.dtype in HALVES)
-                if wide and (param.dtype in HALVES or key == "ema"):
-                    self.state[param][key] = value.to(param.device, torch.float32)
-                elif key == "remainder" and value.dtype == torch.int16:
-                    self.state[param][key] = value.to(param.device, copy=True)
-                elif param.dtype in HALVES and key in ("master", "remainder"):
+                half = param.dtype in HALVES
+                # A file that torch wrote after it had loaded one may have what it does not know rounded, and counters.
+                if half and value.dtype != _EXACT.get(key, value.dtype):
                     del self.state[param][key]
                     losses.append(f"torch has rounded '{key}', which starts anew from the param")
+                elif key == "remainder" and value.dtype == torch.int16:
+                    self.state[param][key] = value.to(param.device, copy=True)
+                elif (half or key == "ema") and value.dtype in (torch.float32, *HALVES):
+                    dtype = torch.float32 if key in counters else value.dtype
+                    self.state[param][key] = value.to(param.device, dtype)
             its = self.state.get(param, {})
             # A user may have keys of these names, too.
             ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}
@@ -193,7 +200,7 @@ class KeptState(Optimizer):
                 losses.append(self._precision.match_partner(its, param))
             if "ema" in ours and not self._precision.average:
                 losses.append("'ema' is kept as it is, since nothing averages any more")
-        losses += self._pack_states()
+        losses += self._pack_states(self.param_groups)
         self._draws = int(self._loading.get("rounding_draws", 0))
         if self._plan is not None:
             self._plan.draws = self._draws
@@ -208,13 +215,16 @@ def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     for index, param in zip(saved, params, strict=True):
         if isinstance(state.get(index), dict):
             state[index] = ours._precision.unpack(state[index], param)
-    draws = {"rounding_draws": ours._draws_so_far()} if ours._precision.seed is not None else {}
+    draws = {"rounding_draws": ours._draws_so_far()} if ours._precision.draws else {}
     return {**state_dict, "state": state, **draws}
 
 
 def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     cast(KeptState, optimizer)._loading = state_dict
 
+
+# What holds bits of a param in 16 bits that it lacks, by key: in any other type it has lost them.
+_EXACT = {"master": torch.float32, "remainder": torch.int16}
 
 # What a copy takes along beside what torch's classes keep.
 _OWN_STATE = ("_ema_decay", "_precision", "_copies", "_draws")

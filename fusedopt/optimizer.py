@@ -72,12 +72,12 @@ class FusedStep(KeptState, ClippedStep):
                 "one pass, and they are for those that are one"
             )
         self.max_grad_norm = max_grad_norm
-        names = _C.states(self._rule) if self._has_options else []
-        self._precision = Precision.of(names, state_dtype, master_weights, rounding, rounding_seed, ema_decay)
+        kinds = _C.states(self._rule) if self._has_options else {}
+        self._precision = Precision.of(kinds, state_dtype, master_weights, rounding, rounding_seed, ema_decay)
         self._ema_decay = ema_decay
         super().__init__(*args, **kwargs)
         self._precision.check_params(p for group in self.param_groups for p in group["params"])
-        self._pack_states()
+        self._pack_states(self.param_groups)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -160,7 +160,7 @@ class FusedStep(KeptState, ClippedStep):
                 self._step_leftover(leftover, divisor)
             plan.step(self, engine_only=True, divisor=divisor)
         self.grad_norm = norm
-        if zero_grad and (leftover or not in_pass):
+        if zero_grad and (leftover or not in_pass or plan.shares_grads):
             self._clear_grads()
         return loss
 
@@ -178,10 +178,15 @@ class FusedStep(KeptState, ClippedStep):
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
 
     def _make_plan(self, engine: ModuleType = _C) -> _C.Plan:
-        options = self._precision.for_plan(self._copies)
+        options = {**self._precision.for_plan(self._copies), "flags": self._flags()}
         plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters, options)
         plan.draws = self._draws
         return plan
+
+    @classmethod
+    def _flags(cls) -> set[str]:
+        """The arguments that say yes or no: None, as configurations have it, is a no."""
+        return {name for name, p in inspect.signature(cls).parameters.items() if isinstance(p.default, bool)}
 
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's own step, without the hooks torch may have wrapped around it."""
@@ -282,7 +287,6 @@ class FusedStep(KeptState, ClippedStep):
         except ValueError:
             del self.param_groups[-1]
             raise
-        self._pack_states()
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for key, name in _NON_NEGATIVE.items():

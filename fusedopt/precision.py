@@ -6,7 +6,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,15 +14,21 @@ from torch import Tensor
 
 StateDtype = str | torch.dtype | Mapping[str, str | torch.dtype] | None
 
+# Storages as csrc/bindings/options.h names them. In float16 squares of ordinary gradients would be 0, and their roots
+# are not; a code of what is never negative needs no sign.
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ROOT = "float16_root"
+_TENSORS = {**_FLOATS, _ROOT: torch.float16}
 _CODES = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}  # and their bits
 _BYTES = (torch.int8, torch.uint8)
 HALVES = (torch.bfloat16, torch.float16)
 
-# Averages of gradients, which come back to what they forget: codes are enough for them. The second lot are never
-# negative, so that the code needs no sign.
-_SIGNED = {"exp_avg", "momentum_buffer", "grad_avg", "exp_avg_diff", "neg_pre_grad"}
-_UNSIGNED = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf"}
+# Kinds of numbers that states are: csrc/rules/rule.h.
+_FORGETS = ("average", "magnitude")
+_NEVER_NEGATIVE = ("magnitude", "total")
+
+# The key of the order in which a param's states in codes lie.
+_ORDER = "code_order"
 
 # As csrc/step.h and csrc/bindings/options.h have them.
 CODE_BLOCK = 256
@@ -37,15 +43,17 @@ PARTNERS = ("master", "remainder", "compensation")
 class Precision:
     """The options of an optimizer, checked against its rule's states by `of`."""
 
-    states: Mapping[str, str] = field(default_factory=dict)  # storages by the names of states
+    names: tuple[str, ...] = ()  # of all states
+    states: Mapping[str, str] = field(default_factory=dict)  # storages of those that the user has named
     partner: str | None = None
-    seed: int | None = None  # rounding by chance; None: to the nearest
+    stochastic: bool = False
+    seed: int = 0  # of what is rounded by chance
     average: bool = False
 
     @classmethod
     def of(
         cls,
-        names: Iterable[str],
+        kinds: Mapping[str, str],
         state_dtype: StateDtype,
         master_weights: str | None,
         rounding: str,
@@ -65,8 +73,33 @@ class Precision:
         if isinstance(rounding_seed, bool) or not isinstance(rounding_seed, int) or not 0 <= rounding_seed < 2**64:
             raise ValueError(f"Invalid rounding_seed: {rounding_seed!r}; use an integer from 0 to 2**64 - 1")
         partner = "compensation" if rounding == "kahan" else _PARTNERS.get(master_weights or "")
-        seed = rounding_seed if rounding == "stochastic" else None
-        return cls(_storages(list(names), state_dtype), partner, seed, ema_decay is not None)
+        made = cls((), _storages(kinds, state_dtype), partner, rounding == "stochastic", 0, ema_decay is not None)
+        # So that options which change nothing are none.
+        return made if made == cls() else replace(made, names=tuple(kinds), seed=rounding_seed if made.draws else 0)
+
+    @property
+    def draws(self) -> bool:
+        """Whether something is rounded by chance.
+
+        To the nearest 16 bits a slow average stands still: one step of beta2 = 0.999 is less than half of a bfloat16's
+        last bit. So a state that the user wants in 16 bits is rounded by chance, whatever params are.
+        """
+        return self.stochastic or any(_TENSORS.get(storage) in HALVES for storage in self.states.values())
+
+    @property
+    def new_states(self) -> dict[str, str]:
+        """What states of params in 16 bits are stored in that the user has not named.
+
+        Who asks for a remedy wants no average that stands still, nor squares that are 0 in float16. Stochastic rounding
+        is one for bfloat16 itself.
+        """
+        remedied = ["bfloat16", "float16"] if self.partner else ["float16"] if self.stochastic else []
+        return dict.fromkeys(remedied, "float32")
+
+    @property
+    def converts(self) -> bool:
+        """Whether states can be in other storages than torch would have them in."""
+        return bool(self.states or self.new_states)
 
     def check_params(self, params: Iterable[Tensor]) -> None:
         """Raise ValueError for options that none of these params can have a use for, or that one cannot have."""
@@ -84,49 +117,55 @@ class Precision:
                 f"{option} is for params in 16 bits, and these are {dtypes[0]}; leave it out or convert the model"
             )
 
-    def for_plan(self, copies: bool = False) -> dict[str, Any]:
+    def for_plan(self, copies: Mapping[Tensor, Tensor] | None = None) -> dict[str, Any]:
         """As csrc/bindings/options.h reads them."""
-        given: dict[str, Any] = {}
-        if self.states:
-            given["states"] = dict(self.states)
-        if self.partner or copies:
-            given["partner"] = self.partner or "copy"
-        if self.seed is not None:
-            given["seed"] = self.seed
-        if self.average:
-            given["average"] = True
-        return given
+        given: dict[str, Any] = {
+            "states": dict(self.states),
+            "reorder": reorder_codes,
+            "new_states": self.new_states,
+            "partner": self.partner,
+            "copies": copies,
+            "stochastic": self.stochastic,
+            "seed": self.seed,
+            "average": self.average,
+        }
+        return {key: value for key, value in given.items() if value}
 
     # Conversions of a param's state dict, for what was saved under other options or made by torch.
 
     def pack(self, state: dict[str, Any], param: Tensor) -> Iterator[str]:
-        """Bring states to their storages, in place; say which of them that rounds."""
-        for name, storage in self.states.items():
-            value = state.get(name)
-            if not isinstance(value, Tensor) or value.dtype in _BYTES:
+        """Bring states that are numbers, none of them roots, to their storages in place; say which that rounds."""
+        unnamed = self.new_states.get(str(param.dtype).removeprefix("torch."))
+        for name in self.names:
+            storage, value = self.states.get(name, unnamed), state.get(name)
+            if storage is None or not isinstance(value, Tensor) or value.dtype in _BYTES or value.is_complex():
                 continue
-            if storage in _CODES:
-                if param.numel() < LEAST_CODED or value.is_complex():
-                    state[name] = value.float() if value.dtype in HALVES else value
-                    continue
+            if storage in _CODES and param.numel() < LEAST_CODED:
+                state[name] = kept = value.float() if value.dtype in HALVES else value
+            elif storage in _CODES:
                 model = self._ordered_as(state, param)
                 state[name], state[name + "_scale"] = encode(value, storage, model)
+                state[_ORDER] = tuple(_order(model))
                 kept = decode(state[name], state[name + "_scale"], model)
-            elif value.is_complex():
-                continue
+            elif storage == _ROOT:
+                state[name] = to_root(value)
+                kept = from_root(state[name])
             else:
-                state[name] = kept = value.to(_FLOATS[storage])
+                state[name] = kept = value.to(_TENSORS[storage])
             if not torch.allclose(kept.to(value.dtype), value, rtol=0, atol=0, equal_nan=True):
-                yield f"'{name}' is rounded to {storage}"
+                yield f"'{name}' is rounded to {storage.removesuffix('_root')}"
 
     def unpack(self, state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
-        """A param's state as torch.optim can load it: codes decoded, and without what only this process can use."""
-        made = {}
-        for name, value in state.items():
-            if name == "copy" or (name.endswith("_scale") and name.removesuffix("_scale") in state):
-                continue
-            coded = isinstance(value, Tensor) and value.dtype in _BYTES and name + "_scale" in state
-            made[name] = decode(value, state[name + "_scale"], self._ordered_as(state, param)) if coded else value
+        """A param's state as torch.optim can load it: the numbers that codes and roots stand for."""
+        coded = _coded(state)
+        left_out = {_ORDER, *(name + "_scale" for name in coded)} if coded else ()
+        made = {name: value for name, value in state.items() if name not in left_out}
+        for name in coded:
+            model = self._ordered_as(state, param)
+            made[name] = decode(state[name], state[name + "_scale"], model, state[_ORDER])
+        for name in [name for name, storage in self.states.items() if storage == _ROOT and name in made]:
+            if made[name].dtype == torch.float16:
+                made[name] = from_root(made[name])
         return made
 
     def _ordered_as(self, state: Mapping[str, Any], param: Tensor) -> Tensor:
@@ -154,47 +193,52 @@ def check_ema_decay(ema_decay: float | None) -> None:
         raise ValueError(f"Invalid ema_decay: {ema_decay}; use a number from 0 to 1, or None to keep no average")
 
 
-def _storages(names: list[str], state_dtype: StateDtype) -> dict[str, str]:
+def _storages(kinds: Mapping[str, str], state_dtype: StateDtype) -> dict[str, str]:
     if state_dtype is None:
         return {}
     if isinstance(state_dtype, Mapping):
-        unknown = [name for name in state_dtype if name not in names]
+        unknown = [name for name in state_dtype if name not in kinds]
         if unknown:
-            raise ValueError(f"Invalid state_dtype: there is no state {unknown[0]!r}; the states are {names}")
+            raise ValueError(f"Invalid state_dtype: there is no state {unknown[0]!r}; the states are {list(kinds)}")
         wanted = dict(state_dtype)
     else:
-        wanted = dict.fromkeys(names, state_dtype)
-    return {name: _storage(name, dtype) for name, dtype in wanted.items()}
+        wanted = dict.fromkeys(kinds, state_dtype)
+    return {name: _storage(name, dtype, kinds) for name, dtype in wanted.items()}
 
 
-def _storage(name: str, dtype: str | torch.dtype) -> str:
+def _storage(name: str, dtype: str | torch.dtype, kinds: Mapping[str, str]) -> str:
     text = str(dtype).removeprefix("torch.")
     if text not in {**_FLOATS, **_CODES}:
         raise ValueError(f"Invalid state_dtype: {dtype!r}; use one of {', '.join([*_FLOATS, *_CODES])}")
+    never_negative = kinds[name] in _NEVER_NEGATIVE
     if text in _FLOATS:
-        return text
-    if name not in _SIGNED | _UNSIGNED:
+        return _ROOT if text == "float16" and never_negative else text
+    if kinds[name] not in _FORGETS:
+        others = {other: text for other, kind in kinds.items() if kind in _FORGETS}
+        remedy = f"give those that are by name, as in state_dtype={others}" if others else "use 'bfloat16' or 'float32'"
         raise ValueError(
-            f"Invalid state_dtype: {name!r} is no average that forgets, and in {text} it would stand still; give the "
-            "states that are by name, as in state_dtype={'exp_avg': 'int8'}"
+            f"Invalid state_dtype: {name!r} is no average that forgets, and in {text} it would stand still; {remedy}"
         )
-    return f"{'u' if name in _UNSIGNED else ''}int{_CODES[text]}"
+    return f"{'u' if never_negative else ''}int{_CODES[text]}"
 
 
 def exact_param(param: Tensor, partner: str, tensor: Tensor) -> Tensor:
-    """The float32 that a 16-bit param and its partner stand for."""
-    if partner == "master":
-        return tensor
+    """The float32 that a 16-bit param and its partner stand for; of a param edited since, the param where it was."""
     value = param.detach().float()
+    if partner == "master":
+        return torch.where(tensor.to(param.dtype) == param.detach(), tensor, value)
     if partner == "compensation":
-        return value + tensor.float()
-    return (value.view(torch.int32) + tensor.to(torch.int32)).view(torch.float32)
+        nearest = (value + tensor.float() * (1 - 2**-11)).to(param.dtype)
+        return torch.where(nearest == param.detach(), value + tensor.float(), value)
+    beyond = ((value == 0) & (tensor < 0)) | (value.isinf() & (tensor > 0))
+    return (value.view(torch.int32) + tensor.to(torch.int32).masked_fill(beyond, 0)).view(torch.float32)
 
 
 def _partner_of(exact: Tensor, param: Tensor, partner: str) -> Tensor:
-    if partner == "master":
-        return exact
     value = param.detach().float()
+    if partner == "master":
+        # The others round half a unit in another way; a master whose copy is not the param would be taken for edited.
+        return torch.where(exact.to(param.dtype) == param.detach(), exact, torch.nextafter(exact, value))
     if partner == "compensation":
         return (exact - value).to(param.dtype)
     # Half a unit above an even param is one more than the lower half holds.
@@ -207,8 +251,32 @@ _ONE = 0x3F800000
 
 
 def _order(tensor: Tensor) -> list[int]:
-    """The dimensions of a tensor, that of neighbours in memory last."""
-    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    """The dimensions of a tensor by descending strides, those that have but one place last."""
+    return sorted(range(tensor.ndim), key=lambda d: -1 if tensor.shape[d] == 1 else tensor.stride(d), reverse=True)
+
+
+def _coded(state: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in state.items() if name + "_scale" in state and value.dtype in _BYTES]
+
+
+def to_root(value: Tensor) -> Tensor:
+    """The square root in float16, rounded to nearest, but to 0 only for 0."""
+    root = value.float().sqrt().half()
+    return torch.where((root == 0) & (value > 0), root.new_tensor(2.0**-24), root)
+
+
+def from_root(root: Tensor) -> Tensor:
+    return root.float().square()
+
+
+def reorder_codes(state: dict[str, Any], model: Tensor) -> None:
+    """Bring the states in codes of one param into the order that its memory, or its master's, has come to have."""
+    for name in _coded(state):
+        value = decode(state[name], state[name + "_scale"], model, state[_ORDER])
+        sign = "" if state[name].dtype == torch.int8 else "u"
+        code = f"{sign}int{8 * state[name].shape[1] // CODE_BLOCK}"
+        state[name], state[name + "_scale"] = encode(value, code, model)
+    state[_ORDER] = tuple(_order(model))
 
 
 def _shift(bits: int) -> int:
@@ -246,8 +314,11 @@ def encode(value: Tensor, code: str, model: Tensor) -> tuple[Tensor, Tensor]:
     return packed.view(torch.int8) if signed else packed, scales[:, 0]
 
 
-def decode(codes: Tensor, scales: Tensor, model: Tensor) -> Tensor:
-    """What codes and scales stand for, in float32, with the shape and strides of the model."""
+def decode(codes: Tensor, scales: Tensor, model: Tensor, order: tuple[int, ...] | None = None) -> Tensor:
+    """What codes and scales stand for, in float32, with the shape and strides of the model.
+
+    `order`: of the dimensions when the codes were made, if it is not the model's.
+    """
     bits, signed = 8 * codes.shape[1] // CODE_BLOCK, codes.dtype == torch.int8
     places = codes.view(torch.uint8).int().view(len(codes), -1, 4)
     if bits == 4:
@@ -257,8 +328,8 @@ def decode(codes: Tensor, scales: Tensor, model: Tensor) -> Tensor:
     magnitudes = _units_and_one(blocks - (negative << (bits - 1)), bits) - 1
     numbers = torch.where(negative != 0, -magnitudes, magnitudes) * scales[:, None]
     made = torch.empty_like(model, dtype=torch.float32)
-    order = _order(made)
-    made.permute(order).copy_(numbers.view(-1)[: made.numel()].view([made.shape[d] for d in order]))
+    dims = list(order) if order is not None else _order(model)
+    made.permute(dims).copy_(numbers.view(-1)[: made.numel()].view([made.shape[d] for d in dims]))
     return made
 
 

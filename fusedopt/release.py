@@ -98,8 +98,13 @@ class GradientRelease:
         # Backward runs a thread for each device.
         self._lock = threading.Lock()
         self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before_step)]
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
         for param, place in places.items():
             plan = None if isinstance(optimizer, SweepStep) else optimizer._make_plan()
+            if isinstance(plan, _C.Plan):
+                # Draws are by the place among all params, as in a step of all of them.
+                plan.first_slot = sum(sizes[: place[0]]) + place[1]
+                plan.draws = optimizer._draws_so_far()
             self._handles.append(param.register_post_accumulate_grad_hook(_ParamStep(self, plan, place)))
 
     @contextmanager
@@ -224,6 +229,8 @@ class _ParamStep:
                 self._step_whole(optimizer, group)
             elif found is None and param in self.state:
                 optimizer.state[param] = self.state[param]
+            if isinstance(self.plan, _C.Plan):
+                optimizer._count_draws(self.plan.draws)
         except Exception as error:
             # The plan saw one group of one param.
             if error.args and isinstance(error.args[0], str):
@@ -250,11 +257,6 @@ def _checked(optimizer: Optimizer) -> FusedStep:
     if type(optimizer).step is not FusedStep.step:
         raise TypeError(f"{name} overrides step(), which updates in backward would pass by; give one that does not")
     _refuse_clipping(optimizer)
-    if optimizer._precision.seed is not None:
-        raise ValueError(
-            "rounding='stochastic' draws by the place that a param has in a step of all of them, which steps in "
-            "backward are not; use rounding='kahan' or master_weights, or step after backward as usual"
-        )
     for index, group in enumerate(optimizer.param_groups):
         _refuse_differentiable(index, group)
     return optimizer

@@ -11,8 +11,6 @@ from runs import random_gradients, train
 from support import params_of
 from torch import Tensor
 
-from fusedopt.precision import _SIGNED, _UNSIGNED
-
 
 @dataclass(frozen=True)
 class Options:
@@ -24,7 +22,8 @@ class Options:
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 
     def of(self, case: Case) -> dict[str, Any]:
-        names = [name for name in case.states if name in _SIGNED | _UNSIGNED] if self.codes else []
+        kinds = case.rule["kinds"]
+        names = [name for name in case.states if kinds[name] in ("average", "magnitude")] if self.codes else []
         return {**self.kwargs, **({"state_dtype": dict.fromkeys(names, self.codes)} if names else {})}
 
     def __str__(self) -> str:
@@ -39,12 +38,14 @@ OPTIONS = [
     Options("kahan", {"rounding": "kahan"}),
     Options("stochastic", {"rounding": "stochastic", "rounding_seed": 7}),
     Options("bfloat16-state", {"state_dtype": "bfloat16"}, dtypes=(torch.float32, torch.float64)),
+    Options("float16-state", {"state_dtype": "float16"}, dtypes=(torch.float32, torch.bfloat16)),
     Options("float32-state", {"state_dtype": torch.float32}, dtypes=EVERY),
     Options("codes", codes="int8", dtypes=EVERY),
     Options("codes-stochastic", {"rounding": "stochastic"}, codes="int8", dtypes=(torch.float32, torch.bfloat16)),
     Options("four-bit-codes", codes="int4", dtypes=(torch.float32, torch.float64)),
     Options("four-bit-codes-stochastic", {"rounding": "stochastic"}, codes="int4", dtypes=(torch.bfloat16,)),
     Options("average", {"ema_decay": 0.9}, dtypes=EVERY),
+    Options("stochastic-average", {"rounding": "stochastic", "ema_decay": 0.9}, dtypes=(torch.bfloat16,)),
     Options("master-average-codes", {"master_weights": "float32", "ema_decay": 0.9}, codes="int8"),
     Options("remainder-average", {"master_weights": "remainder", "ema_decay": 0.5}, dtypes=(torch.bfloat16,)),
 ]
@@ -63,5 +64,7 @@ def steps(optimizer: Any, count: int = 4, dtype: torch.dtype | None = None, seed
     return optimizer
 
 
-def same(a: Tensor, b: Tensor) -> bool:
+def same(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor):
+        return bool(a == b)
     return a.dtype == b.dtype and torch.equal(a, b)

@@ -335,10 +335,10 @@ def test_params_of_any_layout(options: Options) -> None:
     dtype = options.dtypes[0]
     shape = OF_ONE_SHAPE[0].shape
     value = torch.randn(shape).to(dtype)
-    if "stochastic" in options.name:  # draws go by the order of memory
-        return
     case = named("adamw")
     placed = [case.ours([Parameter(layout.place(value).tensor)], **options.of(case)) for layout in OF_ONE_SHAPE]
+    if placed[0]._precision.draws:  # which go by the order of memory
+        return
     for optimizer in placed:
         steps(optimizer, 3)
     first = placed[0]
@@ -347,4 +347,4 @@ def test_params_of_any_layout(options: Options) -> None:
         (q,) = params_of(optimizer)
         assert same(q.detach(), p.detach())
         for key, kept in first.state[p].items():
-            assert same(optimizer.state[q][key], kept)
+            assert key == "code_order" or same(optimizer.state[q][key], kept)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cases import ONE_PER_OPTIMIZER, Case, named
-from options import OPTIONS, PAIRS, Options, same, steps, values
+from options import PAIRS, Options, same, steps, values
 from runs import random_gradients, train
 from support import params_of
 from torch import Tensor
@@ -26,20 +26,21 @@ HALVES = (torch.bfloat16, torch.float16)
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 
 
-@pytest.mark.parametrize("options", [o for o in OPTIONS if "average" in o.name], ids=str)
+@pytest.mark.parametrize(("options", "dtype"), [pair for pair in PAIRS if "average" in pair[0].name], ids=str)
 @one_per_optimizer
-def test_the_average_is_torchs(case: Case, options: Options) -> None:
-    """AveragedModel's over the exact params, from the first step on."""
+def test_the_average_is_torchs(case: Case, options: Options, dtype: torch.dtype) -> None:
+    """AveragedModel's over the params, the exact ones where these are kept, from the first step on."""
     decay = options.kwargs["ema_decay"]
-    model = torch.nn.ParameterList([Parameter(v.to(options.dtypes[0])) for v in values(torch.float32)])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    model = torch.nn.ParameterList([Parameter(v.to(dtype)) for v in values(torch.float32)])
     ours = case.ours(model.parameters(), **options.of(case))
-    exact = torch.nn.ParameterList([Parameter(p.detach().float()) for p in model])
+    exact = torch.nn.ParameterList([Parameter(p.detach().to(wide)) for p in model])
     averaged = AveragedModel(exact, multi_avg_fn=get_ema_multi_avg_fn(decay))
     for grads in random_gradients(list(model), 4):
         train(ours, [grads])
         for p, q in zip(model, exact, strict=True):
             partner = next((name for name in ("master", "remainder") if name in ours.state[p]), None)
-            q.data = exact_param(p, partner, ours.state[p][partner]).clone() if partner else p.detach().float()
+            q.data = exact_param(p, partner, ours.state[p][partner]).clone() if partner else p.detach().to(wide)
         averaged.update_parameters(exact)
     for p, expected in zip(model, averaged.module, strict=True):
         assert same(ours.state[p]["ema"], expected.detach())

@@ -93,13 +93,6 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], Any], type[Exception], str]] = {
 }
 
 
-def test_draws_by_place_are_refused() -> None:
-    model = network().to(torch.bfloat16)
-    optimizer = fusedopt.SGD(model.parameters(), lr=0.1, rounding="stochastic")
-    with pytest.raises(ValueError, match="rounding='stochastic' draws by the place that a param has"):
-        fusedopt.step_in_backward(model, optimizer)
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_optimizers_that_cannot(name: str) -> None:
     make, kind, match = REFUSED[name]

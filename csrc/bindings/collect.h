@@ -51,6 +51,7 @@ inline bool Plan::settled(int slot, size_t at) {
         (source.before[c].device && device_index(*counter) != source.device))
       return false;
   }
+  if (source.coded && !equal(strides, source.strides)) return false;
   if (!attached_as_before(source)) return false;
   source.grad = grad;
   for (int c = 0; c < rule_->counters; ++c)
@@ -112,8 +113,12 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   source.keys = param->key_set();
   source.param_type = param->dtype();
   source.grad_type = grad->dtype();
-  for (int k = 0; k < rule_->states; ++k)
-    if (source.state[k]) source.state_type[k] = source.state[k]->dtype();
+  for (int k = 0; k < rule_->states; ++k) {
+    if (!source.state[k]) continue;
+    source.state_type[k] = source.state[k]->dtype();
+    source.coded = source.coded || is_coded(row.state_dtype[k]);
+  }
+  if (source.coded) source.strides = param->strides().vec();
   for (int a = 0; a < kAttached; ++a)
     if (source.attached[a]) source.attached_type[a] = source.attached[a]->dtype();
   for (int c = 0; c < rule_->counters; ++c) {
@@ -198,7 +203,7 @@ inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
 
 inline Plan::Found Plan::read_state(Row& row, Source& source) {
   Slot& slot = slots_[source.slot];
-  PyObject* found[kOwn + kAttached] = {};
+  PyObject* found[kOwn + kOrder + 1] = {};
   if (slot.state && !PyDict_Check(slot.state)) {
     fail(source, "its entry in optimizer.state is not a dict");
   }
@@ -237,7 +242,10 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
       missing = rule_->state_names[k];
   }
   source.first = needed > 0 && present == 0;
-  if (source.first) return read_attached(row, source, found + kOwn);
+  if (source.first) {
+    read_attached(row, source, found + kOwn);
+    return Found::row;
+  }
   if (present < needed) {
     throw py::key_error(label(slot.group, slot.position) + ": its state lacks '" + missing +
                         "'; delete optimizer.state[param] to start anew, or load a state made with these options");
@@ -258,6 +266,7 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     const bool codes = options_.coded(k) && codes_of(*state, *source.param, row.state_dtype[k]);
     const bool fits =
         codes || (storage_of(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param));
+    if (!codes) row.state_dtype[k] = options_.meant(k, row.state_dtype[k]);
     if (!reachable || !fits || (!codes && !equal(state->sizes(), source.param->sizes()))) {
       if (state->is_inference()) state->bump_version();
       if (state->is_inference() || dispatches_to_python(*state)) return Found::leftover;
@@ -275,7 +284,8 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     source.state[k] = state;
     source.state_object[k] = found[k];
   }
-  return read_attached(row, source, found + kOwn);
+  read_attached(row, source, found + kOwn);
+  return codes_in_order(row, source, found[kOwn + kOrder]) ? Found::row : read_state(row, source);
 }
 
 // The layout of a row, where its operands are not all dense in one order. False if it has too many dimensions.

@@ -8,52 +8,74 @@ namespace fusedopt {
 // Whether this param has a tensor of that kind.
 inline bool Plan::wants(const Row& row, const Source& source, int at) const {
   if (at >= kScaleTensor) return source.state[at - kScaleTensor] && is_coded(row.state_dtype[at - kScaleTensor]);
-  if (at == kAverageTensor) return true;
-  return in_16_bits(*source.param) != (options_.pair == Pair::copy && !options_.master);
+  return at == kAverageTensor || in_16_bits(*source.param);
 }
 
 // Finds the tensors that a row has beside its rule's, and notes those that have yet to be made.
-inline Plan::Found Plan::read_attached(Row& row, Source& source, PyObject* const* found) {
+inline void Plan::read_attached(Row& row, Source& source, PyObject* const* found) {
   if (options_.pair == Pair::remainder && source.param->dtype().toScalarType() == at::kHalf)
     fail(source, "master_weights='remainder' keeps the low half of a float32 beside a bfloat16, and it is " +
                      dtype_name(*source.param) + "; use master_weights='float32'");
+  if (options_.pair == Pair::copy)
+    if (PyObject* copy = PyDict_GetItem(options_.copies.ptr(), slots_[source.slot].param))
+      attach(source, kPartnerTensor, copy, "its copy ");
   for (const Options::Key& key : options_.keys) {
     const int at = key.at;
-    if (!wants(row, source, at)) continue;
-    PyObject* value = found[at];
+    if (at == kOrder || !wants(row, source, at)) continue;
     const std::string name = "its state '" + std::string(py::str(key.name)) + "' ";
-    if (!value || value == Py_None) {
-      if (at >= kScaleTensor) fail(source, name + "is missing, without which codes mean nothing; load the state anew");
-      // Who copies go to is the caller's to say.
-      if (at != kPartnerTensor || options_.pair != Pair::copy || options_.master) source.missing |= 1u << at;
-      continue;
-    }
-    if (!THPVariable_Check(value)) fail(source, name + "is not a tensor");
-    TensorImpl* tensor = unpack(value).unsafeGetTensorImpl();
-    if (!plain(*tensor) || tensor->device() != source.param->device())
-      fail(source,
-           name + "is not a dense tensor on " + source.param->device().str() + "; move it to the param's device");
-    const at::ScalarType type = tensor->dtype().toScalarType();
-    if (at >= kScaleTensor) {
-      if (type != at::kFloat || tensor->numel() != blocks_of(*source.param) || !tensor->is_contiguous())
-        fail(source, name + "is not a contiguous float32 tensor of " + std::to_string(blocks_of(*source.param)) +
-                         " scales, one for each " + std::to_string(kCodeBlock) + " elements");
-    } else {
-      if (!equal(tensor->sizes(), source.param->sizes()))
-        fail(source, name + "has shape " + shape_of(*tensor) + ", the param " + shape_of(*source.param));
-      Dtype dtype;
-      const bool fits = at == kAverageTensor               ? storage_of(*tensor, dtype)
-                        : options_.master                  ? type == at::kFloat
-                        : options_.pair == Pair::remainder ? type == at::kShort
-                                                           : in_16_bits(*tensor);
-      if (!fits || is_complex(*tensor) != is_complex(*source.param))
-        fail(source, name + "is " + dtype_name(*tensor) + ", which does not go with a param that is " +
-                         dtype_name(*source.param));
-    }
-    source.attached[at] = tensor;
-    source.attached_object[at] = value;
+    if (found[at] && found[at] != Py_None)
+      attach(source, at, found[at], name);
+    else if (at >= kScaleTensor)
+      fail(source, name + "is missing, without which codes mean nothing; load the state anew");
+    else
+      source.missing |= 1u << at;
   }
-  return Found::row;
+}
+
+inline void Plan::attach(Source& source, int at, PyObject* value, const std::string& name) const {
+  if (!THPVariable_Check(value)) fail(source, name + "is not a tensor");
+  TensorImpl* tensor = unpack(value).unsafeGetTensorImpl();
+  if (!plain(*tensor) || tensor->device() != source.param->device())
+    fail(source, name + "is not a dense tensor on " + source.param->device().str() + "; move it to the param's device");
+  const at::ScalarType type = tensor->dtype().toScalarType();
+  if (at >= kScaleTensor) {
+    if (type != at::kFloat || tensor->numel() != blocks_of(*source.param) || !tensor->is_contiguous())
+      fail(source, name + "is not a contiguous float32 tensor of " + std::to_string(blocks_of(*source.param)) +
+                       " scales, one for each " + std::to_string(kCodeBlock) + " elements");
+  } else {
+    if (!equal(tensor->sizes(), source.param->sizes()))
+      fail(source, name + "has shape " + shape_of(*tensor) + ", the param " + shape_of(*source.param));
+    Dtype dtype;
+    const bool fits = at == kAverageTensor               ? storage_of(*tensor, dtype)
+                      : options_.pair == Pair::master    ? type == at::kFloat
+                      : options_.pair == Pair::remainder ? type == at::kShort
+                                                         : in_16_bits(*tensor);
+    if (!fits || is_complex(*tensor) != is_complex(*source.param))
+      fail(source, name + "is " + dtype_name(*tensor) + ", which does not go with a param that is " +
+                       dtype_name(*source.param));
+  }
+  source.attached[at] = tensor;
+  source.attached_object[at] = value;
+}
+
+// Whether states in codes lie in the order of the memory that the param has now. If not, as after
+// module.to(memory_format=...), they are brought into it.
+inline bool Plan::codes_in_order(const Row& row, const Source& source, PyObject* order) const {
+  bool coded = false;
+  for (int k = 0; k < rule_->states; ++k) coded = coded || (source.state[k] && is_coded(row.state_dtype[k]));
+  if (!coded) return true;
+  const TensorImpl* exact = exact_param(source);
+  if (!order || !PyTuple_Check(order) || PyTuple_GET_SIZE(order) != exact->dim())
+    fail(source, "its state 'code_order' is missing, without which codes mean nothing; load the state anew");
+  const std::vector<int64_t> now = order_of(*exact);
+  for (size_t d = 0; d < now.size(); ++d) {
+    if (PyLong_AsLong(PyTuple_GET_ITEM(order, d)) == now[d]) continue;
+    const at::Tensor model(c10::intrusive_ptr<TensorImpl>::reclaim_copy(const_cast<TensorImpl*>(exact)));
+    options_.reorder(borrow(slots_[source.slot].state),
+                     py::reinterpret_steal<py::object>(THPVariable_Wrap(model.detach())));
+    return false;
+  }
+  return true;
 }
 
 // Gives row `at` its extras, if it has any.
@@ -66,12 +88,14 @@ inline void Plan::outfit(size_t at) {
   extras = Extras{};
   row.extras = &extras;
   extras.stochastic = options_.stochastic;
+  for (int k = 0; k < rule_->states; ++k) extras.states_by_chance |= options_.by_chance(k) ? 1 << k : 0;
   extras.clears_grad = clears_grad_;
   if (const TensorImpl* partner = source.attached[kPartnerTensor]) {
     extras.pair = options_.pair;
-    const TensorImpl& stored = options_.master ? *source.param : *partner;
+    const bool master = options_.pair == Pair::master;
+    const TensorImpl& stored = master ? *source.param : *partner;
     if (options_.pair != Pair::remainder) storage_of(stored, extras.partner_dtype);
-    if (options_.master) storage_of(*partner, row.param_dtype);
+    if (master) storage_of(*partner, row.param_dtype);
   }
   if (source.attached[kAverageTensor]) storage_of(*source.attached[kAverageTensor], extras.average_dtype);
   extras.new_average = source.missing >> kAverageTensor & 1;
@@ -83,6 +107,10 @@ inline void Plan::make_attached(size_t i, py::dict& entry) {
   const at::Tensor param = unpack(slots_[source.slot].param).detach();
   for (const Options::Key& key : options_.keys) {
     const int at = key.at;
+    if (at == kOrder) {
+      if (source.first) entry[key.name] = py::tuple(py::cast(order_of(*exact_param(source))));
+      continue;
+    }
     if (at >= kScaleTensor ? !source.first || !wants(rows_[i], source, at) : !(source.missing >> at & 1)) continue;
     at::Tensor made;
     if (at >= kScaleTensor) {
@@ -90,7 +118,7 @@ inline void Plan::make_attached(size_t i, py::dict& entry) {
     } else if (at == kAverageTensor) {
       const at::ScalarType own = param.scalar_type();
       made = at::zeros_like(param, param.options().dtype(in_16_bits(*source.param) ? at::kFloat : own));
-    } else if (options_.master) {
+    } else if (options_.pair == Pair::master) {
       made = param.to(at::kFloat);
     } else {
       made = at::zeros_like(param,
@@ -104,16 +132,17 @@ inline void Plan::make_attached(size_t i, py::dict& entry) {
 // The tensor that a row's param is computed from.
 inline TensorImpl* Plan::exact_param(const Source& source) const {
   TensorImpl* partner = source.attached[kPartnerTensor];
-  return options_.master && partner ? partner : source.param;
+  return options_.pair == Pair::master && partner ? partner : source.param;
 }
 
 inline bool Plan::attached_as_before(const Source& source) const {
-  for (const Options::Key& key : options_.keys) {
-    TensorImpl* before = source.attached[key.at];
+  if (!options_.any()) return true;
+  for (int at = 0; at < kAttached; ++at) {
+    TensorImpl* before = source.attached[at];
     if (!before) continue;
-    const TensorImpl* now = unpack(source.attached_object[key.at]).unsafeGetTensorImpl();
-    if (now != before || now->key_set() != source.keys || now->dtype() != source.attached_type[key.at]) return false;
-    if (key.at >= kScaleTensor
+    const TensorImpl* now = unpack(source.attached_object[at]).unsafeGetTensorImpl();
+    if (now != before || now->key_set() != source.keys || now->dtype() != source.attached_type[at]) return false;
+    if (at >= kScaleTensor
             ? now->numel() != blocks_of(*source.param) || !now->is_contiguous()
             : !equal(now->sizes(), source.param->sizes()) || !equal(now->strides(), source.param->strides()))
       return false;
@@ -137,10 +166,11 @@ inline void Plan::refuse_leftover(const py::list& leftover) const {
 inline void Plan::set_draws(double ema_decay) {
   if (!options_.any()) return;
   step_.key = stream(options_.seed, draws_);
+  step_.first_slot = first_slot_;
   step_.average_weight = 1 - ema_decay;
   for (size_t i = 0; i < count_; ++i) {
     if (!rows_[i].extras) continue;
-    extras_[i].key = step_.key;
+    extras_[i].key = stream(step_.key, first_slot_ + rows_[i].slot);
     extras_[i].average_weight = step_.average_weight;
   }
 }

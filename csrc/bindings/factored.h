@@ -22,6 +22,7 @@ class FactoredPlan {
   struct Group {
     Number hypers[kFactoredHypers];
     PyObject* values[kFactoredHypers];  // borrowed; eps[0] may be None
+    Ref eps;                            // holds its two
     double sign;
   };
   struct Names {
@@ -79,8 +80,9 @@ inline void FactoredPlan::read_groups() {
       if (!value) throw py::key_error(where + "['" + std::string(py::str(key)) + "'] is missing");
       return value;
     };
-    PyObject* eps = find(names_.eps);
-    if (!is_sequence(eps) || PySequence_Fast_GET_SIZE(eps) != 2)
+    group.eps = entries_of(find(names_.eps), 2);
+    PyObject* eps = group.eps.ptr();
+    if (!eps)
       throw py::value_error(where + "['eps'] is not a tuple of 2 numbers, the first of which may be None");
     const char* names[] = {"lr", "beta2_decay", "eps'][0", "eps'][1", "d", "weight_decay"};
     PyObject* values[] = {

@@ -28,6 +28,14 @@ inline uint64_t version_of(PyObject* dict) {
 #endif
 }
 
+// A hyper-parameter of several numbers as a list or a tuple; it may be any sequence (a configuration's own kind of list,
+// an array) or a tensor. Null if it is none of `of` entries.
+inline Ref entries_of(PyObject* value, int of) {
+  Ref entries = py::reinterpret_steal<py::object>(PyUnicode_Check(value) ? nullptr : PySequence_Fast(value, ""));
+  if (!entries) PyErr_Clear();
+  return entries && PySequence_Fast_GET_SIZE(entries.ptr()) == of ? entries : Ref();
+}
+
 // Lists and tuples, which the PySequence_Fast macros read.
 inline bool is_sequence(PyObject* object) { return object && (PyList_Check(object) || PyTuple_Check(object)); }
 
@@ -73,12 +81,13 @@ struct GroupNames {
   };
   std::vector<Hyper> hypers;
   std::vector<double> defaults;  // NaN where torch's group must have the key
+  py::set flags;                 // those that say yes or no
   Ref params = intern("params"), maximize = intern("maximize"), differentiable = intern("differentiable"),
       capturable = intern("capturable"), fused = intern("fused");
 
   static Ref intern(const char* text) { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text)); }
 
-  GroupNames(const Rule& rule, const py::dict& given) {
+  GroupNames(const Rule& rule, const py::dict& given, py::set flags) : flags(std::move(flags)) {
     for (int i = 0; i < rule.hypers; ++i) {
       const std::string name = rule.hyper_names[i];
       const size_t dot = name.find('.');
@@ -138,7 +147,11 @@ class Group {
     for (size_t i = 0; i < names.hypers.size(); ++i) {
       if (!hypers[i].device) continue;
       PyObject* value = PyDict_GetItem(dict, names.hypers[i].key.ptr());
-      if (names.hypers[i].index >= 0) value = PySequence_Fast_GET_ITEM(value, names.hypers[i].index);
+      Ref entries;
+      if (names.hypers[i].index >= 0) {
+        entries = entries_of(value, names.hypers[i].of);
+        value = PySequence_Fast_GET_ITEM(entries.ptr(), names.hypers[i].index);
+      }
       const at::Tensor& tensor = unpack(value);
       if (device_index(*tensor.unsafeGetTensorImpl()) != reader) hypers[i] = {tensor.item().toDouble()};
     }
@@ -197,13 +210,15 @@ class Group {
         continue;
       }
       std::string name = label(key);
+      Ref entries;
       if (entry >= 0) {
-        if (!is_sequence(value) || PySequence_Fast_GET_SIZE(value) != of)
-          throw py::value_error(name + " is not a tuple of " + std::to_string(of) + " numbers");
-        value = PySequence_Fast_GET_ITEM(value, entry);
+        entries = entries_of(value, of);
+        if (!entries) throw py::value_error(name + " is not a tuple of " + std::to_string(of) + " numbers");
+        value = PySequence_Fast_GET_ITEM(entries.ptr(), entry);
         name += "[" + std::to_string(entry) + "]";
       }
-      hypers[i] = to_number(value, name);
+      // torch asks of a flag no more than whether it is true.
+      hypers[i] = value == Py_None && names.flags.contains(key) ? Number{0} : to_number(value, name);
       if (hypers[i].device) {
         const int where = device_index(*unpack(value).unsafeGetTensorImpl());
         device = device == kHost || device == where ? where : kSeveral;

@@ -22,10 +22,10 @@ inline void Plan::make_ready(const py::object& optimizer) {
       throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
                                std::string(py::str(py::type::of(optimizer).attr("__name__"))) +
                                " but param_groups' capturable is False: construct it with capturable=True");
-  if (options_.stochastic)
+  if (options_.draws())
     throw std::runtime_error(
-        "rounding='stochastic' draws anew in each step, which a replay of a CUDA graph cannot; step "
-        "outside the capture");
+        "rounding='stochastic', and a state_dtype of 16 bits, draw anew in each step, which a replay of a CUDA graph "
+        "cannot; step outside the capture");
   if (on_host) throw std::runtime_error("a step that also updates params on the CPU cannot be captured");
   for (const size_t i : new_states_)
     fail(sources_[i],

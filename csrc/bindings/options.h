@@ -2,6 +2,7 @@
 // after torch.
 #pragma once
 
+#include <numeric>
 #include <optional>
 
 #include "group.h"
@@ -12,16 +13,20 @@ namespace fusedopt {
 // allocation that its scales take.
 constexpr int64_t kLeastCoded = 4096;
 
-// The tensors of a param's state that are none of its rule's: places in a row's list of them.
-enum Attached { kPartnerTensor, kAverageTensor, kScaleTensor, kAttached = kScaleTensor + kMaxStates };
+// The tensors of a param's state that are none of its rule's: places in a row's list of them. After them the order of
+// the dimensions in which states in codes lie, which is no tensor.
+enum Attached { kPartnerTensor, kAverageTensor, kScaleTensor, kAttached = kScaleTensor + kMaxStates, kOrder = kAttached };
 
 struct Options {
   std::vector<std::optional<Dtype>> state;  // of each of the rule's
   Pair pair = Pair::none;
-  bool master = false;  // the partner is the exact one, and the param its copy
   bool average = false;
   bool stochastic = false;
   uint64_t seed = 0;
+  // What new states of params in 16 bits are stored in, unless `state` says it.
+  std::optional<at::ScalarType> of_bfloat16, of_float16;
+  py::object copies;   // of params, by param
+  py::object reorder;  // for states in codes whose param has come to lie otherwise
 
   struct Key {
     Ref name;
@@ -30,7 +35,7 @@ struct Options {
   std::vector<Key> keys;
 
   bool any() const {
-    bool any = !keys.empty() || stochastic;
+    bool any = !keys.empty() || stochastic || pair == Pair::copy;
     for (const auto& storage : state) any = any || storage;
     return any;
   }
@@ -39,32 +44,53 @@ struct Options {
     const auto add = [&](const std::string& name, int at) { keys.push_back({GroupNames::intern(name.c_str()), at}); };
     if (given.contains("partner")) {
       const auto name = given["partner"].cast<std::string>();
-      master = name == "master";
-      pair = name == "remainder" ? Pair::remainder : name == "compensation" ? Pair::compensation : Pair::copy;
+      pair = named(kPairs, name);
       add(name, kPartnerTensor);
+    }
+    if (given.contains("copies")) {
+      pair = Pair::copy;
+      copies = given["copies"];
     }
     average = given.contains("average");
     if (average) add("ema", kAverageTensor);
-    stochastic = given.contains("seed");
-    if (stochastic) seed = given["seed"].cast<uint64_t>();
-    if (!given.contains("states")) return;
-    for (const auto& [name, storage] : given["states"].cast<py::dict>()) {
-      const std::string key = name.cast<std::string>(), type = storage.cast<std::string>();
-      for (int k = 0; k < rule.states; ++k) {
-        if (key != rule.state_names[k]) continue;
-        state[k] = type == "float32"    ? Dtype::f32
-                   : type == "float16"  ? Dtype::f16
-                   : type == "bfloat16" ? Dtype::bf16
-                   : type == "int8"     ? Dtype::i8
-                   : type == "uint8"    ? Dtype::u8
-                   : type == "int4"     ? Dtype::i4
-                                        : Dtype::u4;
-        if (coded(k)) add(key + "_scale", kScaleTensor + k);
+    stochastic = given.contains("stochastic");
+    if (given.contains("seed")) seed = given["seed"].cast<uint64_t>();
+    if (given.contains("new_states")) {
+      for (const auto& [own, storage] : given["new_states"].cast<py::dict>()) {
+        const at::ScalarType type = scalar_type(named(kStorages, storage.cast<std::string>()));
+        (named(kStorages, own.cast<std::string>()) == Dtype::bf16 ? of_bfloat16 : of_float16) = type;
       }
     }
+    if (!given.contains("states")) return;
+    bool any_coded = false;
+    for (const auto& [name, storage] : given["states"].cast<py::dict>()) {
+      const std::string key = name.cast<std::string>();
+      for (int k = 0; k < rule.states; ++k) {
+        if (key != rule.state_names[k]) continue;
+        state[k] = named(kStorages, storage.cast<std::string>());
+        if (!coded(k)) continue;
+        any_coded = true;
+        add(key + "_scale", kScaleTensor + k);
+      }
+    }
+    if (!any_coded) return;
+    add("code_order", kOrder);
+    reorder = given["reorder"];
   }
 
   bool coded(int k) const { return state[k] && is_coded(*state[k]); }
+  // Whether it is rounded up or down by chance: a state that was asked to be in 16 bits is, since to the nearest a slow
+  // average would stand still.
+  bool by_chance(int k) const {
+    return stochastic || (state[k] && (*state[k] == Dtype::bf16 || *state[k] == Dtype::f16 || *state[k] == Dtype::r16));
+  }
+  bool draws() const {
+    bool draws = stochastic;
+    for (size_t k = 0; k < state.size(); ++k) draws = draws || by_chance(static_cast<int>(k));
+    return draws;
+  }
+  // What a state's tensor holds, which may be the roots of its numbers.
+  Dtype meant(int k, Dtype found) const { return found == Dtype::f16 && state[k] == Dtype::r16 ? Dtype::r16 : found; }
   // Whether a new state k of a param is kept in codes.
   bool codes(int k, const TensorImpl& param) const {
     return coded(k) && !is_complex(param) && param.numel() >= kLeastCoded;
@@ -73,13 +99,47 @@ struct Options {
   // What a new state k of a param is kept in, if not in codes.
   at::ScalarType storage_of_state(int k, const TensorImpl& param) const {
     const at::ScalarType own = param.dtype().toScalarType();
-    if (!state[k] || (coded(k) && (is_complex(param) || own == at::kDouble))) return own;
-    const at::ScalarType real = *state[k] == Dtype::f16    ? at::kHalf
-                                : *state[k] == Dtype::bf16 ? at::kBFloat16
-                                                           : at::kFloat;
+    if (!state[k]) return (own == at::kBFloat16 ? of_bfloat16 : own == at::kHalf ? of_float16 : std::nullopt).value_or(own);
+    if (coded(k) && (is_complex(param) || own == at::kDouble)) return own;
+    const at::ScalarType real = scalar_type(*state[k]);
     return is_complex(param) ? c10::toComplexType(real) : real;
   }
+
+ private:
+  template <class Value, size_t n>
+  static Value named(const std::pair<const char*, Value> (&table)[n], const std::string& name) {
+    for (const auto& [known, value] : table)
+      if (name == known) return value;
+    throw py::value_error("no storage and no partner is named '" + name + "'");
+  }
+  static constexpr std::pair<const char*, Pair> kPairs[] = {
+      {"master", Pair::master}, {"remainder", Pair::remainder}, {"compensation", Pair::compensation}};
+  static constexpr std::pair<const char*, Dtype> kStorages[] = {
+      {"float32", Dtype::f32},      {"bfloat16", Dtype::bf16}, {"float16", Dtype::f16},
+      {"float16_root", Dtype::r16}, {"int8", Dtype::i8},       {"uint8", Dtype::u8},
+      {"int4", Dtype::i4},          {"uint4", Dtype::u4}};
+  // Small states that would be in codes are in float32.
+  static at::ScalarType scalar_type(Dtype dtype) {
+    switch (dtype) {
+      case Dtype::f16:
+      case Dtype::r16:
+        return at::kHalf;
+      case Dtype::bf16:
+        return at::kBFloat16;
+      default:
+        return at::kFloat;
+    }
+  }
 };
+
+// The dimensions of a tensor by descending strides, those that have but one place last.
+inline std::vector<int64_t> order_of(const TensorImpl& impl) {
+  std::vector<int64_t> order(impl.dim());
+  std::iota(order.begin(), order.end(), 0);
+  const auto key = [&](int64_t d) { return impl.sizes()[d] == 1 ? -1 : impl.strides()[d]; };
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return key(a) > key(b); });
+  return order;
+}
 
 inline bool in_16_bits(const TensorImpl& impl) {
   const at::ScalarType type = impl.dtype().toScalarType();

@@ -30,8 +30,8 @@ class Plan {
         defaults_(std::move(defaults)),
         device_counters_(device_counters),
         rule_(find()),
-        names_(*rule_, defaults_),
         given_options_(std::move(options)),
+        names_(*rule_, defaults_, given_options_.contains("flags") ? py::set(given_options_["flags"]) : py::set()),
         options_(*rule_, given_options_) {
     for (int k = 0; k < rule_->states; ++k) keys_.push_back(GroupNames::intern(rule_->state_names[k]));
     for (int c = 0; c < rule_->counters; ++c) keys_.push_back(GroupNames::intern(rule_->counter_names[c]));
@@ -57,12 +57,17 @@ class Plan {
   // How many steps have rounded by chance: a resumed run goes on from there.
   uint64_t draws() const { return draws_; }
   void set_draws_done(uint64_t draws) { draws_ = draws; }
+  // Where this optimizer's params begin among those that draw, of a plan that has only some of them.
+  uint32_t first_slot() const { return first_slot_; }
+  void set_first_slot(uint32_t slot) { first_slot_ = slot; }
+  // Whether the last step, asked to clear gradients, has left that to the caller.
+  bool shares_grads() const { return shares_grads_; }
 
  private:
   // The keys of a param's state dict in their order there, and what each is to the rule.
   struct Signature {
     std::vector<Ref> keys;
-    std::vector<int> role;  // state k: k; counter c: kMaxStates + c; attached a: kOwn + a; else -1
+    std::vector<int> role;  // state k: k; counter c: kMaxStates + c; attached a, or kOrder: kOwn + a; else -1
   };
   static constexpr int kOwn = kMaxStates + kMaxCounters;
   struct Slot {
@@ -84,11 +89,13 @@ class Plan {
     // What let the row pass when it was last looked at in full, for a step that finds all of it as it was. Only of rows
     // whose operands have the param's own strides.
     bool settled;
+    bool coded;              // some states are in codes, which lie in the order of the param's strides
     uint64_t state_version;  // of the dict that holds the objects
     PyObject *state_object[kMaxStates], *counter_object[kMaxCounters], *attached_object[kAttached];
     c10::DispatchKeySet keys, counter_keys;
     caffe2::TypeMeta param_type, grad_type, state_type[kMaxStates], counter_type[kMaxCounters],
         attached_type[kAttached];
+    std::vector<int64_t> strides;  // if coded
   };
   // What the host makes of an entry of step_: scalars for the CPU, and counters after the step.
   struct Prepared {
@@ -123,10 +130,13 @@ class Plan {
   bool settled(int slot, size_t at);
   Found collect(int slot, size_t at);
   Found read_state(Row& row, Source& source);
+  bool grads_overlap() const;
   Found read_counter(Source& source, int c, PyObject* value);
   const Signature* signature_of(PyObject* dict);
   bool wants(const Row& row, const Source& source, int at) const;
-  Found read_attached(Row& row, Source& source, PyObject* const* found);
+  void read_attached(Row& row, Source& source, PyObject* const* found);
+  void attach(Source& source, int at, PyObject* value, const std::string& name) const;
+  bool codes_in_order(const Row& row, const Source& source, PyObject* order) const;
   void outfit(size_t at);
   void make_attached(size_t i, py::dict& entry);
   TensorImpl* exact_param(const Source& source) const;
@@ -165,11 +175,13 @@ class Plan {
   py::dict defaults_;
   bool device_counters_;
   const Rule* rule_;
-  GroupNames names_;
   py::dict given_options_;
+  GroupNames names_;
   Options options_;
   uint64_t draws_ = 0;
-  bool clears_grad_ = false;  // in this step
+  uint32_t first_slot_ = 0;
+  bool clears_grad_ = false;   // in this step's pass
+  bool shares_grads_ = false;  // so that none may be cleared before all are read
   std::vector<Ref> keys_;
   std::deque<Signature> signatures_;
   std::vector<Group> groups_;

@@ -8,11 +8,33 @@
 
 namespace fusedopt {
 
+// The names of a rule's states, and what kind of number each is.
+inline py::dict kinds_of(const Rule& rule) {
+  const auto name = [](Kind kind) {
+    switch (kind) {
+      case Kind::average:
+        return "average";
+      case Kind::magnitude:
+        return "magnitude";
+      case Kind::total:
+        return "total";
+      case Kind::other:
+        break;
+    }
+    return "other";
+  };
+  py::dict kinds;
+  for (int k = 0; k < rule.states; ++k)
+    kinds[rule.state_names[k]] = name(rule.state_kinds ? rule.state_kinds[k] : Kind::other);
+  return kinds;
+}
+
 inline py::dict describe(const Rule& rule) {
   const auto strings = [](const char* const* names, int n) { return std::vector<std::string>(names, names + n); };
   py::dict entry;
   entry["hypers"] = strings(rule.hyper_names, rule.hypers);
   entry["states"] = strings(rule.state_names, rule.states);
+  entry["kinds"] = kinds_of(rule);
   entry["counters"] = strings(rule.counter_names, rule.counters);
   entry["sums"] = rule.sums;
   if (rule.hyper_defaults)

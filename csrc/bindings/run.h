@@ -73,8 +73,10 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
     } else {
       const at::ScalarType storage = options_.storage_of_state(k, *source.param);
       value = at::zeros_like(rule_->like_grad(k) ? param.grad() : param, param.options().dtype(storage));
-      if (initial != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(initial) : value.fill_(initial);
+      const double start = options_.state[k] == Dtype::r16 ? std::sqrt(initial) : initial;
+      if (start != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(start) : value.fill_(start);
       storage_of(*value.unsafeGetTensorImpl(), row.state_dtype[k]);
+      row.state_dtype[k] = options_.meant(k, row.state_dtype[k]);
     }
     entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
     source.state[k] = value.unsafeGetTensorImpl();
@@ -169,6 +171,23 @@ inline void Plan::prepare_rows(const Pass& pass) {
   rows_version_ += changed;
 }
 
+// Whether clearing one gradient could change what another param still has to read: gradients that share memory, and
+// expanded ones.
+inline bool Plan::grads_overlap() const {
+  std::vector<std::pair<const char*, const char*>> ranges;
+  for (size_t i = 0; i < count_; ++i) {
+    const TensorImpl& grad = *sources_[i].grad;
+    if (grad.numel() == 0) continue;
+    if (!grad.is_non_overlapping_and_dense()) return true;
+    const char* begin = static_cast<const char*>(read_of(grad, grad.dtype().itemsize()));
+    ranges.emplace_back(begin, begin + grad.numel() * grad.dtype().itemsize());
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i)
+    if (ranges[i].first < ranges[i - 1].second) return true;
+  return false;
+}
+
 // Tells autograd of the writes.
 inline void Plan::bump_versions() const {
   for (size_t i = 0; i < count_; ++i) {
@@ -255,6 +274,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
   multiplier_ = 1 / scaling(scale, "grad_scale", 1, grad_scale_);
   if (skipped_) return py::none();
   clears_grad_ = clears_grad;
+  shares_grads_ = false;
 
   // A subclass may make them properties.
   const auto member = [&](const char* name) {
@@ -268,7 +288,12 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
   if (!slots_match(state.ptr())) rebuild_slots(state.ptr());
 
   // All that can be refused is refused here; after it only memory can be lacking.
-  const py::list leftover = collect_all();
+  py::list leftover = collect_all();
+  if (clears_grad_ && grads_overlap()) {
+    shares_grads_ = true;
+    clears_grad_ = false;
+    leftover = collect_all();
+  }
   make_ready(optimizer);
   skipped_ = settle_scaling(!leftover.empty());
   if (skipped_) return py::none();
@@ -291,7 +316,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
     set_draws(options_.average && decay ? to_number(const_cast<PyObject*>(decay), "ema_decay").value : 0);
   }
   run();
-  ++draws_;
+  if (count_ > 0) ++draws_;
   new_entries.keep();
   return py::none();
 }

@@ -285,6 +285,7 @@ struct Entry {
     rule.hyper_names = R::hyper_names;
     rule.state_names = R::state_names;
     rule.counter_names = R::counter_names;
+    rule.state_kinds = R::state_kinds;
     rule.hyper_defaults = R::hyper_defaults;
     rule.hypers = Shape<R>::kHypers;
     rule.states = Shape<R>::kStates;

@@ -92,8 +92,6 @@ struct ElementOf<8> {
 
 enum class Access { reads, writes, both };
 
-inline uint64_t key_of(const Row& row) { return stream(row.extras->key, row.slot); }
-
 // One operand of a tile. Where it lies dense in the type of the arithmetic it is its own buffer.
 template <class T>
 class TileOperand {
@@ -112,7 +110,7 @@ class TileOperand {
   }
   FUSEDOPT_ONCE void store_by_chance(int64_t begin, int64_t n) const {
     if (in_place(begin)) return;
-    const uint64_t own = stream(key_of(row_), operand_);
+    const uint64_t own = stream(row_.extras->key, operand_);
     for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
       const int64_t end = fusedopt::kCodeBlock < n - at ? fusedopt::kCodeBlock : n - at;
       each<Access::writes>(begin + at, end, [in = buffer_ + at, draws = Draws(own, begin + at)](auto& x, int64_t i) {
@@ -181,7 +179,7 @@ FUSEDOPT_ONCE inline void load_codes(const Row& row, int state, int64_t begin, i
 
 template <class T>
 FUSEDOPT_ONCE inline void store_codes(const Row& row, int state, int64_t begin, int64_t n, T* from) {
-  const uint64_t own = stream(key_of(row), fusedopt::kState + state);
+  const uint64_t own = stream(row.extras->key, fusedopt::kState + state);
   for (int64_t i = n; i % fusedopt::kCodeBlock != 0; ++i) from[i] = 0;
   // All scales before any codes: the divisions that a scale takes go on while the next is looked for.
   each_block(row, state, begin, n, [from](auto code, const uint32_t*, float& scale, int64_t at) {
@@ -207,7 +205,7 @@ FUSEDOPT_ONCE inline void store_codes(const Row& row, int state, int64_t begin, 
         words[w] = word;
       }
     };
-    if (row.extras->stochastic)
+    if (row.extras->states_by_chance >> state & 1)
       encode(Draws(own, begin + at));
     else
       encode([](int) { return kNearest; });
@@ -232,7 +230,7 @@ class TileState {
   FUSEDOPT_ONCE void store(int64_t begin, int64_t n) const {
     if (coded())
       store_codes(row_, state_, begin, n, buffer_);
-    else if (row_.extras && row_.extras->stochastic)
+    else if (row_.extras && row_.extras->states_by_chance >> state_ & 1)
       operand_.store_by_chance(begin, n);
     else
       operand_.store(begin, n);
@@ -263,9 +261,11 @@ class TileParam {
     if (extras_.pair == Pair::remainder)
       partner_.template each_of<Access::reads, int16_t>(
           begin, n, [p](const int16_t& x, int64_t i) { p[i] = static_cast<T>(join(static_cast<float>(p[i]), x)); });
-    if (extras_.pair == Pair::compensation)
+    if (extras_.pair == Pair::master)
       partner_.template each<Access::reads>(begin, n,
-                                            [p](const auto& x, int64_t i) { p[i] += static_cast<T>(decode(x)); });
+                                            [p](const auto& x, int64_t i) { p[i] = unless_edited(p[i], x); });
+    if (extras_.pair == Pair::compensation)
+      partner_.template each<Access::reads>(begin, n, [p](const auto& x, int64_t i) { p[i] = complete(p[i], x); });
     return p;
   }
 
@@ -280,7 +280,7 @@ class TileParam {
     } else {
       param_.store(begin, n);
     }
-    if (extras_.pair == Pair::copy)
+    if (extras_.pair == Pair::copy || extras_.pair == Pair::master)
       partner_.template each<Access::writes>(begin, n, [p](auto& x, int64_t i) { encode(p[i], x); });
     if (extras_.pair == Pair::compensation) {
       partner_.template each<Access::writes>(begin, n, [p](auto& x, int64_t i) {
@@ -290,6 +290,8 @@ class TileParam {
       });
     }
     if (extras_.average) {
+      // Of the number that there is from now on, which without a partner is the rounded one.
+      if (extras_.pair == Pair::none) p = param_.load(begin, n);
       const T weight = extras_.new_average ? T(1) : static_cast<T>(extras_.average_weight);
       average_.template each<Access::both>(
           begin, n, [=](auto& x, int64_t i) { encode(lerp(static_cast<T>(decode(x)), p[i], weight), x); });

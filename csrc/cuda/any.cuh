@@ -223,8 +223,10 @@ __device__ __noinline__ void load_param(AnyRow& row, const Share share, const Co
     each_of<int16_t, true, false>(row.partner, share, staging, [&](int16_t& x, int j, int64_t) {
       p[j] = static_cast<T>(join(static_cast<float>(p[j]), x));
     });
+  if (row.pair == Pair::master)
+    each<true, false>(row.partner, share, staging, [&](auto& x, int j, int64_t) { p[j] = unless_edited(T(p[j]), x); });
   if (row.pair == Pair::compensation)
-    each<true, false>(row.partner, share, staging, [&](auto& x, int j, int64_t) { p[j] += static_cast<T>(decode(x)); });
+    each<true, false>(row.partner, share, staging, [&](auto& x, int j, int64_t) { p[j] = complete(T(p[j]), x); });
 }
 
 template <class T>
@@ -240,7 +242,7 @@ __device__ __noinline__ void store_param(AnyRow& row, const Share share, const C
   } else {
     store_operand(row.param, share, staging, p);
   }
-  if (row.pair == Pair::copy) store_operand(row.partner, share, staging, p);
+  if (row.pair == Pair::copy || row.pair == Pair::master) store_operand(row.partner, share, staging, p);
   if (row.pair == Pair::compensation)
     each<false, true>(row.partner, share, staging, [&](auto& x, int j, int64_t) {
       const float exact = static_cast<float>(p[j]);
@@ -248,6 +250,8 @@ __device__ __noinline__ void store_param(AnyRow& row, const Share share, const C
       encode(lacking(exact, static_cast<float>(decode(x))), x);
     });
   if (row.average.data) {
+    // Of the number that there is from now on, which without a partner is the rounded one.
+    if (row.pair == Pair::none) load_operand(row.param, share, staging, p);
     const T weight = row.has(fusedopt::cuda::kNewAverage) ? T(1) : static_cast<T>(row.average_weight);
     each<true, true>(row.average, share, staging,
                      [&](auto& x, int j, int64_t) { encode(lerp(static_cast<T>(decode(x)), p[j], weight), x); });
@@ -276,7 +280,7 @@ class AnyTile {
       row.param = operand(row_.param, row_.dtypes[0], 0);
       row.grad = operand(const_cast<void*>(row_.grad), row_.dtypes[1], 1);
       row.average_weight = a.average_weight;
-      row.key = stream(a.key, chunk.slot);
+      row.key = stream(a.key, a.first_slot + chunk.slot);
       row.pair = extras_ ? extras_->pair : Pair::none;
       row.flags = extras_ ? extras_->flags : 0;
       row.average = operand(nullptr, Dtype::f32, 3 + kStates);
@@ -311,9 +315,9 @@ class AnyTile {
 
   __device__ void store(const Share& share) const {
     store_param(memory_.row, share, column(0));
-    const bool by_chance = memory_.row.has(fusedopt::cuda::kStochastic);
     for (int k = 0; k < kStates; ++k) {
       if (!R::keeps(variant, k)) continue;
+      const bool by_chance = extras_ && (extras_->by_chance >> k & 1);
       const uint64_t key = memory_.row.stream_of(fusedopt::kState + k);
       if (coded(k))
         store_codes(codes(k), share, column(2 + k), by_chance, key);

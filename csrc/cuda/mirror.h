@@ -211,7 +211,8 @@ class Mirror {
     out.average_dtype = extras.average_dtype;
     out.flags = (extras.new_average ? kNewAverage : 0) | (extras.stochastic ? kStochastic : 0) |
                 (extras.clears_grad ? kClearsGrad : 0);
-    for (int k = 0; k < states; ++k) out.coded |= row.state[k] && is_coded(row.state_dtype[k]) ? 1u << k : 0u;
+    for (int k = 0; k < states; ++k) out.coded |= row.state[k] && is_coded(row.state_dtype[k]) ? 1 << k : 0;
+    out.by_chance = extras.states_by_chance;
     out.partner = extras.partner;
     out.average = extras.average;
     std::copy_n(extras.scales, states, out.scales);

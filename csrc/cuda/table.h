@@ -67,7 +67,7 @@ struct TableExtras {
   Pair pair;
   Dtype partner_dtype, average_dtype;
   uint8_t flags;
-  uint32_t coded;  // bit k: state k is in codes
+  uint16_t coded, by_chance;  // bit k: state k is in codes, is rounded up or down by chance
   void* partner;
   void* average;
   float* scales[states];
@@ -115,6 +115,7 @@ struct UpdateArguments {
   uint32_t rows, chunks;
   const uint32_t* skipped;  // null: known to be 0
   uint64_t key;             // of this step's draws
+  uint32_t first_slot;      // the slot of the table's first row among the params that draw
   double average_weight;
 };
 

@@ -12,6 +12,7 @@ struct Adadelta : RuleDefaults {
   };
   static constexpr const char* hyper_names[] = {"lr", "rho", "eps", "weight_decay"};
   static constexpr const char* state_names[] = {"square_avg", "acc_delta"};
+  static constexpr Kind state_kinds[] = {Kind::magnitude, Kind::magnitude};
 
   template <class T>
   struct Scalars {

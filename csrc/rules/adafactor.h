@@ -19,7 +19,7 @@ struct Adafactor {
   FUSEDOPT_HD static Scalars prepare(const Hypers& h, double multiplier, double step) {
     const double rho = 1 / sqrt(step);
     return {
-        multiplier, power(step, h.beta2_decay), rho < h.lr ? rho : h.lr, 1 - h.lr * h.weight_decay, h.eps1, h.eps2, h.d,
+        multiplier, power(step, h.beta2_decay), rho < h.lr ? rho : h.lr, 1 - decay_of(h.lr, h.weight_decay), h.eps1, h.eps2, h.d,
         0};
   }
 

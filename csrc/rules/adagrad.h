@@ -12,6 +12,7 @@ struct Adagrad : RuleDefaults {
   };
   static constexpr const char* hyper_names[] = {"lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"};
   static constexpr const char* state_names[] = {"sum"};
+  static constexpr Kind state_kinds[] = {Kind::total};
   FUSEDOPT_HD static double initial_state(const Hypers& h, int) { return h.initial_accumulator_value; }
 
   template <class T>

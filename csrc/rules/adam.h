@@ -14,6 +14,7 @@ struct Adam : RuleDefaults {
   static constexpr const char* hyper_names[] = {
       "lr", "betas.0", "betas.1", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude, Kind::magnitude};
 
   enum { plain, with_amsgrad, variants };
   FUSEDOPT_HD static int variant(const Hypers& h) { return h.amsgrad != 0 ? with_amsgrad : plain; }
@@ -28,7 +29,7 @@ struct Adam : RuleDefaults {
     const double step = counters[0] += 1;
     Scalars<double> c;
     c.step_size = h.lr / (1 - pown(h.beta1, step));
-    c.decay = h.decoupled != 0 ? 1 - h.lr * h.weight_decay : 1;
+    c.decay = h.decoupled != 0 ? 1 - decay_of(h.lr, h.weight_decay) : 1;
     c.l2 = h.decoupled != 0 ? 0 : h.weight_decay;
     c.weight1 = 1 - h.beta1;
     c.beta2 = h.beta2;

@@ -12,6 +12,7 @@ struct Adamax : RuleDefaults {
   };
   static constexpr const char* hyper_names[] = {"lr", "betas.0", "betas.1", "eps", "weight_decay"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_inf"};
+  static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude};
 
   template <class T>
   struct Scalars {

@@ -13,6 +13,7 @@ struct Adan : RuleDefaults {
   static constexpr const char* hyper_names[] = {"lr",  "betas.0",      "betas.1", "betas.2",
                                                 "eps", "weight_decay", "no_prox"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "exp_avg_diff", "neg_pre_grad"};
+  static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude, Kind::average, Kind::average};
 
   template <class T>
   struct Scalars {
@@ -22,7 +23,7 @@ struct Adan : RuleDefaults {
 
   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double* counters, bool first) {
     const double step = counters[0] += 1;
-    const double decay = h.lr * h.weight_decay;
+    const double decay = decay_of(h.lr, h.weight_decay);
     Scalars<double> c;
     c.step_size = h.lr / (1 - pown(h.beta1, step));
     c.step_size_diff = h.lr * h.beta2 / (1 - pown(h.beta2, step));

@@ -14,6 +14,7 @@ struct LAMB : RuleDefaults {
                                                 "weight_decay", "bias_correction", "grad_averaging", "trust_clip",
                                                 "always_adapt"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude};
 
   template <class T>
   struct Scalars {

@@ -13,6 +13,7 @@ struct LARS : RuleDefaults {
   static constexpr const char* hyper_names[] = {"lr",          "momentum", "dampening",  "weight_decay", "nesterov",
                                                 "trust_coeff", "eps",      "trust_clip", "always_adapt"};
   static constexpr const char* state_names[] = {"momentum_buffer"};
+  static constexpr Kind state_kinds[] = {Kind::average};
   static constexpr bool like_grad(int) { return true; }
   static constexpr int counters = 0;
 

@@ -13,6 +13,7 @@ struct Lion : RuleDefaults {
   };
   static constexpr const char* hyper_names[] = {"lr", "betas.0", "betas.1", "weight_decay"};
   static constexpr const char* state_names[] = {"exp_avg"};
+  static constexpr Kind state_kinds[] = {Kind::average};
   static constexpr int counters = 0;
 
   template <class T>
@@ -21,7 +22,7 @@ struct Lion : RuleDefaults {
   };
 
   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double*, bool) {
-    return {h.lr, 1 - h.lr * h.weight_decay, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2};
+    return {h.lr, 1 - decay_of(h.lr, h.weight_decay), h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2};
   }
 
   template <int variant, class T>

@@ -13,6 +13,7 @@ struct MuonMomentum : RuleDefaults {
   };
   static constexpr const char* hyper_names[] = {"momentum", "nesterov"};
   static constexpr const char* state_names[] = {"momentum_buffer"};
+  static constexpr Kind state_kinds[] = {Kind::average};
   static constexpr int counters = 0;
 
   template <class T>
@@ -49,7 +50,7 @@ struct MuonUpdate : RuleDefaults {
   };
 
   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double*, bool) {
-    return {h.adjusted_lr, 1 - h.lr * h.weight_decay};
+    return {h.adjusted_lr, 1 - decay_of(h.lr, h.weight_decay)};
   }
 
   template <int variant, class T>

@@ -13,6 +13,7 @@ struct NAdam : RuleDefaults {
   static constexpr const char* hyper_names[] = {
       "lr", "betas.0", "betas.1", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude};
   static constexpr int counters = 2;
   static constexpr const char* counter_names[] = {"step", "mu_product"};
   FUSEDOPT_HD static double initial_counter(const Hypers&, int counter) { return counter == 1 ? 1 : 0; }
@@ -30,7 +31,7 @@ struct NAdam : RuleDefaults {
     Scalars<double> c;
     c.grad_size = h.lr * (1 - mu) / (1 - mu_product);
     c.momentum_size = h.lr * mu_next / (1 - mu_product * mu_next);
-    c.decay = h.decoupled != 0 ? 1 - h.lr * h.weight_decay : 1;
+    c.decay = h.decoupled != 0 ? 1 - decay_of(h.lr, h.weight_decay) : 1;
     c.l2 = h.decoupled != 0 ? 0 : h.weight_decay;
     c.weight1 = 1 - h.beta1;
     c.beta2 = h.beta2;

@@ -13,6 +13,7 @@ struct RAdam : RuleDefaults {
   static constexpr const char* hyper_names[] = {"lr",  "betas.0",      "betas.1",
                                                 "eps", "weight_decay", "decoupled_weight_decay"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude};
 
   template <class T>
   struct Scalars {
@@ -31,7 +32,7 @@ struct RAdam : RuleDefaults {
     if (rho > 5)
       c.step_size =
           c.step_size * sqrt(correction2 * ((rho - 4) * (rho - 2) * rho_max) / ((rho_max - 4) * (rho_max - 2) * rho));
-    c.decay = h.decoupled != 0 ? 1 - h.lr * h.weight_decay : 1;
+    c.decay = h.decoupled != 0 ? 1 - decay_of(h.lr, h.weight_decay) : 1;
     c.l2 = h.decoupled != 0 ? 0 : h.weight_decay;
     c.weight1 = 1 - h.beta1;
     c.beta2 = h.beta2;

@@ -12,6 +12,7 @@ struct RMSprop : RuleDefaults {
   };
   static constexpr const char* hyper_names[] = {"lr", "alpha", "eps", "weight_decay", "momentum", "centered"};
   static constexpr const char* state_names[] = {"square_avg", "momentum_buffer", "grad_avg"};
+  static constexpr Kind state_kinds[] = {Kind::magnitude, Kind::average, Kind::average};
 
   enum { plain, with_momentum, with_centering, with_both, variants };
   FUSEDOPT_HD static int variant(const Hypers& h) {

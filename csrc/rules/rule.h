@@ -21,6 +21,8 @@
 //   keeps(variant, state)   whether that variant has that state tensor
 //   initial_state(hypers, state), initial_counter(hypers, counter)
 //                           what new states are filled with, and where counters start
+//   state_kinds[]           what kind of number each state is, which decides in what it can be stored (Kind, below); null:
+//                           all are `other`
 //   like_grad(state)        the new state has the gradient's strides, not the param's (where torch clones the gradient)
 //   hyper_defaults[]        for a class made of the rule: NaN where the caller has to give the value
 //
@@ -39,6 +41,19 @@
 #include <cmath>
 #include <cstdint>
 
+namespace fusedopt {
+
+// Codes of 8 and of 4 bits are for what forgets: in them what only adds up would stand still. What is never negative has
+// codes without a sign, and in float16 is stored as its square root: squares of ordinary gradients are below its range.
+enum class Kind : uint8_t {
+  other,
+  average,    // of either sign, and it forgets
+  magnitude,  // never negative, and it forgets
+  total,      // never negative, and it does not forget
+};
+
+}  // namespace fusedopt
+
 #ifdef __CUDACC__
 #define FUSEDOPT_HD __host__ __device__ __forceinline__
 #else
@@ -52,6 +67,8 @@
 #endif
 
 namespace FUSEDOPT_NAMESPACE {
+
+using fusedopt::Kind;
 
 struct RuleDefaults {
   static constexpr int counters = 1;
@@ -70,6 +87,7 @@ struct RuleDefaults {
   FUSEDOPT_HD static double initial_counter(const Hypers&, int) {
     return 0;
   }
+  static constexpr const Kind* state_kinds = nullptr;
   static constexpr bool like_grad(int) { return false; }
   static constexpr const double* hyper_defaults = nullptr;
   static constexpr int sums = 0;
@@ -79,6 +97,9 @@ FUSEDOPT_HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 FUSEDOPT_HD double fma(double a, double b, double c) { return ::fma(a, b, c); }
 FUSEDOPT_HD float sqrt(float x) { return ::sqrtf(x); }
 FUSEDOPT_HD double sqrt(double x) { return ::sqrt(x); }
+
+// What of a param decoupled weight decay takes away. Without decay that is nothing, for an infinite learning rate too.
+FUSEDOPT_HD double decay_of(double lr, double weight_decay) { return weight_decay != 0 ? lr * weight_decay : 0; }
 
 // a + w (b - a), from the nearer end so that w = 1 gives exactly b; the two halves are torch.lerp's.
 template <class T>

@@ -13,6 +13,7 @@ struct SGD : RuleDefaults {
   };
   static constexpr const char* hyper_names[] = {"lr", "momentum", "dampening", "weight_decay", "nesterov"};
   static constexpr const char* state_names[] = {"momentum_buffer"};
+  static constexpr Kind state_kinds[] = {Kind::average};
   static constexpr bool like_grad(int) { return true; }
   static constexpr int counters = 0;
 
