@@ -1,0 +1,95 @@
+"""Random walks with fixed seeds, and that they notice what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import formulas
+import pytest
+import torch
+from walk.__main__ import main
+from walk.operations import OPERATIONS
+from walk.runner import Walk, report
+from walk.setups import ParamSpec, Setup
+from walk.trips import TRIPS
+
+import fusedopt
+
+WALKS, AT_ONCE = 480, 12
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("first", range(0, WALKS, AT_ONCE))
+def test_walks_find_nothing(first: int) -> None:
+    failed = []
+    for seed in range(first, first + AT_ONCE):
+        outcome = Walk.drawn(seed).run()
+        if outcome.error is not None:
+            failed.append(f"seed {seed}, {report(outcome)}")
+    assert not failed, "\n\n".join(failed)
+
+
+def test_the_seeds_have_everything() -> None:
+    walks = [Walk.drawn(seed) for seed in range(WALKS)]
+    assert {name for walk in walks for name, _ in walk.operations} == OPERATIONS.keys() | TRIPS.keys()
+    assert {walk.setup.of.optimizer for walk in walks} >= set(formulas.RULES)
+    assert {key for walk in walks for key in walk.setup.options} >= {
+        *("master_weights", "rounding", "state_dtype", "ema_decay", "max_grad_norm", "foreach", "fused")
+    }
+
+
+def _walk(kind: str, *names: str, **options: Any) -> Walk:
+    setup = Setup("adamw", [ParamSpec("float32", (67,)), ParamSpec("float32", (5000,))], options)
+    return Walk(kind, setup, [(name, seed) for seed, name in enumerate(names)])
+
+
+def _swapped(p: Any, g: Any, s: Any, h: Any) -> Any:
+    return formulas.adam(p, g, s, {**h, "betas": h["betas"][::-1]})
+
+
+def _larger_rate(p: Any, g: Any, s: Any, h: Any) -> Any:
+    return formulas.adam(p, g, s, {**h, "lr": h["lr"] * 1.001})
+
+
+@pytest.mark.parametrize("wrong", [_swapped, _larger_rate])
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
+def test_another_formula_is_noticed(wrong: Callable[..., Any], storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = _walk("numbers", *["many_steps"] * 2, state_dtype=storage, rounding="stochastic")
+    assert walk.run().error is None
+    monkeypatch.setitem(formulas.RULES, "AdamW", wrong)
+    assert "is wrong" in str(walk.run().error) or "are wrong" in str(walk.run().error)
+
+
+def test_a_lost_state_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: Any, state_dict: Any) -> None:
+        state = {i: {k: v for k, v in its.items() if k != "exp_avg"} for i, its in state_dict["state"].items()}
+        torch.optim.Optimizer.load_state_dict(self, {**state_dict, "state": state})
+
+    walks = [_walk(kind, "step", "step", "save_and_resume", "step") for kind in ("numbers", "trips")]
+    assert [walk.run().error for walk in walks] == [None, None]
+    monkeypatch.setattr(fusedopt.AdamW, "load_state_dict", load)
+    assert all(walk.run().error is not None for walk in walks)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = _walk("numbers", *["freeze_or_unfreeze", "edit_rate", "many_steps", "step"], max_grad_norm=1.0)
+    monkeypatch.setattr(Walk, "drawn", lambda seed: fails)
+    assert main(["--minutes", "0"]) == 0
+    assert capsys.readouterr().out == "0 walks, 0 operations, 0 failures\n"
+    monkeypatch.setitem(formulas.RULES, "AdamW", _larger_rate)
+    assert main(["--minutes", "1", "--stop", "--seed", "7"]) == 1
+    said = capsys.readouterr().out
+    assert said.endswith("1 walks, 2 operations, 1 failures\n")
+    assert "seed 7, numbers: AdamW([float32[67] contiguous, float32[5000] contiguous], lr=0.002, max_grad" in said
+    # In short, a step of one param without the option.
+    short = said.split("in short: ")[1]
+    assert short.split(" contiguous]")[1].startswith(", lr=0.002)\n  step: fails\nMismatch: ")
+    again = short.split("--replay '")[1].split("'")[0]
+    assert main(["--replay", again]) == 1
+    monkeypatch.undo()
+    assert main(["--replay", again]) == 0

@@ -1,0 +1,176 @@
+"""What a walk begins with: an optimizer, its arguments and options, and the params it is given."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from random import Random
+from typing import Any
+
+import torch
+from cases import CASES, Case, named
+from torch import Tensor
+from torch.nn import Parameter
+
+from .storages import Storage
+
+HALVES = ("bfloat16", "float16")
+DTYPES = ("float32", "float32", "bfloat16", "bfloat16", "float16", "float64", "complex64")
+SHAPES: tuple[tuple[int, ...], ...] = (
+    *((), (1,), (0, 3), (7,), (67,), (5, 7), (600,), (4, 3, 5, 6), (2, 3, 4, 5)),
+    # Large enough for codes, in one, two and four dimensions.
+    *((4096,), (3, 1700), (4, 8, 12, 11), (5000,)),
+)
+CODED = 4096
+# Averages of squares, which float16 holds as their roots.
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum")
+
+
+@dataclass
+class ParamSpec:
+    """A param: the name of its dtype, its shape and how it lies in memory."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str = "contiguous"
+
+    def make(self, values: Tensor) -> Parameter:
+        return Parameter(lay_out(values.to(getattr(torch, self.dtype)), self.layout))
+
+    @classmethod
+    def drawn(cls, random: Random, dtype: str) -> ParamSpec:
+        shape = random.choice(SHAPES)
+        return cls(dtype, shape, random.choice(layouts_of(shape)) if random.random() < 0.4 else "contiguous")
+
+
+def layouts_of(shape: tuple[int, ...]) -> list[str]:
+    names = ["contiguous", *(["gaps"] if shape else []), *(["transposed"] if len(shape) > 1 else [])]
+    return [*names, *(["channels_last"] if len(shape) == 4 else [])]
+
+
+def lay_out(values: Tensor, layout: str) -> Tensor:
+    """A copy of the values that lies so."""
+    if layout == "channels_last":
+        return values.clone(memory_format=torch.channels_last)
+    made = torch.empty(values.shape, dtype=values.dtype)
+    if layout == "transposed":
+        made = torch.empty(values.mT.shape, dtype=values.dtype).mT
+    elif layout == "gaps":
+        made = torch.empty((*values.shape[:-1], 2 * values.shape[-1]), dtype=values.dtype)[..., ::2]
+    return made.copy_(values)
+
+
+@dataclass
+class Setup:
+    """Plain data, so that it can be printed and read again; `seed` draws the params' values."""
+
+    case: str
+    params: list[ParamSpec]
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def of(self) -> Case:
+        return named(self.case)
+
+    @property
+    def chance(self) -> bool:
+        return self.options.get("rounding") == "stochastic"
+
+    @property
+    def partner(self) -> str | None:
+        return {"float32": "master", "remainder": "remainder"}.get(
+            self.options.get("master_weights", ""), "compensation" if self.options.get("rounding") == "kahan" else None
+        )
+
+    def param_storage(self, dtype: str) -> Storage:
+        """Of the number that a param stands for, together with what is kept beside it."""
+        if dtype not in HALVES or self.partner is None:
+            real = {"complex64": "float32"}.get(dtype, dtype)
+            return Storage(real, self.chance and dtype in HALVES)
+        return Storage(f"compensated-{dtype}" if self.partner == "compensation" else "float32")
+
+    def state_storage(self, key: str, param: Tensor) -> Storage:
+        """Of a state: as it is named, in float32 with any remedy for a param in 16 bits, else as the param."""
+        dtype = str(param.dtype).removeprefix("torch.")
+        wanted = self.options.get("state_dtype")
+        wanted = wanted.get(key) if isinstance(wanted, dict) else wanted
+        if dtype == "complex64" and wanted != "float16":
+            # There are complex numbers of two float16s, and of nothing else in fewer bits.
+            return Storage("float32")
+        if wanted in ("int8", "int4"):
+            if param.numel() < CODED:
+                return Storage("float64" if dtype == "float64" else "float32")
+            return Storage(("u" if key in (*SQUARES, "exp_inf") else "") + wanted, self.chance)
+        if wanted is None:
+            remedy = self.partner is not None or (self.chance and dtype == "float16")
+            wanted = "float32" if remedy and dtype in HALVES else dtype
+            if wanted in HALVES:
+                return Storage(wanted, self.chance)
+        if wanted == "float16" and key in SQUARES:
+            return Storage("root-float16", True)
+        return Storage(wanted, wanted in HALVES)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, read: dict[str, Any]) -> Setup:
+        specs = [ParamSpec(s["dtype"], tuple(s["shape"]), s["layout"]) for s in read["params"]]
+        return cls(read["case"], specs, read["options"], read["seed"])
+
+    def __str__(self) -> str:
+        options = "".join(f", {key}={value!r}" for key, value in {**self.of.kwargs, **self.options}.items())
+        params = ", ".join(f"{spec.dtype}{list(spec.shape)} {spec.layout}" for spec in self.params)
+        return f"{self.of.optimizer}([{params}]{options})"
+
+
+@cache
+def codable(name: str) -> tuple[str, ...]:
+    """The states of a case that may be held in codes."""
+    case, found = named(name), []
+    for key in case.states:
+        try:
+            case.ours([Parameter(torch.zeros(1))], state_dtype={key: "int8"})
+            found.append(key)
+        except ValueError:
+            pass
+    return tuple(found)
+
+
+def draw(random: Random) -> Setup:
+    """Any setup that the optimizers accept."""
+    case = random.choice(CASES)
+    main = random.choice(DTYPES)
+    dtypes = [main if random.random() < 0.85 else random.choice(DTYPES) for _ in range(random.randint(1, 4))]
+    setup = Setup(case.name, [ParamSpec.drawn(random, dtype) for dtype in dtypes], {}, random.getrandbits(32))
+    options = setup.options
+    if any(dtype in HALVES for dtype in dtypes) and random.random() < 0.6:
+        remedies = [{"master_weights": "float32"}, {"rounding": "kahan"}, {"rounding": "stochastic"}]
+        if "float16" not in dtypes:
+            remedies.append({"master_weights": "remainder"})
+        options.update(random.choice(remedies))
+    if "rounding" not in options and random.random() < 0.2:
+        options["rounding"] = "stochastic"
+    if options.get("rounding") == "stochastic":
+        options["rounding_seed"] = random.getrandbits(16)
+    if case.states and random.random() < 0.6:
+        options["state_dtype"] = _state_dtype(random, case)
+    if random.random() < 0.25:
+        options["ema_decay"] = random.choice([0.0, 0.5, 0.9, 0.999])
+    if random.random() < 0.25:
+        options["max_grad_norm"] = random.choice([0.1, 1.0, 100.0])
+    flag = random.choice([None, None, "foreach", "fused"])
+    if flag and case.takes(flag) and "complex64" not in dtypes:
+        options[flag] = random.random() < 0.8
+    return setup
+
+
+def _state_dtype(random: Random, case: Case) -> Any:
+    """One storage for all states, or one for each of some."""
+    codes = codable(case.name)
+    names = ["float32", "bfloat16", "float16"]
+    if random.random() < 0.4:
+        return random.choice(names + (["int8", "int4"] if set(codes) == set(case.states) else []))
+    chosen = random.sample(case.states, random.randint(1, len(case.states)))
+    return {key: random.choice(names + (["int8", "int8", "int4"] if key in codes else [])) for key in chosen}
