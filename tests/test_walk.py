@@ -8,15 +8,17 @@ from typing import Any
 import formulas
 import pytest
 import torch
+from cases import CASES
 from walk.__main__ import main
 from walk.operations import OPERATIONS
+from walk.others import OTHERS
 from walk.runner import Walk, report
 from walk.setups import ParamSpec, Setup
 from walk.trips import TRIPS
 
 import fusedopt
 
-WALKS, AT_ONCE = 480, 12
+WALKS, AT_ONCE = 960, 24
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,7 @@ def test_walks_find_nothing(first: int) -> None:
 def test_the_seeds_have_everything() -> None:
     walks = [Walk.drawn(seed) for seed in range(WALKS)]
     assert {name for walk in walks for name, _ in walk.operations} == OPERATIONS.keys() | TRIPS.keys()
-    assert {walk.setup.of.optimizer for walk in walks} >= set(formulas.RULES)
+    assert {walk.setup.case for walk in walks} == {case.name for case in (*CASES, *OTHERS)}
     assert {key for walk in walks for key in walk.setup.options} >= {
         *("master_weights", "rounding", "state_dtype", "ema_decay", "max_grad_norm", "foreach", "fused")
     }
@@ -77,7 +79,7 @@ def test_a_lost_state_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    fails = _walk("numbers", *["freeze_or_unfreeze", "edit_rate", "many_steps", "step"], max_grad_norm=1.0)
+    fails = _walk("numbers", *["freeze_or_unfreeze", "looked_at", "many_steps", "step"], max_grad_norm=1.0)
     monkeypatch.setattr(Walk, "drawn", lambda seed: fails)
     assert main(["--minutes", "0"]) == 0
     assert capsys.readouterr().out == "0 walks, 0 operations, 0 failures\n"

@@ -11,12 +11,16 @@ from random import Random
 from typing import Any
 
 import torch
+from oracle import float64
 from torch import Tensor
 
 import fusedopt
 
+from .others import Other
+from .reference import multiplier
 from .session import Session, normal
 from .setups import DTYPES, HALVES, ParamSpec, lay_out, layouts_of
+from .storages import spacing
 
 Operation = Callable[[Session, Random], str | None]
 # With how often each is drawn.
@@ -32,7 +36,10 @@ def operation(often: int = 1) -> Callable[[Operation], Operation]:
 
 
 def _describe(grads: list[Tensor | None]) -> str:
-    return ", ".join("None" if g is None else f"{g.dtype}{list(g.stride())}".removeprefix("torch.") for g in grads)
+    def one(g: Tensor | None) -> str:
+        return "None" if g is None else f"{g.dtype} {'sparse' if g.is_sparse else list(g.stride())}"
+
+    return ", ".join(one(g).removeprefix("torch.") for g in grads)
 
 
 @operation(often=14)
@@ -45,8 +52,48 @@ def step(session: Session, random: Random) -> str | None:
 @operation(often=4)
 def step_and_clear(session: Session, random: Random) -> str | None:
     grads = session.gradients(random)
-    session.step(grads, zero_grad=True)
+    session.step(grads, "zero_grad")
     return f"step(zero_grad=True) with gradients {_describe(grads)}"
+
+
+@operation(often=1)
+def step_with_closure(session: Session, random: Random) -> str | None:
+    grads = session.gradients(random)
+    session.step(grads, "closure")
+    return f"step(closure) with gradients {_describe(grads)}"
+
+
+@operation(often=2)
+def backward(session: Session, random: Random) -> str | None:
+    """Unless step_in_backward refuses: it cannot clip, nor draw by the place that a param has among others."""
+    grads = session.gradients(random, plain=True)
+    if any(p.dtype.is_complex for p in session.params) or session.options.get("max_grad_norm") is not None:
+        return None
+    if all(g is None for g in grads) or session.draws:
+        return None
+    session.step(grads, "backward")
+    return f"step_in_backward with gradients {_describe(grads)}"
+
+
+@operation(often=1)
+def clip(session: Session, random: Random) -> str | None:
+    """clip_grad_norm_, then a step on what it has left."""
+    grads = session.gradients(random, plain=True)
+    present = [g for g in grads if g is not None]
+    if not present or any(g.is_sparse for g in present):
+        return None
+    most = random.choice([0.5, 5.0])
+    before = [float64(g) for g in present]
+    factor, _ = multiplier(present, 1.0, most)
+    for p, g in zip(session.params, grads, strict=True):
+        p.grad = g
+    fusedopt.clip_grad_norm_(session.params, most)
+    for g, old in zip(present, before, strict=True):
+        real = float64(g)
+        unit = spacing(old * factor, g.real.dtype)
+        assert (real - old * factor).abs().le(unit * 2 + 2.0**-20 * old.abs() * factor).all(), "wrongly clipped"
+    session.step(grads)
+    return f"clip_grad_norm_ to {most}, and step"
 
 
 def _scaler(session: Session, random: Random) -> Any:
@@ -111,7 +158,9 @@ def many_steps(session: Session, random: Random) -> str | None:
 @operation(often=2)
 def edit_rate(session: Session, random: Random) -> str | None:
     group = random.randrange(len(session.groups))
-    value = session.case.kwargs["lr"] * random.choice([0.0, 0.1, 0.5, 1.0, 2.0])
+    # torch's line search divides by the rate.
+    factors = [0.1, 0.5, 1.0, 2.0] + ([0.0] if session.case.optimizer != "LBFGS" else [])
+    value = session.case.kwargs["lr"] * random.choice(factors)
     session.set_hyper(group, "lr", value)
     return f"lr of group {group} = {value}"
 
@@ -127,20 +176,38 @@ def schedule(session: Session, random: Random) -> str | None:
     return f"ExponentialLR(gamma={gamma}) steps"
 
 
-@operation(often=2)
-def edit_betas(session: Session, random: Random) -> str | None:
+# Values that each hyper-parameter may be given in a group; 0 is none of them, for it may change which states there are.
+VALUES: dict[str, tuple[Any, ...]] = {
+    "betas": (0.5, 0.8, 0.9, 0.99),
+    "weight_decay": (0.01, 0.1),
+    "eps": (1e-8, 1e-6, 1e-3),
+    "momentum": (0.5, 0.9),
+    "alpha": (0.8, 0.99),
+    "rho": (0.7, 0.95),
+    "lr_decay": (0.01, 0.1),
+    "lambd": (1e-4, 0.1),
+    "momentum_decay": (4e-3, 0.3),
+    "trust_coeff": (0.001, 0.02),
+    "maximize": (False, True),
+}
+
+
+@operation(often=3)
+def edit_group(session: Session, random: Random) -> str | None:
     group = random.randrange(len(session.groups))
-    key = random.choice(["betas", "weight_decay", "eps"])
-    before = session.hypers[group].get(key)
-    if before is None:
-        return None
-    values = {
-        "betas": tuple(random.choice([0.5, 0.8, 0.9, 0.99]) for _ in before) if key == "betas" else None,
-        "weight_decay": random.choice([0.01, 0.1]) if before else before,
-        "eps": random.choice([1e-8, 1e-6, 1e-3]),
-    }
-    session.set_hyper(group, key, values[key])
-    return f"{key} of group {group} = {values[key]}"
+    hypers = session.hypers[group]
+    keys = [key for key in VALUES if hypers.get(key) or (key == "maximize" and key in hypers)]
+    key = random.choice([*keys, "lr"])
+    if key == "lr":
+        value: Any = session.case.kwargs["lr"] * random.choice([0.3, 1.0])
+        value = torch.tensor(value, dtype=torch.float64) if session.case.takes_tensor("lr") else value
+    elif isinstance(hypers[key], tuple):
+        # Adafactor's epsilons are of another kind.
+        value = tuple(random.choice(VALUES[key]) for _ in hypers[key]) if key == "betas" else hypers[key]
+    else:
+        value = random.choice(VALUES[key])
+    session.set_hyper(group, key, value)
+    return f"{key} of group {group} = {value}"
 
 
 @operation(often=1)
@@ -161,7 +228,9 @@ def add_group(session: Session, random: Random) -> str | None:
         dtypes.remove("complex64")
     if random.random() < 0.5:
         dtypes = [str(session.params[0].dtype).removeprefix("torch.")]
-    specs = [ParamSpec.drawn(random, random.choice(dtypes)) for _ in range(random.randint(1, 2))]
+    if isinstance(session.case, Other):
+        dtypes = [session.setup.params[0].dtype]
+    specs = [ParamSpec.drawn(random, random.choice(dtypes), session.case) for _ in range(random.randint(1, 2))]
     if session.setup.partner and not any(s.dtype in HALVES for s in specs):
         return None
     hypers = {"lr": session.case.kwargs["lr"] * random.choice([0.5, 1.0])}

@@ -19,6 +19,7 @@ from oracle import float64
 from support import COUNTERS
 from torch import Tensor
 
+from .others import RULES as OTHER_RULES
 from .setups import HALVES, Setup
 from .storages import Storage, spacing
 
@@ -43,7 +44,8 @@ class Mismatch(AssertionError):
 class Reference:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.rule = RULES[setup.of.optimizer]
+        self.rule = {**RULES, **OTHER_RULES}[setup.of.optimizer]
+        self.by_norms = setup.of.optimizer in ("LAMB", "LARS", "Adafactor")
         self.records: list[Record] = []
         self.drawn: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
 
@@ -71,15 +73,18 @@ class Reference:
                 once = Storage(storage.name).rounding(record.values[key], param)
                 record.slack[key] = record.slack.get(key, 0.0) + once
 
-    def step(self, index: int, grad: Tensor, hypers: Mapping[str, Any], multiplier: float, param: Tensor) -> None:
-        """Expect a step; `check` compares."""
+    def step(
+        self, index: int, grad: Tensor, hypers: Mapping[str, Any], factor: float, rough: float, param: Tensor
+    ) -> None:
+        """Expect a step; `check` compares. `rough`: by how much, relatively, the factor may be off."""
         record = self.records[index]
         self._begin(record, param, hypers)
-        g = float64(grad) * multiplier * (-1 if hypers["maximize"] else 1)
-        # Eight units in the last place of whatever goes into the formula, one after the other.
-        wide = param.dtype == torch.float64
-        delta = 2.0**-49 if wide else 2.0**-20
-        hypers = {"decoupled_weight_decay": self.setup.of.optimizer == "AdamW", **hypers}
+        g = grad * factor * (-1 if hypers.get("maximize") else 1)
+        # Eight units in the last place of whatever goes into the formula, one after the other; float64, in which the
+        # formula is no more exact than what it is compared with, gets some more.
+        delta = 2.0**-47 if param.dtype == torch.float64 else 2.0**-20
+        decoupled = self.setup.of.optimizer == "AdamW"
+        hypers = {"decoupled_weight_decay": decoupled, "dtype_eps": torch.finfo(param.dtype).eps, **hypers}
         inputs = {**record.values, "grad": g}
 
         def formula(values: Values) -> Values:
@@ -92,13 +97,20 @@ class Reference:
         for key, value in inputs.items():
             if key == "step":
                 continue
-            factor = delta if isinstance(value, Tensor) else 2.0**-20
-            wiggle = factor * abs(value) + record.slack.get(key, 0.0)
-            ends = [formula({**inputs, key: value + sign * wiggle}) for sign in (-1, 1)]
-            for name, exact in self.expected.items():
-                away = [abs(end[name] - exact) for end in ends]
-                largest = torch.maximum(*away) if isinstance(exact, Tensor) else max(away)
-                self.spread[name] = self.spread[name] + largest
+            # Counters are in float32 in any case.
+            part = delta if isinstance(value, Tensor) else 2.0**-20
+            for size in (abs(value), value) if self.by_norms else (abs(value),):
+                # Elements that grow in proportion change norms, others hardly do.
+                wiggle = (part + (rough if key == "grad" else 0.0)) * size + record.slack.get(key, 0.0)
+                ends = [formula({**inputs, key: value + sign * wiggle}) for sign in (-1, 1)]
+                for name, exact in self.expected.items():
+                    away = [abs(end[name] - exact) for end in ends]
+                    largest = torch.maximum(*away) if isinstance(exact, Tensor) else max(away)
+                    self.spread[name] = self.spread[name] + largest
+        if self.setup.of.optimizer == "Adafactor":
+            # Whose averages are stored before they are used.
+            moved = (self.expected["param"] - record.values["param"]).abs()
+            self.spread["param"] = self.spread["param"] + torch.finfo(param.dtype).eps * moved
 
     def _begin(self, record: Record, param: Tensor, hypers: Mapping[str, Any]) -> None:
         """States that begin as a learning rate are stored before they are first read."""
@@ -209,9 +221,11 @@ def _exact(param: Tensor, partner: str | None, state: Mapping[str, Any]) -> Tens
     return (param.detach().float().view(torch.int32) + kept.to(torch.int32)).view(torch.float32).double()
 
 
-def coefficient(grads: Sequence[Tensor], divisor: float, max_norm: float | None) -> float:
-    """What gradients are multiplied by: the unscaling and the clipping of all of them together."""
+def multiplier(grads: Sequence[Tensor], divisor: float, max_norm: float | None) -> tuple[float, float]:
+    """The unscaling and the clipping of all gradients together, and how far it may be off, relatively."""
     if max_norm is None:
-        return 1 / divisor
-    norm = sum(float(float64(g).square().sum()) for g in grads) ** 0.5 / divisor
-    return min(1.0, max_norm / (norm + 1e-6)) / divisor
+        return 1 / divisor, 0.0
+    norm = sum(float(float64(g.to_dense()).square().sum()) for g in grads) ** 0.5 / divisor
+    # torch's norm is of the gradients' dtype.
+    rough = 0.0 if any(g.dtype == torch.float64 for g in grads) else 2.0**-20
+    return min(1.0, max_norm / (norm + 1e-6)) / divisor, rough

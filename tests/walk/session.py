@@ -12,8 +12,10 @@ from runs import give
 from torch import Tensor
 from torch.nn import Parameter
 
-from .reference import Reference, coefficient
-from .setups import HALVES, ParamSpec, Setup
+import fusedopt
+
+from .reference import Reference, multiplier
+from .setups import ParamSpec, Setup
 
 
 def normal(shape: Sequence[int], dtype: torch.dtype, seed: int, scale: float = 1.0) -> Tensor:
@@ -65,15 +67,19 @@ class Session:
         return any(storages)
 
     @property
-    def halves(self) -> bool:
-        return any(str(p.dtype).removeprefix("torch.") in HALVES for p in self.params)
+    def draws(self) -> bool:
+        """Whether anything is rounded by chance."""
+        storages = [self.setup.state_storage(key, p).chance for p in self.params for key in self.case.states]
+        return self.setup.chance or any(storages)
 
     def add_group(self, specs: Sequence[ParamSpec], seed: int, **hypers: Any) -> None:
         self.optimizer.add_param_group({"params": self._make(specs, seed), **hypers})
         self._note_group(len(specs))
 
     def set_hyper(self, group: int, key: str, value: Any) -> None:
-        self.hypers[group][key] = self.optimizer.param_groups[group][key] = value
+        """A tensor for a number is the number in what is expected."""
+        self.optimizer.param_groups[group][key] = value
+        self.hypers[group][key] = float(value) if isinstance(value, Tensor) else value
 
     def fresh(self, params: Sequence[Parameter], make: Any = None) -> Any:
         """An optimizer of the same class, arguments and groups over other params, without state."""
@@ -103,34 +109,51 @@ class Session:
         if self.reference:
             self.reference.edited(index, self.params[index])
 
-    def step(self, grads: Sequence[Tensor | None], zero_grad: bool = False, scaler: Any = None) -> None:
-        """Give gradients, step, compare with the reference."""
-        given = [None if g is None else float64(g) for g in grads]
+    def step(self, grads: Sequence[Tensor | None], how: str = "", scaler: Any = None) -> None:
+        """Give gradients, step as `how` has it, compare with the reference."""
+        given = [_as_numbers(g) for g in grads]
+        present = [g for g in grads if g is not None]
+        divisor = float(scaler.get_scale()) if scaler else 1.0
+        factor = multiplier(present, divisor, self.options.get("max_grad_norm"))
         for p, g in zip(self.params, grads, strict=True):
-            give(p, g)
+            give(p, None if how in ("closure", "backward") else g)
         if scaler:
             scaler.step(self.optimizer)
+        elif how == "closure" or self.case.optimizer == "LBFGS":
+            self.optimizer.step(lambda: self._loss(grads))
+        elif how == "backward":
+            # Of products with constants, the gradients are these to the bit.
+            with fusedopt.step_in_backward(self.model, self.optimizer):
+                pairs = [(p, g) for p, g in zip(self.params, grads, strict=True) if g is not None]
+                torch.stack([(p * g).sum().double() for p, g in pairs]).sum().backward()
         else:
-            self.optimizer.step(**({"zero_grad": True} if zero_grad else {}))
-        if zero_grad:
-            left = [i for i, g in enumerate(grads) if g is not None and g.count_nonzero()]
-            assert not left, f"gradients of params {left} are not zero after step(zero_grad=True)"
+            self.optimizer.step(**({"zero_grad": True} if how == "zero_grad" else {}))
+        left = [i for i, p in enumerate(self.params) if p.grad is not None and p.grad.to_dense().count_nonzero()]
+        assert how not in ("zero_grad", "backward") or not left, f"gradients of params {left} are not zero after it"
         if self.reference:
-            self._compare(self.reference, given, float(scaler.get_scale()) if scaler else 1.0)
+            self._compare(self.reference, given, *factor)
 
-    def _compare(self, reference: Reference, grads: Sequence[Tensor | None], divisor: float) -> None:
-        present = [g for g in grads if g is not None]
-        multiplier = coefficient(present, divisor, self.options.get("max_grad_norm"))
+    def _loss(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """Sets the gradients; LBFGS gets those of a quadratic."""
+        bends = self.case.optimizer == "LBFGS"
+        loss = torch.zeros(())
+        for p, g in zip(self.params, grads, strict=True):
+            give(p, g + p.detach() if bends and g is not None else g)
+            if bends and g is not None:
+                loss = loss + float((g * p + p * p / 2).sum())
+        return loss
+
+    def _compare(self, reference: Reference, grads: Sequence[Tensor | None], factor: float, rough: float) -> None:
         states = self.states()
         for hypers, group, members in zip(self.hypers, self.optimizer.param_groups, self.groups, strict=True):
-            lost = [key for key, value in hypers.items() if key not in group or group[key] != value]
+            lost = [key for key, value in hypers.items() if key not in group or not _equal(group[key], value)]
             assert not lost, f"the group has lost {lost}: {[group.get(key) for key in lost]}"
             for i in members:
                 grad, param = grads[i], self.params[i]
                 if grad is None:
                     reference.unchanged(i, param, states[i])
                     continue
-                reference.step(i, grad, hypers, multiplier, param)
+                reference.step(i, grad, hypers, factor, rough, param)
                 reference.check(i, param, states[i], self.options.get("ema_decay"))
                 self._check_copy(i)
 
@@ -152,15 +175,38 @@ class Session:
     def gradients(self, random: Random, plain: bool = False) -> list[Tensor | None]:
         """One for each param, of any kind that a backward may leave."""
         grads: list[Tensor | None] = []
+        kinds = [kind for kind in KINDS if kind not in self.setup.without]
         for p in self.params:
-            kind = random.choice(["plain", "none"] if plain else KINDS)
+            kind = random.choice(["plain", "none"] if plain else kinds)
             seed = random.getrandbits(32)
             if kind == "none" or not p.requires_grad:
                 grads.append(None)
             else:
                 before = next((g for g in reversed(grads) if g is not None), None)
-                grads.append(_gradient(kind, p, seed, self.scale, before))
+                dense = _gradient(kind, p, seed, self.scale, before)
+                grads.append(_some_rows(dense, random) if self.case.optimizer == "SparseAdam" else dense)
         return grads
+
+
+def _equal(found: Any, value: Any) -> bool:
+    return bool(float(found) == value if isinstance(found, Tensor) else found == value)
+
+
+def _as_numbers(grad: Tensor | None) -> Tensor | None:
+    """In float64; rows that a sparse gradient does not hold are NaN."""
+    if grad is None or not grad.is_sparse:
+        return None if grad is None else float64(grad)
+    whole = torch.full(grad.shape, torch.nan, dtype=torch.float64)
+    rows = grad.coalesce().indices()[0]
+    whole[rows] = grad.to_dense().double()[rows]
+    return whole
+
+
+def _some_rows(dense: Tensor, random: Random) -> Tensor:
+    """A sparse gradient of some rows in any order, of which one may be there twice."""
+    rows = [random.randrange(len(dense)) for _ in range(random.randint(1, min(len(dense), 40)))]
+    rows = rows if random.random() < 0.3 else random.sample(range(len(dense)), len(set(rows)))
+    return torch.sparse_coo_tensor(torch.tensor([rows]), dense[rows].clone(), dense.shape)
 
 
 KINDS = ("plain", "plain", "plain", "plain", "none", "zeros", "expanded", "transposed", "gaps", "wide", "shared")

@@ -8,15 +8,16 @@ from random import Random
 from typing import Any
 
 import torch
-from cases import CASES, Case, named
+from cases import CASES, Case
 from torch import Tensor
 from torch.nn import Parameter
 
+from .others import OTHERS, Other, Shapes
 from .storages import Storage
 
 HALVES = ("bfloat16", "float16")
 DTYPES = ("float32", "float32", "bfloat16", "bfloat16", "float16", "float64", "complex64")
-SHAPES: tuple[tuple[int, ...], ...] = (
+SHAPES: Shapes = (
     *((), (1,), (0, 3), (7,), (67,), (5, 7), (600,), (4, 3, 5, 6), (2, 3, 4, 5)),
     # Large enough for codes, in one, two and four dimensions.
     *((4096,), (3, 1700), (4, 8, 12, 11), (5000,)),
@@ -24,6 +25,10 @@ SHAPES: tuple[tuple[int, ...], ...] = (
 CODED = 4096
 # Averages of squares, which float16 holds as their roots.
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum")
+
+
+def named(name: str) -> Case:
+    return next(case for case in (*CASES, *OTHERS) if case.name == name)
 
 
 @dataclass
@@ -38,9 +43,10 @@ class ParamSpec:
         return Parameter(lay_out(values.to(getattr(torch, self.dtype)), self.layout))
 
     @classmethod
-    def drawn(cls, random: Random, dtype: str) -> ParamSpec:
-        shape = random.choice(SHAPES)
-        return cls(dtype, shape, random.choice(layouts_of(shape)) if random.random() < 0.4 else "contiguous")
+    def drawn(cls, random: Random, dtype: str, case: Case) -> ParamSpec:
+        shape = random.choice(case.shapes if isinstance(case, Other) else SHAPES)
+        layout = random.choice(layouts_of(shape)) if random.random() < 0.4 else "contiguous"
+        return cls(dtype, shape, layout if not isinstance(case, Other) or layout in case.layouts else "contiguous")
 
 
 def layouts_of(shape: tuple[int, ...]) -> list[str]:
@@ -72,6 +78,12 @@ class Setup:
     @property
     def of(self) -> Case:
         return named(self.case)
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Operations and kinds of gradients that are not for this optimizer."""
+        case = self.of
+        return case.without if isinstance(case, Other) else ()
 
     @property
     def chance(self) -> bool:
@@ -140,10 +152,12 @@ def codable(name: str) -> tuple[str, ...]:
 
 def draw(random: Random) -> Setup:
     """Any setup that the optimizers accept."""
+    if random.random() < 0.15:
+        return _draw_other(random, random.choice(OTHERS))
     case = random.choice(CASES)
     main = random.choice(DTYPES)
     dtypes = [main if random.random() < 0.85 else random.choice(DTYPES) for _ in range(random.randint(1, 4))]
-    setup = Setup(case.name, [ParamSpec.drawn(random, dtype) for dtype in dtypes], {}, random.getrandbits(32))
+    setup = Setup(case.name, [ParamSpec.drawn(random, dtype, case) for dtype in dtypes], {}, random.getrandbits(32))
     options = setup.options
     if any(dtype in HALVES for dtype in dtypes) and random.random() < 0.6:
         remedies = [{"master_weights": "float32"}, {"rounding": "kahan"}, {"rounding": "stochastic"}]
@@ -164,6 +178,15 @@ def draw(random: Random) -> Setup:
     if flag and case.takes(flag) and "complex64" not in dtypes:
         options[flag] = random.random() < 0.8
     return setup
+
+
+def _draw_other(random: Random, case: Other) -> Setup:
+    dtype = random.choice(case.dtypes)
+    specs = [ParamSpec.drawn(random, dtype, case) for _ in range(random.randint(1, 3))]
+    options = {}
+    if random.random() < 0.3 and case.takes("max_grad_norm"):
+        options["max_grad_norm"] = random.choice([0.1, 1.0, 100.0])
+    return Setup(case.name, specs, options, random.getrandbits(32))
 
 
 def _state_dtype(random: Random, case: Case) -> Any:
