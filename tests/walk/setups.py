@@ -17,11 +17,9 @@ from .storages import Storage
 
 HALVES = ("bfloat16", "float16")
 DTYPES = ("float32", "float32", "bfloat16", "bfloat16", "float16", "float64", "complex64")
-SHAPES: Shapes = (
-    *((), (1,), (0, 3), (7,), (67,), (5, 7), (600,), (4, 3, 5, 6), (2, 3, 4, 5)),
-    # Large enough for codes, in one, two and four dimensions.
-    *((4096,), (3, 1700), (4, 8, 12, 11), (5000,)),
-)
+# Large enough for codes.
+LARGE: Shapes = ((4096,), (3, 1700), (4, 8, 12, 11), (5000,))
+SHAPES: Shapes = ((), (1,), (0, 3), (7,), (67,), (5, 7), (600,), (4, 3, 5, 6), (2, 3, 4, 5), *LARGE)
 CODED = 4096
 # Averages of squares, which float16 holds as their roots.
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum")
@@ -43,8 +41,8 @@ class ParamSpec:
         return Parameter(lay_out(values.to(getattr(torch, self.dtype)), self.layout))
 
     @classmethod
-    def drawn(cls, random: Random, dtype: str, case: Case) -> ParamSpec:
-        shape = random.choice(case.shapes if isinstance(case, Other) else SHAPES)
+    def drawn(cls, random: Random, dtype: str, case: Case, shapes: Shapes = SHAPES) -> ParamSpec:
+        shape = random.choice(case.shapes if isinstance(case, Other) else shapes)
         layout = random.choice(layouts_of(shape)) if random.random() < 0.4 else "contiguous"
         return cls(dtype, shape, layout if not isinstance(case, Other) or layout in case.layouts else "contiguous")
 
@@ -169,7 +167,9 @@ def draw(random: Random) -> Setup:
     if options.get("rounding") == "stochastic":
         options["rounding_seed"] = random.getrandbits(16)
     if case.states and random.random() < 0.6:
-        options["state_dtype"] = _state_dtype(random, case)
+        options["state_dtype"] = wanted = _state_dtype(random, case)
+        if "int8" in str(wanted) or "int4" in str(wanted):
+            setup.params[0] = ParamSpec.drawn(random, dtypes[0], case, LARGE)
     if random.random() < 0.25:
         options["ema_decay"] = random.choice([0.0, 0.5, 0.9, 0.999])
     if random.random() < 0.25:
