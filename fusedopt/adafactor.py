@@ -9,6 +9,7 @@ import torch
 
 from . import _C
 from .optimizer import FusedStep
+from .unread import FLAGS
 
 
 class Adafactor(FusedStep, torch.optim.Adafactor):
@@ -52,6 +53,7 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
     """
 
     _has_options = False
+    _reads = dict.fromkeys(("lr", "beta2_decay", "eps", "d", "weight_decay", *FLAGS))
 
     def _make_plan(self, engine: ModuleType = _C) -> Any:
         return engine.FactoredPlan()

@@ -6,7 +6,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.optim.lbfgs import _strong_wolfe
 
 from . import _C
 from .optimizer import unhooked
+from .unread import Reads, Unread
 
 
 class LBFGS(torch.optim.LBFGS):
@@ -39,6 +40,7 @@ class LBFGS(torch.optim.LBFGS):
         tolerance_change: a step ends when neither params nor loss change by more.
         history_size: how many pairs are kept.
         line_search_fn: "strong_wolfe", or None for steps of fixed length.
+        maximize: ascend; where the installed torch has it (2.14 and newer).
 
     Raises:
         ValueError: a hyper-parameter is out of range, or there are several groups.
@@ -60,6 +62,12 @@ class LBFGS(torch.optim.LBFGS):
     L-BFGS using MapReduce" (the recursion on products); tests of progress and the line search are torch's.
     """
 
+    _reads: ClassVar[Reads] = {
+        **dict.fromkeys(("lr", "max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size")),
+        "line_search_fn": None,
+        "maximize": (False, True),
+    }
+    _unread: ClassVar = Unread(torch.optim.LBFGS, _reads)
     # Made by the first step. Not part of __getstate__, so a copied optimizer makes its own.
     _history: _History | None = None
 
@@ -82,7 +90,18 @@ class LBFGS(torch.optim.LBFGS):
         Raises:
             RuntimeError: `line_search_fn` is unknown.
         """
-        if torch.compiler.is_compiling() or len(self.param_groups) != 1 or not self._has_engine():
+        search_fn = self.param_groups[0]["line_search_fn"]
+        if search_fn not in (None, "strong_wolfe"):
+            raise RuntimeError(
+                f"only 'strong_wolfe' is supported: param_groups[0]['line_search_fn'] is {search_fn!r}; set it to "
+                "that, or to None for steps of fixed length"
+            )
+        if (
+            torch.compiler.is_compiling()
+            or self._unread.find(self.param_groups)
+            or len(self.param_groups) != 1
+            or not self._has_engine()
+        ):
             return unhooked(super().step, self)(closure)
         state = self.state[self._params[0]]
         state.setdefault("func_evals", 0)
@@ -167,6 +186,8 @@ class _Search:
         dtype = first.dtype.to_real() if first.is_complex() else first.dtype
         self.options = {"dtype": dtype, "device": first.device}
         self.closure = closure
+        # torch minimizes the negative then: its losses, gradients and all that is made of them change their signs.
+        self.maximize = optimizer.param_groups[0].get("maximize", False)
         self.state = state
         self.history = history
         # None before the first iteration.
@@ -190,7 +211,7 @@ class _Search:
         tolerance_grad, tolerance_change = group["tolerance_grad"], group["tolerance_change"]
 
         orig_loss = self.closure()
-        loss = float(orig_loss)
+        loss = self.minimized(orig_loss)
         evals = 1
         state["func_evals"] += 1
         self.find_grads()
@@ -213,14 +234,12 @@ class _Search:
                 break
 
             if group["line_search_fn"] is not None:
-                if group["line_search_fn"] != "strong_wolfe":
-                    raise RuntimeError("only 'strong_wolfe' is supported")
                 loss, found = self.line_search(loss, largest, slope, max_eval - evals)
             else:
                 self.move(self.t)
                 found = 0
                 if n_iter != max_iter:
-                    loss = float(self.closure())
+                    loss = self.minimized(self.closure())
                     self.find_grads()
                     found = 1
             evals += found
@@ -235,12 +254,16 @@ class _Search:
                 break
         return orig_loss
 
+    def minimized(self, loss: Any) -> float:
+        return -float(loss) if self.maximize else float(loss)
+
     def find_grads(self) -> None:
         """After a run of the closure: which gradient is the one."""
-        self.flat = None if _C.lbfgs_grads_fit(self.params) else self.gathered()
+        fits = not self.maximize and _C.lbfgs_grads_fit(self.params)
+        self.flat = None if fits else self.gathered()
 
     def gathered(self) -> Tensor:
-        """What the engines cannot read, such as a sparse gradient, as torch makes it one vector."""
+        """What the engines cannot read, such as a sparse gradient, as torch makes it one vector; with its sign."""
         flat: Tensor = self.optimizer._gather_flat_grad()
         return flat.to(**self.options)
 
@@ -320,7 +343,7 @@ class _Search:
             self.last.flat = self.empty()
             _C.lbfgs_gather(self.params, self.last.flat)
         self.move(float(t), fetch=self.last is None)
-        loss = float(self.closure())
+        loss = self.minimized(self.closure())
         self.find_grads()
         products = _C.lbfgs_products(self.params, self.flat, None, None, 0.0, [self.direction])
         self.last = _Gradient(products[2], self.flat)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,6 +14,19 @@ from .sweeps import SweepStep
 
 # Matrices of one shape go through the products together, as many as fit into this.
 _BATCH_BYTES = 64 * 2**20
+
+
+def _original(rows: int, columns: int) -> float:
+    return math.sqrt(max(1, rows / columns))
+
+
+# What the learning rate of a matrix is multiplied by, by the name in adjust_lr_fn.
+_RATIOS: dict[str | None, Callable[[int, int], float]] = {
+    None: _original,
+    "original": _original,
+    "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
+    "spectral_unclamped": lambda rows, columns: math.sqrt(rows / columns),
+}
 
 
 class Muon(SweepStep, torch.optim.Muon):
@@ -36,8 +50,10 @@ class Muon(SweepStep, torch.optim.Muon):
         ns_coefficients: :math:`a, b_2, c` of the Newton-Schulz iteration.
         eps: :math:`\epsilon`, below which a norm does not count.
         ns_steps: how many iterations, fewer than 100.
-        adjust_lr_fn: "original" (None), :math:`\gamma' = \gamma \sqrt{\max(1, \text{rows} / \text{columns})}`, or
-            "match_rms_adamw", :math:`\gamma' = 0.2 \gamma \sqrt{\max(\text{rows}, \text{columns})}`.
+        adjust_lr_fn: "original" (None), :math:`\gamma' = \gamma \sqrt{\max(1, \text{rows} / \text{columns})}`;
+            "match_rms_adamw", :math:`\gamma' = 0.2 \gamma \sqrt{\max(\text{rows}, \text{columns})}`; and, where the
+            installed torch has it (2.14 and newer), "spectral_unclamped",
+            :math:`\gamma' = \gamma \sqrt{\text{rows} / \text{columns}}`.
 
     Raises:
         ValueError: a hyper-parameter is out of range, or a param is no matrix.
@@ -51,11 +67,15 @@ class Muon(SweepStep, torch.optim.Muon):
         (0.0, True)
 
     Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et al. 2025, "Muon is
-    Scalable for LLM Training" (match_rms_adamw).
+    Scalable for LLM Training" (match_rms_adamw); Bernstein 2025, "Deriving Muon" (spectral_unclamped).
     """
 
     _rule = "muon_momentum"
     _rule_after = "muon_update"
+    _reads: ClassVar = {
+        **dict.fromkeys(("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps")),
+        "adjust_lr_fn": tuple(_RATIOS),
+    }
 
     def _sweep(self, multiplier: float) -> None:
         batches: dict[Any, list[torch.Tensor]] = defaultdict(list)
@@ -88,8 +108,7 @@ class Muon(SweepStep, torch.optim.Muon):
         _C.Sweep(self._rule)(hypers, [], list(directions), grads, buffers, multiplier)
         orthogonal = _orthogonal(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
         lr = float(group["lr"])
-        adjusted_lr = _adjusted_lr(lr, group["adjust_lr_fn"], params[0].shape)
-        hypers = [lr, adjusted_lr, group["weight_decay"]]
+        hypers = [lr, lr * _RATIOS[group["adjust_lr_fn"]](*params[0].shape), group["weight_decay"]]
         _C.Sweep(self._rule_after)(hypers, [], params, list(orthogonal), [[] for _ in params])
 
 
@@ -115,10 +134,3 @@ def _orthogonal(
         polynomial = rounded(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
         x = rounded(torch.baddbmm(x, x, polynomial.mT, beta=a) if tall else torch.baddbmm(x, polynomial, x, beta=a))
     return x
-
-
-def _adjusted_lr(lr: float, adjust_lr_fn: str | None, shape: torch.Size) -> float:
-    rows, columns = shape
-    if adjust_lr_fn == "match_rms_adamw":
-        return lr * 0.2 * math.sqrt(max(rows, columns))
-    return lr * math.sqrt(max(1, rows / columns))

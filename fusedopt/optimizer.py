@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch.optim import optimizer as _torch_optimizer
@@ -16,6 +16,7 @@ from . import _C
 from .kept import KeptState
 from .max_grad_norm import ClippedStep
 from .precision import HALVES, Precision, StateDtype, describe_arguments, with_options
+from .unread import FLAGS, Reads, Unread, unread_by
 
 Leftover = list[tuple[int, list[torch.Tensor]]]
 
@@ -46,6 +47,11 @@ class FusedStep(KeptState, ClippedStep):
     _rule_defaults: ClassVar[dict[str, float]] = {}
     # Whether torch keeps the counters of its class on the param's device, capturable or not.
     _device_counters: ClassVar[bool] = False
+
+    # What a step that no plan makes reads of its groups, as unread.py has it; a plan's rule says it itself.
+    _reads: ClassVar[Reads] = {}
+    # What the installed torch's constructor has beyond that: None, but in a torch that is newer than this package.
+    _unread: ClassVar[Unread | None] = None
 
     # GradScaler hands us grad_scale and found_inf instead of unscaling in a pass of its own.
     _step_supports_amp_scaling = True
@@ -81,6 +87,9 @@ class FusedStep(KeptState, ClippedStep):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        hypers = [] if cls._reads else _C.rules().get(getattr(cls, "_rule", ""), {}).get("hypers", [])
+        rules = dict.fromkeys([*FLAGS, *(name.partition(".")[0] for name in hypers)])
+        cls._unread = unread_by(cls, FusedStep, cls._reads or rules)
         owner = next(c for c in cls.__mro__ if "__init__" in vars(c) and c is not FusedStep)
         signature = inspect.signature(vars(owner)["__init__"])
         signature = signature.replace(
@@ -100,7 +109,8 @@ class FusedStep(KeptState, ClippedStep):
 
         On a GPU it stays there, and reading it is up to the caller: nothing here waits for the device.
         """
-        skipped = self._plan.skipped if self._plan is not None else self._skipped
+        by_plan = self._plan is not None and self._known_to_torch_alone() is None
+        skipped = cast(_C.Plan, self._plan).skipped if by_plan else self._skipped
         return skipped != 0 if isinstance(skipped, torch.Tensor) else torch.tensor(skipped)
 
     def step(self, closure: Callable[[], Any] | None = None, *, zero_grad: bool = False) -> Any:
@@ -142,7 +152,19 @@ class FusedStep(KeptState, ClippedStep):
             or _C.profiling()
         )
 
+    def _known_to_torch_alone(self) -> str | None:
+        """A value in the groups that our step does not know and torch's own does; None if there is none."""
+        return None if self._unread is None else self._unread.find(self.param_groups)
+
     def _fused_step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
+        if self._unread is not None and (found := self._known_to_torch_alone()):
+            if self._precision != Precision() or self._copies:
+                raise RuntimeError(
+                    f"{found}, which only torch's own step knows, and that knows no state_dtype, master_weights, "
+                    "rounding, ema_decay or copies of params; leave these out or set the key to its default"
+                )
+            every = [(index, group["params"]) for index, group in enumerate(self.param_groups)]
+            return self._host_step(closure, zero_grad, lambda _, divisor: self._step_leftover(every, divisor))
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -161,6 +183,26 @@ class FusedStep(KeptState, ClippedStep):
             plan.step(self, engine_only=True, divisor=divisor)
         self.grad_norm = norm
         if zero_grad and (leftover or not in_pass or plan.shares_grads):
+            self._clear_grads()
+        return loss
+
+    def _host_step(
+        self,
+        closure: Callable[[], Any] | None,
+        zero_grad: bool,
+        step_all: Callable[[float, float | torch.Tensor | None], None],
+    ) -> Any:
+        """A step of what is no plan: `step_all` gets a factor of the gradients, and its inverse if they are clipped."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        multiplier = self._read_scaling()
+        norm, divisor = self._clip()
+        if not self._skipped:
+            step_all(multiplier if divisor is None else 1 / float(divisor), divisor)
+        self.grad_norm = norm
+        if zero_grad:
             self._clear_grads()
         return loss
 

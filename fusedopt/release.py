@@ -225,7 +225,8 @@ class _ParamStep:
         found = optimizer.state.get(param)
         self.state = {} if found is None else {param: found}
         try:
-            if self.plan is None or self.plan.step(cast(Optimizer, self)):
+            by_plan = self.plan is not None and optimizer._known_to_torch_alone() is None
+            if not by_plan or cast(_C.Plan, self.plan).step(cast(Optimizer, self)):
                 self._step_whole(optimizer, group)
             elif found is None and param in self.state:
                 optimizer.state[param] = self.state[param]

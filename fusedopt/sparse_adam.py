@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -45,6 +45,7 @@ class SparseAdam(SweepStep, torch.optim.SparseAdam):
     """
 
     _rule = "sparse_adam"
+    _reads: ClassVar = dict.fromkeys(("lr", "betas", "eps", "maximize"))
 
     def _takes(self, param: torch.Tensor) -> bool:
         return super()._takes(param) and param.is_contiguous()

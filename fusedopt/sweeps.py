@@ -32,22 +32,11 @@ class SweepStep(FusedStep):
                     yield group, label(group, group_index, index), param
 
     def _fused_step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        multiplier = self._read_scaling()
-        norm, divisor = self._clip()
-        if not self._skipped:
-            self._step_all(multiplier if divisor is None else 1 / float(divisor), divisor)
-        self.grad_norm = norm
-        if zero_grad:
-            self._clear_grads()
-        return loss
+        return self._host_step(closure, zero_grad, self._step_all)
 
     def _step_all(self, multiplier: float, divisor: float | torch.Tensor | None) -> None:
         with torch.no_grad():
-            if all(self._takes(param) for _, _, param in self._with_grads()):
+            if self._known_to_torch_alone() is None and all(self._takes(param) for _, _, param in self._with_grads()):
                 self._sweep(multiplier)
             else:
                 groups = [{**g, "params": [p for p in g["params"] if p.grad is not None]} for g in self.param_groups]
