@@ -13,6 +13,7 @@ from gpu_table import (
     MEAN_ASKED,
     MEAN_OF,
     SHARE,
+    SPEEDUP,
     SPREAD,
     TIME,
     Goal,
@@ -48,8 +49,10 @@ def goal_finding(trial: str, goal: Goal, rounds: Rounds, moved: int, copied: int
         if of_streaming is None:
             raise ValueError(f"{trial}: no copy took part")
         ratio, unit, against = of_streaming, "", "rate of a copy"
-    else:
+    elif goal.kind == SPEEDUP:
         ratio, unit = compare(rounds[goal.against], ours), "x"
+    else:
+        raise ValueError(f"{trial}: there is no goal of kind {goal.kind!r}")
     at_most = goal.kind == TIME
     return Finding(
         measurement=f"{trial}, {goal.mode}",

@@ -29,7 +29,10 @@ class Cuda:
         self.nvcc = self._find()
 
     def _find(self) -> str | None:
-        if os.environ.get("FUSEDOPT_CUDA") == "0":
+        wanted = os.environ.get("FUSEDOPT_CUDA") or "1"
+        if wanted not in ("0", "1"):
+            raise ValueError(f"FUSEDOPT_CUDA is {wanted!r}; use 0 for no CUDA engine, 1 for one where nvcc is found")
+        if wanted == "0":
             self.missing = "FUSEDOPT_CUDA=0"
             return None
         self.missing = "nvcc not found"

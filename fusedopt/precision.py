@@ -224,6 +224,7 @@ def _storage(name: str, dtype: str | torch.dtype, kinds: Mapping[str, str]) -> s
 
 def exact_param(param: Tensor, partner: str, tensor: Tensor) -> Tensor:
     """The float32 that a 16-bit param and its partner stand for; of a param edited since, the param where it was."""
+    _check_partner(partner)
     value = param.detach().float()
     if partner == "master":
         return torch.where(tensor.to(param.dtype) == param.detach(), tensor, value)
@@ -234,7 +235,13 @@ def exact_param(param: Tensor, partner: str, tensor: Tensor) -> Tensor:
     return (value.view(torch.int32) + tensor.to(torch.int32).masked_fill(beyond, 0)).view(torch.float32)
 
 
+def _check_partner(partner: str) -> None:
+    if partner not in PARTNERS:
+        raise ValueError(f"a param has no partner {partner!r}; its partners are {', '.join(PARTNERS)}")
+
+
 def _partner_of(exact: Tensor, param: Tensor, partner: str) -> Tensor:
+    _check_partner(partner)
     value = param.detach().float()
     if partner == "master":
         # The others round half a unit in another way; a master whose copy is not the param would be taken for edited.

@@ -19,6 +19,8 @@ def place(value: Tensor, layout: str = CONTIGUOUS, offset: int = 0) -> Tensor:
     MISALIGNED is an offset of one element, TRANSPOSED swaps the last two dimensions in memory, CHANNELS_LAST holds for
     four dimensions, and STRIDED leaves a gap of one element after each.
     """
+    if layout not in LAYOUTS:
+        raise ValueError(f"there is no layout {layout!r}; layouts are {', '.join(LAYOUTS)}")
     offset = max(offset, int(layout == MISALIGNED))
     if layout == TRANSPOSED and value.dim() >= 2:
         return place(value.mT.contiguous(), offset=offset).mT

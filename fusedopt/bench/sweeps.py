@@ -25,6 +25,8 @@ def suites_of(kind: str, quick: bool = False) -> list[Suite]:
     if kind == TENSORS:
         counts = COUNTS[::2] if quick else COUNTS
         return [Suite(f"sweep-{n}-tensors", ((EACH,),) * n, n, EACH * n) for n in counts]
+    if kind != ELEMENTS:
+        raise ValueError(f"there is no sweep over {kind!r}; sweeps are over {', '.join(KINDS)}")
     sizes = [size for size in SIZES[::2] if size <= 2**22] if quick else SIZES
     return [Suite(f"sweep-{n}-elements", ((n,),), 1, n) for n in sizes]
 
