@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,17 @@ SHAPES: tuple[tuple[int, ...], ...] = ((5, 7), (9,), (), (0, 3), (67,))
 EMULATED = _C.cuda_built_for() == "emulated"
 # Keys of states that are numbers and not tensors like the param.
 COUNTERS = frozenset(name for rule in _C.rules().values() for name in rule["counters"])
-STOCK_IS_2_13 = torch.__version__.startswith("2.13.")
+COMPATIBILITY = Path(__file__).parent.parent / "docs/compatibility.md"
+
+
+def stands(defect: str) -> bool | None:
+    """Whether docs/compatibility.md has a defect in the installed torch; None where nobody has looked."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in COMPATIBILITY.read_text().splitlines()]
+    (head,) = (row for row in rows if row[1:2] == ["defect"])
+    (row,) = (row for row in rows if row[:1] == [defect])
+    minor = ".".join(torch.__version__.split(".")[:2])
+    found = [cell for name, cell in zip(head, row, strict=True) if name.startswith(f"torch {minor}.")]
+    return {"yes": True, "no": False}.get(found[0]) if found else None
 
 
 @contextmanager
