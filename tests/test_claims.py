@@ -1,0 +1,182 @@
+"""Figures in the prose of README, docs and changelog are those of the sources and of committed results."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import figures
+import gpu_all
+import pytest
+import torch
+
+import fusedopt
+from fusedopt import _toolchain, precision
+from fusedopt.bench import baselines, cli, diff, oracle, report, runner, sweeps, training
+from fusedopt.optimizer import FusedStep
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+README, ARCHITECTURE, PRECISION = "README.md", "docs/architecture.md", "docs/precision.md"
+BENCHMARKING, CHANGELOG = "docs/benchmarking.md", "CHANGELOG.md"
+
+
+def text_of(name: str) -> str:
+    return " ".join((ROOT / name).read_text().split())
+
+
+def constant(path: str, name: str) -> int:
+    """A C++ constant whose definition is numbers and shifts."""
+    (found,) = set(re.findall(rf"\b{name} = (?:int64_t{{)?([\d <*+]+)", (ROOT / "csrc" / path).read_text()))
+    return int(eval(found))
+
+
+def measured(file: str, name: str, against: str = "", which: str = "measured") -> float:
+    findings = json.loads((RESULTS / f"{file}.json").read_text())["findings"]
+    (one,) = (f for f in findings if f["measurement"] == name and f["against"].endswith(against))
+    return float(one[which]["value"] if which == "measured" else one[which])
+
+
+def end_of_step(task: str) -> dict[str, float]:
+    findings = json.loads((RESULTS / "end-of-step-20261128.json").read_text())["findings"]
+    (ratio,) = (f["ratio"] for f in findings if task in f["task"])
+    return {key: round(value, 2) for key, value in ratio.items()}
+
+
+# The README's table is of the newest; what is said of it has to follow.
+LATEST = figures.newest().stem
+DAY = ("20261128T012747", "20261128T034633", "20261128T074642", "20261128T101406")
+RPROP = [measured(file, "1x32mi-rprop", "torch foreach") for file in DAY]
+RADAM = [measured(file, "1x32mi-radam", "torch foreach") for file in DAY]
+BARE = [measured(LATEST, f"1x32mi-{name}", "bare loop") for name in ("adamw", "rprop", "radam")]
+SMALL = [measured(LATEST, f"1000x256-{name}", "torch fused", "theirs_ms") for name in ("sgd", "adamw")]
+EIGHT, FOUR, CLIP = (end_of_step(task) for task in ("8-bit", "4-bit", "gpt2-adamw: clip"))
+CODES = {8: 2**3, 4: 2**1}  # codes below one unit
+MOST = {"int8": 61_439, "uint8": 15 * 2**28, "int4": 11, "uint4": 191}
+PARAMS = json.loads((ROOT / "docs/images/precision.json").read_text())["params"]
+
+
+def least(code: str) -> str:
+    return f"{1 / CODES[int(code[-1])] / MOST[code]:.0e}".replace("e-0", "e-")
+
+
+CLAIMS = [
+    (ARCHITECTURE, f"tiles of {constant('cpu/tile.h', 'kTile'):,} through L1"),
+    (ARCHITECTURE, f"a warp for each {constant('step.h', 'kChunk'):,} elements"),
+    (ARCHITECTURE, f"Each takes {constant('step.h', 'kChunk'):,} elements of one tensor"),
+    (ARCHITECTURE, f"A chunk of the sums is {constant('step.h', 'kChunk'):,} elements"),
+    (ARCHITECTURE, f"at the price of {constant('step.h', 'kAccumulators')} accumulators"),
+    (ARCHITECTURE, f"{constant('step.h', 'kCodeBlock')} elements at a time by way of shared memory"),
+    (ARCHITECTURE, f"when it takes {constant('cpu/parallel.h', 'kTeamSaves') // 2**10} Ki elements off the caller"),
+    (ARCHITECTURE, f"for steps of {constant('bindings/run.h', 'kReleaseGil') // 2**20} Mi elements and more"),
+    (ARCHITECTURE, f"Python's {sys.getswitchinterval() * 1000:.0f} ms switch interval"),
+    (ARCHITECTURE, f"A launch carries {constant('cuda/table.h', 'kLargePatch'):,} of them"),
+    (ARCHITECTURE, f"of them ({constant('cuda/table.h', 'kSmallPatch')} on drivers before CUDA 12.1)"),
+    (
+        ARCHITECTURE,
+        f"a float32 overflows float32 from {math.floor(torch.finfo(torch.float32).max ** 0.5 / 1e18) / 10}e19 on",
+    ),
+    (CHANGELOG, f"ask memory for the next {constant('step.h', 'kChunk'):,} elements"),
+    (CHANGELOG, f"shared memory, {constant('step.h', 'kCodeBlock')} elements a warp"),
+    (CHANGELOG, f"has {EIGHT['value']} of the speed of one with float32 state"),
+    (CHANGELOG, f"clip and step are {CLIP['value']} times as fast as torch's"),
+    (CHANGELOG, f"over ResNet-50 {measured(DAY[3], 'resnet50-adamw-bfloat16'):.2f} times as fast"),
+    (CHANGELOG, f"before {measured(DAY[2], 'resnet50-adamw-bfloat16'):.2f} times (`{DAY[2]}.json`)"),
+    (CHANGELOG, f"reaches down to {least('int8')} (signed) and {least('uint8')} of a block's largest"),
+    (PRECISION, f"smaller than 1/{round(4 / torch.finfo(torch.bfloat16).eps)} of a param changes nothing"),
+    (
+        PRECISION,
+        f"sign and 0 to {MOST['int8']:,} units | {least('int8')} | sign and 0 to {MOST['int4']} units | 0.05 |",
+    ),
+    (PRECISION, f"0 to {MOST['uint8'] / 1e9:.1f}e9 units | {least('uint8')} | 0 to {MOST['uint4']} units | 0.003 |"),
+    (PRECISION, f"| 4, 2, 2, {1 + 4 / precision.CODE_BLOCK:.2f}, {0.5 + 4 / precision.CODE_BLOCK:.2f} a state |"),
+    (PRECISION, f"for each block of {precision.CODE_BLOCK} in the order of memory"),
+    (PRECISION, f"Tensors of fewer than {precision.LEAST_CODED:,} elements keep float32"),
+    (
+        PRECISION,
+        f"A block is {precision.CODE_BLOCK // 4} words of 32 bits, or {precision.CODE_BLOCK // 8} words of 4-bit",
+    ),
+    (PRECISION, f"8-bit state ran at {EIGHT['value']} of the speed"),
+    (PRECISION, f"float32 state ({EIGHT['low']} to {EIGHT['high']}), with 4-bit state at {FOUR['value']}"),
+    (PRECISION, f"4-bit state at {FOUR['value']} ({FOUR['low']} to {FOUR['high']})"),
+    (README, f"from {min(RPROP):.1f}x to {max(RPROP):.1f}x and RAdam from {min(RADAM):.1f}x to {max(RADAM):.1f}x"),
+    (README, f"ours took {min(BARE):.2f} to {max(BARE):.2f} of a bare loop's"),
+    (README, f"fused step takes {min(SMALL):.0f} to {max(SMALL):.0f} us for each of a thousand of 256 elements"),
+    (README, f"torch takes {measured(LATEST, '2matrices-muon', which='theirs_ms') / 1e3:.0f} s for a step of the two"),
+    (README, f"a transformer of {round(PARAMS, -3):,} params"),
+    (README, f"smaller than a {round(4 / torch.finfo(torch.bfloat16).eps)}th of its param rounds to nothing"),
+    (README, f"for compute capability {', '.join(_toolchain.ARCHITECTURES[:-1])} and {_toolchain.ARCHITECTURES[-1]}"),
+    (BENCHMARKING, f"takes {['five', 'six'][oracle.STEPS - 5]} steps with new gradients"),
+    (BENCHMARKING, f"more than a quarter ({runner.SPREAD['device'] - 1:.0%} for device time)".replace("5%", "5 %")),
+    (BENCHMARKING, f"in the same rounds from {runner.LARGE // 2**20} MiB a step on"),
+    (BENCHMARKING, f"Rivals of which {runner.LEAST_CALLS} calls do not fit"),
+    (BENCHMARKING, f"step {sweeps.COUNTS[0]} to {sweeps.COUNTS[-1]:,} tensors of {sweeps.EACH} elements"),
+    (BENCHMARKING, f"one tensor of 2^{sweeps.SIZES[0].bit_length() - 1} to 2^{sweeps.SIZES[-1].bit_length() - 1}"),
+    (BENCHMARKING, f"network with {round(training.SUITE.elements / 1e6)} million params"),
+    (BENCHMARKING, f"up to {baselines.MOST_COMPILED['cuda']} tensors ({baselines.MOST_COMPILED['cpu']} on a CPU"),
+    (BENCHMARKING, f"from 1, at least {round(diff.LEAST_NOISE * 100)} %"),
+    (BENCHMARKING, f"| `schema` | {report.SCHEMA} |"),
+]
+
+
+@pytest.mark.parametrize(("document", "claim"), CLAIMS, ids=[claim[:60] for _, claim in CLAIMS])
+def test_a_figure_is_that_of_its_source(document: str, claim: str) -> None:
+    assert claim in text_of(document)
+
+
+def test_bounds_that_prose_rounds() -> None:
+    assert runner.HOST_SPREAD == 1.25  # "a quarter"
+    assert cli.QUICK_SECONDS <= 60  # "a minute on two cores"
+    assert gpu_all.TOTAL <= 600  # "under ten minutes"
+    assert measured(LATEST, "2matrices-muon", which="ours_ms") == pytest.approx(500, rel=0.1)  # "half a second"
+    text = (ROOT / "csrc/cuda/norm.cu").read_text()
+    few, many = re.findall(r"DenseGrads<(\d+)>", text)[:2]
+    assert f"{max(int(few), int(many)):,} of them ({min(int(few), int(many))} before CUDA 12.1)" in text_of(
+        ARCHITECTURE
+    )
+
+
+def test_table_of_precisions() -> None:
+    """The README's rows are the losses at the end of each seed's training."""
+    losses: dict[str, Any] = json.loads((ROOT / "docs/images/precision.json").read_text())["losses"]
+    plain = [run[-1] for run in losses["float32"]]
+    for name, runs in losses.items():
+        ends = [run[-1] for run in runs]
+        gap = statistics.mean(a - b for a, b in zip(ends, plain, strict=True))
+        behind = "" if name == "float32" else f"{gap:+.4f} "
+        row = f"| {name} | {statistics.mean(ends):.4f} | {max(ends) - min(ends):.4f} | {behind}|"
+        assert row in text_of(README), row
+
+
+def test_four_bits_are_behind_at_first() -> None:
+    facts = json.loads((ROOT / "docs/images/precision.json").read_text())
+    at, plain, coded = facts["evaluated"], *(facts["losses"][f"float32{name}"] for name in ("", ", 4-bit state"))
+    behind = [
+        statistics.mean(mine[i] - theirs[i] for mine, theirs in zip(coded, plain, strict=True)) for i in range(len(at))
+    ]
+    assert all(gap > 0.01 for step, gap in zip(at, behind, strict=True) if 0 < step <= 100)
+    assert behind[-1] <= 0
+
+
+@pytest.mark.parametrize("document", [README, PRECISION])
+def test_who_takes_the_options(document: str) -> None:
+    classes = [
+        cls for cls in vars(fusedopt).values() if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+    ]
+    without = [cls.__name__ for cls in classes if not (issubclass(cls, FusedStep) and cls._has_options)]
+    without.remove("GenericOptimizer")
+    (named,) = re.findall(r"[Ee]very optimizer(?: above)? but ((?:`\w+`(?:, | and )?)+)", text_of(document))
+    assert set(re.findall(r"\w+(?=`)", named)) == set(without)
+
+
+def test_files_that_prose_cites_are_there() -> None:
+    for document in [README, CHANGELOG, *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]:
+        for cited in re.findall(
+            r"benchmarks/results/[\w-]+\.json|docs/[\w/]+\.(?:md|json)|tests/\w+\.py", text_of(document)
+        ):
+            assert (ROOT / cited).exists(), (document, cited)
