@@ -123,7 +123,8 @@ class KeptState(Optimizer):
         self._plan = None
 
     def _draws_so_far(self) -> int:
-        return self._draws if self._plan is None else self._plan.draws
+        # The plan counts them where it draws. One that never does need not be able to.
+        return self._draws if self._plan is None or self._precision.seed is None else self._plan.draws
 
     def _count_draws(self, draws: int) -> None:
         """Take note of steps that another plan has made."""
@@ -202,7 +203,7 @@ class KeptState(Optimizer):
                 losses.append("'ema' is kept as it is, since nothing averages any more")
         losses += self._pack_states(self.param_groups)
         self._draws = int(self._loading.get("rounding_draws", 0))
-        if self._plan is not None:
+        if self._plan is not None and self._precision.seed is not None:
             self._plan.draws = self._draws
         warn_of_losses(losses)
 
