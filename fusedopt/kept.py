@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Iterable, Iterator, Mapping
+=======
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+>>>>>>> e3cca45 (Options are the optimizer's: refused in groups, fixed once constructed)
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -10,10 +14,37 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from . import _C
+from .max_grad_norm import ClippedStep, check_max_grad_norm
 from .precision import HALVES, PARTNERS, Precision, check_ema_decay, warn_of_losses
 
+# What the constructors take beside torch's arguments, for all groups together.
+OPTIONS = ("max_grad_norm", "ema_decay", "state_dtype", "master_weights", "rounding", "rounding_seed")
 
-class KeptState(Optimizer):
+
+def refuse_options(groups: Iterable[Mapping[str, Any]], own: Container[str], first: int = 0) -> None:
+    """Raise ValueError for groups with a key that would go unread for an option, unless it is among a rule's `own`."""
+    for index, group in enumerate(groups, first):
+        for name in OPTIONS:
+            if name in group and name not in own:
+                raise ValueError(
+                    f"param_groups[{index}] has {name!r}, which is an option of the optimizer, one for all of its "
+                    "groups; give it to the constructor, or make an optimizer for each of its values"
+                )
+
+
+def _fixed(name: str, read: Callable[[Precision], Any], doc: str) -> property:
+    """An option that an optimizer is constructed with, which decides what it stores."""
+
+    def refuse(optimizer: KeptState, value: Any) -> None:
+        raise AttributeError(
+            f"{name} is fixed by the constructor, since states are stored by it; construct the optimizer anew with "
+            f"{name}={value!r} and load this one's state_dict() into it"
+        )
+
+    return property(lambda optimizer: read(optimizer._precision), refuse, doc=doc)
+
+
+class KeptState(ClippedStep):
     """The part of a fused optimizer that its options of precision.py are about."""
 
     # Made by the first step. Not part of __getstate__, so a copied optimizer makes its own.
@@ -45,6 +76,27 @@ class KeptState(Optimizer):
         if (ema_decay is None) != (self._ema_decay is None):
             raise ValueError("ema_decay is None or a number from the constructor on; construct the optimizer anew")
         self._ema_decay = ema_decay
+
+    state_dtype = _fixed(
+        "state_dtype",
+        lambda precision: dict(precision.states) or None,
+        "What states are stored in, by their names; None: as torch stores them. Given to the constructor.",
+    )
+    master_weights = _fixed(
+        "master_weights",
+        lambda precision: precision.master_weights,
+        'What completes params in 16 bits: "float32", "remainder" or None. Given to the constructor.',
+    )
+    rounding = _fixed(
+        "rounding",
+        lambda precision: precision.rounding,
+        'How params and states are rounded: "nearest", "stochastic" or "kahan". Given to the constructor.',
+    )
+    rounding_seed = _fixed(
+        "rounding_seed",
+        lambda precision: precision.seed or 0,
+        'Where the draws of "stochastic" start; 0 with any other rounding. Given to the constructor.',
+    )
 
     @contextmanager
     def ema_parameters(self) -> Iterator[None]:
@@ -142,9 +194,13 @@ class KeptState(Optimizer):
 
         States in codes are in it as float32, from which loading makes the same codes again. What other options keep is
         under further keys, which torch leaves alone: `master`, `remainder`, `compensation` and `ema` in a param's
-        state, `rounding_draws` at the top.
+        state; `max_grad_norm`, `ema_decay` and `rounding_draws` at the top.
         """
+<<<<<<< HEAD
         if not (self._precision.states or self._precision.draws):
+=======
+        if not (self._precision.states or self._copies or self._numbers()):
+>>>>>>> e3cca45 (Options are the optimizer's: refused in groups, fixed once constructed)
             return super().state_dict()
         # Before any post-hook sees the dict.
         handle = self.register_state_dict_post_hook(_unpack, prepend=True)
@@ -159,10 +215,15 @@ class KeptState(Optimizer):
         As torch's, but state of a 16-bit param stays in the type that it was saved in: rounding float32 away would cost
         what it was kept for, and the other 16-bit type has another range.
         What was saved under other options is converted; a warning says what that loses, if anything. Load the model
-        first: some options complete its params.
+        first: some options complete its params. As a learning rate is the file's afterwards, so are `max_grad_norm`
+        and, of an optimizer that averages, `ema_decay`, if the file has them.
 
         Args:
             state_dict: what `state_dict()` of either returned.
+
+        Raises:
+            ValueError: the file has another number of groups or params, a group in it has an option of the optimizer,
+                or a number in it is out of range. Nothing has been changed then.
         """
         # The last pre-hook sees the dict as all others left it.
         handle = self.register_load_state_dict_pre_hook(_remember)
@@ -172,16 +233,44 @@ class KeptState(Optimizer):
             handle.remove()
             self._loading = None
 
+    def _numbers(self) -> dict[str, Any]:
+        """What a checkpoint has at the top beside groups and state: numbers that go on, as far as there are any."""
+        kept = {"max_grad_norm": self._max_grad_norm, "ema_decay": self._ema_decay}
+        kept["rounding_draws"] = None if self._precision.seed is None else self._draws_so_far()
+        return {name: value for name, value in kept.items() if value is not None}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self._loading is None:
+        loading = self._loading
+        refuse_options(state["param_groups"], state.get("defaults") or self.defaults)
+        if loading is not None:
+            max_grad_norm = check_max_grad_norm(loading.get("max_grad_norm", self._max_grad_norm))
+            check_ema_decay(loading.get("ema_decay"))
+        before = self.__dict__.copy()
+        try:
+            super().__setstate__(state)
+            if loading is not None:
+                self._convert_loaded(loading)
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        if loading is None:
             return
+        self._max_grad_norm = max_grad_norm
+        if self._ema_decay is not None:
+            self._ema_decay = loading.get("ema_decay", self._ema_decay)
+        self._draws = int(loading.get("rounding_draws", 0))
+        if self._plan is not None and self._precision.seed is not None:
+            self._plan.draws = self._draws
+
+    def _convert_loaded(self, loading: Mapping[str, Any]) -> None:
+        """Bring what torch has loaded to this optimizer's options, from what torch was given."""
         params = [p for group in self.param_groups for p in group["params"]]
-        saved = [index for group in self._loading["param_groups"] for index in group["params"]]
+        saved = [index for group in loading["param_groups"] for index in group["params"]]
         counters = _C.counters(getattr(self, "_rule", ""))
         losses: list[str | None] = []
         for index, param in zip(saved, params, strict=True):
-            for key, value in self._loading["state"].get(index, {}).items():
+            for key, value in loading["state"].get(index, {}).items():
                 if key == "step" or not isinstance(value, torch.Tensor):
                     continue
                 half = param.dtype in HALVES
@@ -201,10 +290,14 @@ class KeptState(Optimizer):
                 losses.append(self._precision.match_partner(its, param))
             if "ema" in ours and not self._precision.average:
                 losses.append("'ema' is kept as it is, since nothing averages any more")
+<<<<<<< HEAD
         losses += self._pack_states(self.param_groups)
         self._draws = int(self._loading.get("rounding_draws", 0))
         if self._plan is not None and self._precision.seed is not None:
             self._plan.draws = self._draws
+=======
+        losses += self._pack_states()
+>>>>>>> e3cca45 (Options are the optimizer's: refused in groups, fixed once constructed)
         warn_of_losses(losses)
 
 
@@ -216,8 +309,12 @@ def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     for index, param in zip(saved, params, strict=True):
         if isinstance(state.get(index), dict):
             state[index] = ours._precision.unpack(state[index], param)
+<<<<<<< HEAD
     draws = {"rounding_draws": ours._draws_so_far()} if ours._precision.draws else {}
     return {**state_dict, "state": state, **draws}
+=======
+    return {**state_dict, "state": state, **ours._numbers()}
+>>>>>>> e3cca45 (Options are the optimizer's: refused in groups, fixed once constructed)
 
 
 def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

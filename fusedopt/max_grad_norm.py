@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any, cast
 
@@ -9,6 +10,19 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from . import _C, clipping
+
+
+def check_max_grad_norm(value: float | None) -> float | None:
+    """The number, or ValueError."""
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number >= 0:
+        raise ValueError(f"max_grad_norm is {value!r}; give a number of at least 0, or None for no clipping")
+    return number
 
 
 class ClippedStep(Optimizer):
@@ -30,7 +44,7 @@ class ClippedStep(Optimizer):
         `grad_norm` then holds the norm that the last step found, before clipping. None: no clipping.
 
         Raises:
-            ValueError: set to a number that is negative or NaN.
+            ValueError: set to what is no number, or to one that is negative or NaN.
 
         Example:
             >>> param = torch.nn.Parameter(torch.ones(2))
@@ -45,9 +59,7 @@ class ClippedStep(Optimizer):
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float | None) -> None:
-        if value is not None and not value >= 0:
-            raise ValueError(f"max_grad_norm is {value}; give a number of at least 0, or None for no clipping")
-        self._max_grad_norm = None if value is None else float(value)
+        self._max_grad_norm = check_max_grad_norm(value)
 
     def _measure(self) -> clipping.Measurement | None:
         """What `max_grad_norm` needs to know of the gradients; None without it."""

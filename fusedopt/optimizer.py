@@ -13,8 +13,7 @@ from torch.optim import optimizer as _torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from . import _C
-from .kept import KeptState
-from .max_grad_norm import ClippedStep
+from .kept import KeptState, refuse_options
 from .precision import HALVES, Precision, StateDtype, describe_arguments, with_options
 from .unread import FLAGS, Reads, Unread, unread_by
 
@@ -34,7 +33,7 @@ _NON_NEGATIVE = {
 }
 
 
-class FusedStep(KeptState, ClippedStep):
+class FusedStep(KeptState):
     """A torch.optim class, named after this one in a subclass's bases, whose `step` is one pass over memory.
 
     Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors
@@ -317,9 +316,11 @@ class FusedStep(KeptState, ClippedStep):
             param_group: a dict with "params" and any of the constructor's arguments.
 
         Raises:
-            ValueError: a hyper-parameter is negative or NaN, or a param is in another group already.
+            ValueError: a hyper-parameter is negative or NaN, the group has an option, which is the whole optimizer's,
+                or a param is in another group already.
         """
         if isinstance(param_group, dict):
+            refuse_options([param_group], self.defaults, first=len(self.param_groups))
             self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:

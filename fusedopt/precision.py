@@ -101,6 +101,14 @@ class Precision:
         """Whether states can be in other storages than torch would have them in."""
         return bool(self.states or self.new_states)
 
+    @property
+    def master_weights(self) -> str | None:
+        return _OPTION.get(self.partner or "")
+
+    @property
+    def rounding(self) -> str:
+        return "kahan" if self.partner == "compensation" else "nearest" if self.seed is None else "stochastic"
+
     def check_params(self, params: Iterable[Tensor]) -> None:
         """Raise ValueError for options that none of these params can have a use for, or that one cannot have."""
         if self.partner is None:
