@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Iterable, Iterator, Mapping
-=======
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
->>>>>>> e3cca45 (Options are the optimizer's: refused in groups, fixed once constructed)
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -15,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from . import _C
 from .max_grad_norm import ClippedStep, check_max_grad_norm
+from .origin import refuse_foreign
 from .precision import HALVES, PARTNERS, Precision, check_ema_decay, warn_of_losses
 
 # What the constructors take beside torch's arguments, for all groups together.
@@ -94,7 +91,7 @@ class KeptState(ClippedStep):
     )
     rounding_seed = _fixed(
         "rounding_seed",
-        lambda precision: precision.seed or 0,
+        lambda precision: precision.seed,
         'Where the draws of "stochastic" start; 0 with any other rounding. Given to the constructor.',
     )
 
@@ -176,10 +173,12 @@ class KeptState(ClippedStep):
 
     def _draws_so_far(self) -> int:
         # The plan counts them where it draws. One that never does need not be able to.
-        return self._draws if self._plan is None or self._precision.seed is None else self._plan.draws
+        return self._draws if self._plan is None or not self._precision.draws else self._plan.draws
 
     def _count_draws(self, draws: int) -> None:
         """Take note of steps that another plan has made."""
+        if not self._precision.draws:
+            return
         self._draws = max(self._draws_so_far(), draws)
         if self._plan is not None:
             self._plan.draws = self._draws
@@ -196,11 +195,7 @@ class KeptState(ClippedStep):
         under further keys, which torch leaves alone: `master`, `remainder`, `compensation` and `ema` in a param's
         state; `max_grad_norm`, `ema_decay` and `rounding_draws` at the top.
         """
-<<<<<<< HEAD
-        if not (self._precision.states or self._precision.draws):
-=======
-        if not (self._precision.states or self._copies or self._numbers()):
->>>>>>> e3cca45 (Options are the optimizer's: refused in groups, fixed once constructed)
+        if not (self._precision.states or self._numbers()):
             return super().state_dict()
         # Before any post-hook sees the dict.
         handle = self.register_state_dict_post_hook(_unpack, prepend=True)
@@ -222,8 +217,8 @@ class KeptState(ClippedStep):
             state_dict: what `state_dict()` of either returned.
 
         Raises:
-            ValueError: the file has another number of groups or params, a group in it has an option of the optimizer,
-                or a number in it is out of range. Nothing has been changed then.
+            ValueError: the file has another number of groups or params, is of another optimizer by its keys, has an
+                option in a group, or a number that is out of range. Nothing has been changed then.
         """
         # The last pre-hook sees the dict as all others left it.
         handle = self.register_load_state_dict_pre_hook(_remember)
@@ -236,13 +231,14 @@ class KeptState(ClippedStep):
     def _numbers(self) -> dict[str, Any]:
         """What a checkpoint has at the top beside groups and state: numbers that go on, as far as there are any."""
         kept = {"max_grad_norm": self._max_grad_norm, "ema_decay": self._ema_decay}
-        kept["rounding_draws"] = None if self._precision.seed is None else self._draws_so_far()
+        kept["rounding_draws"] = self._draws_so_far() if self._precision.draws else None
         return {name: value for name, value in kept.items() if value is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = self._loading
-        refuse_options(state["param_groups"], state.get("defaults") or self.defaults)
+        refuse_options(state["param_groups"], (state if "defaults" in state else vars(self))["defaults"])
         if loading is not None:
+            refuse_foreign(self, state["param_groups"], state["state"])
             max_grad_norm = check_max_grad_norm(loading.get("max_grad_norm", self._max_grad_norm))
             check_ema_decay(loading.get("ema_decay"))
         before = self.__dict__.copy()
@@ -260,7 +256,7 @@ class KeptState(ClippedStep):
         if self._ema_decay is not None:
             self._ema_decay = loading.get("ema_decay", self._ema_decay)
         self._draws = int(loading.get("rounding_draws", 0))
-        if self._plan is not None and self._precision.seed is not None:
+        if self._plan is not None and self._precision.draws:
             self._plan.draws = self._draws
 
     def _convert_loaded(self, loading: Mapping[str, Any]) -> None:
@@ -290,14 +286,7 @@ class KeptState(ClippedStep):
                 losses.append(self._precision.match_partner(its, param))
             if "ema" in ours and not self._precision.average:
                 losses.append("'ema' is kept as it is, since nothing averages any more")
-<<<<<<< HEAD
         losses += self._pack_states(self.param_groups)
-        self._draws = int(self._loading.get("rounding_draws", 0))
-        if self._plan is not None and self._precision.seed is not None:
-            self._plan.draws = self._draws
-=======
-        losses += self._pack_states()
->>>>>>> e3cca45 (Options are the optimizer's: refused in groups, fixed once constructed)
         warn_of_losses(losses)
 
 
@@ -309,12 +298,7 @@ def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     for index, param in zip(saved, params, strict=True):
         if isinstance(state.get(index), dict):
             state[index] = ours._precision.unpack(state[index], param)
-<<<<<<< HEAD
-    draws = {"rounding_draws": ours._draws_so_far()} if ours._precision.draws else {}
-    return {**state_dict, "state": state, **draws}
-=======
     return {**state_dict, "state": state, **ours._numbers()}
->>>>>>> e3cca45 (Options are the optimizer's: refused in groups, fixed once constructed)
 
 
 def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch.optim.lbfgs import _strong_wolfe
 
 from . import _C
 from .optimizer import unhooked
+from .origin import refuse_foreign
 from .unread import Reads, Unread
 
 
@@ -72,6 +73,8 @@ class LBFGS(torch.optim.LBFGS):
     _history: _History | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "defaults" not in state:  # as a copy has and a file has not
+            refuse_foreign(self, state["param_groups"], state["state"])
         super().__setstate__(state)
         # torch's constructor makes these, which copies do not run.
         self._params = self.param_groups[0]["params"]

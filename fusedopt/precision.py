@@ -107,7 +107,7 @@ class Precision:
 
     @property
     def rounding(self) -> str:
-        return "kahan" if self.partner == "compensation" else "nearest" if self.seed is None else "stochastic"
+        return "kahan" if self.partner == "compensation" else "stochastic" if self.stochastic else "nearest"
 
     def check_params(self, params: Iterable[Tensor]) -> None:
         """Raise ValueError for options that none of these params can have a use for, or that one cannot have."""
