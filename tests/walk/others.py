@@ -82,8 +82,8 @@ _MATRICES: Shapes = ((5, 7), (64, 16), (3, 170))
 _ODD_GRADIENTS = ("wide", "shared", "expanded", "gaps", "transposed", "zeros")
 _SCALING = ("step_with_scaler", "overflow")
 # Of sparse gradients: torch's own step, which rounds elsewhere, takes what has gaps or another dtype.
-_DENSE = (*_SCALING, "backward", "relay", "replace_data", "wide")
-_SEARCHES = ("add_group", "edit_options", "backward", "step_and_clear", "clip")
+_DENSE = (*_SCALING, "backward", "relay", "replace_data", "wide", "shared")
+_SEARCHES = ("add_group", "edit_options", "backward", "step_and_clear", "clip", "copy_params")
 
 
 def _adafactor(suffix: str, **kwargs: Any) -> Other:

@@ -20,7 +20,7 @@ from support import COUNTERS
 from torch import Tensor
 
 from .others import RULES as OTHER_RULES
-from .setups import HALVES, Setup
+from .setups import HALVES, NEVER_NEGATIVE, Setup
 from .storages import Storage, spacing
 
 PARTNERS = ("master", "remainder", "compensation")
@@ -33,6 +33,7 @@ class Record:
 
     values: Values  # "param", and the states by their keys
     bits: Tensor  # the param as it is stored
+    stepped: tuple[Tensor, Tensor]  # what the last step left: the param as it is stored, and what it stands for
     slack: dict[str, Tensor] = field(default_factory=dict)
     ema: Tensor | None = None
 
@@ -50,19 +51,23 @@ class Reference:
         self.drawn: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
 
     def add(self, param: Tensor) -> None:
-        self.records.append(Record({"param": float64(param)}, float64(param)))
+        value = float64(param)
+        self.records.append(Record({"param": value}, value, (value, value)))
 
     def edited(self, index: int, param: Tensor) -> None:
         """The user has written the param: what changed is now the param, what did not keeps what is beside it."""
         record, new = self.records[index], float64(param)
-        changed = new != record.bits
-        record.values["param"] = torch.where(changed, new, record.values["param"])
-        record.bits = new
-        dtype = str(param.dtype).removeprefix("torch.")
-        if dtype in HALVES and self.setup.partner in ("remainder", "compensation"):
-            # Nobody can tell which elements an edit changed from half of the number.
+        stored, exact = record.stepped
+        changed = new != stored
+        record.values["param"] = torch.where(changed, new, exact)
+        if str(param.dtype).removeprefix("torch.") in HALVES and self.setup.partner:
+            # From half of the number nobody can tell which elements an edit has changed, nor, from any, whether one has
+            # come back to what it was.
+            came_back = (record.bits != stored) & ~changed | (new.signbit() != stored.signbit()) & ~changed
+            unknown = came_back | changed if self.setup.partner != "master" else came_back
             half = spacing(new, param.dtype) / 2
-            record.slack["param"] = torch.where(changed, half, record.slack.get("param", torch.zeros_like(new)))
+            record.slack["param"] = torch.where(unknown, half, record.slack.get("param", 0.0))
+        record.bits = new
 
     def coded_anew(self, index: int, param: Tensor) -> None:
         """Codes have been made for another order of memory: once more rounded."""
@@ -102,7 +107,10 @@ class Reference:
             for size in (abs(value), value) if self.by_norms else (abs(value),):
                 # Elements that grow in proportion change norms, others hardly do.
                 wiggle = (part + (rough if key == "grad" else 0.0)) * size + record.slack.get(key, 0.0)
-                ends = [formula({**inputs, key: value + sign * wiggle}) for sign in (-1, 1)]
+                low, high = value - wiggle, value + wiggle
+                if key in NEVER_NEGATIVE:
+                    low = low.clamp_min(0)
+                ends = [formula({**inputs, key: end}) for end in (low, high)]
                 for name, exact in self.expected.items():
                     away = [abs(end[name] - exact) for end in ends]
                     largest = torch.maximum(*away) if isinstance(exact, Tensor) else max(away)
@@ -150,6 +158,7 @@ class Reference:
             rounded = self.setup.param_storage(dtype).rounding(exact, order)
             record.ema = self._average(index, float64(found["ema"]), exact, ema_decay, rounded)
         record.values, record.bits, record.slack = actual, float64(param), {}
+        record.stepped = record.bits, exact
 
     def unchanged(self, index: int, param: Tensor, state: Mapping[str, Any]) -> None:
         """No step was made: the bits are those of the record."""
@@ -183,12 +192,14 @@ class Reference:
                 f"{at[2]:.2g}"
             )
         if storage.chance and not storage.name.startswith("u"):
-            self._in_the_mean(key, storage, (actual - expected), spread, storage.unit(expected, real))
+            self._in_the_mean(key, storage, actual - expected, expected, spread, storage.unit(expected, real))
 
-    def _in_the_mean(self, key: str, storage: Storage, error: Tensor, spread: Tensor, unit: Tensor) -> None:
+    def _in_the_mean(
+        self, key: str, storage: Storage, error: Tensor, expected: Tensor, spread: Tensor, unit: Tensor
+    ) -> None:
         """The sum of all errors in units of the storage stays within 7 standard deviations of fair draws."""
-        # Where the arithmetic is much finer than the storage.
-        fine = spread < unit / 16
+        # Where the arithmetic is much finer than the storage, and what is not 0 need not be kept from it.
+        fine = (spread < unit / 16) & ((expected.abs() >= unit) | (expected == 0))
         sums = self.drawn[f"{key} in {storage.name}"]
         sums[0] += float((error / unit)[fine].sum())
         sums[1] += int(fine.sum())

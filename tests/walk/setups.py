@@ -21,8 +21,8 @@ DTYPES = ("float32", "float32", "bfloat16", "bfloat16", "float16", "float64", "c
 LARGE: Shapes = ((4096,), (3, 1700), (4, 8, 12, 11), (5000,))
 SHAPES: Shapes = ((), (1,), (0, 3), (7,), (67,), (5, 7), (600,), (4, 3, 5, 6), (2, 3, 4, 5), *LARGE)
 CODED = 4096
-# Averages of squares, which float16 holds as their roots.
-SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum")
+# What is never negative, which float16 holds as its root and codes without a sign.
+NEVER_NEGATIVE = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf")
 
 
 def named(name: str) -> Case:
@@ -111,13 +111,13 @@ class Setup:
         if wanted in ("int8", "int4"):
             if param.numel() < CODED:
                 return Storage("float64" if dtype == "float64" else "float32")
-            return Storage(("u" if key in (*SQUARES, "exp_inf") else "") + wanted, self.chance)
+            return Storage(("u" if key in NEVER_NEGATIVE else "") + wanted, self.chance)
         if wanted is None:
             remedy = self.partner is not None or (self.chance and dtype == "float16")
             wanted = "float32" if remedy and dtype in HALVES else dtype
             if wanted in HALVES:
                 return Storage(wanted, self.chance)
-        if wanted == "float16" and key in SQUARES:
+        if wanted == "float16" and key in NEVER_NEGATIVE:
             return Storage("root-float16", True)
         return Storage(wanted, wanted in HALVES)
 
