@@ -75,6 +75,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="billions of elements take the emulator too long"))
 
 
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An instruction set, in use until the test ends; skipped, with the reason, where it cannot be."""
+    from fusedopt import _C
+
+    name: str = request.param
+    if name not in _C.supported_isas():
+        pytest.skip(f"{name}: not {'supported by this processor' if name in _C.built_isas() else 'in this build'}")
+    before, _ = _C.chosen_isa()
+    _C.use_isa(name)
+    yield name
+    _C.use_isa(before)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -23,6 +24,9 @@ SHAPES: tuple[tuple[int, ...], ...] = ((5, 7), (9,), (), (0, 3), (67,))
 
 # The emulated CUDA engine steps everything (see conftest.py).
 EMULATED = _C.cuda_built_for() == "emulated"
+# With conftest's fixture: one test for each, so that a run counts those that this processor could not run.
+every_isa = pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"], indirect=True)
+vector_isa = pytest.mark.parametrize("isa", ["avx2", "avx512"], indirect=True)
 # Keys of states that are numbers and not tensors like the param.
 COUNTERS = frozenset(name for rule in _C.rules().values() for name in rule["counters"])
 COMPATIBILITY = Path(__file__).parent.parent / "docs/compatibility.md"

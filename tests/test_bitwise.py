@@ -5,23 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
 from cases import CASES, Case
+from support import every_isa, vector_isa
 
 from fusedopt import _C
 
-OTHERS = [isa for isa in _C.supported_isas() if isa != "generic"]
 STORAGES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def _isa_restored() -> Iterator[None]:
-    chosen, _ = _C.chosen_isa()
-    yield
-    _C.use_isa(chosen)
 
 
 def spread(*size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -49,22 +41,21 @@ def assert_same_bits(actual: list[torch.Tensor], expected: list[torch.Tensor]) -
 
 @pytest.mark.parametrize("dtype", STORAGES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_instruction_sets_agree(case: Case, dtype: torch.dtype) -> None:
+@vector_isa
+def test_instruction_sets_agree(case: Case, dtype: torch.dtype, isa: str) -> None:
     sizes = [1, 7, 63, 64, 65, 511, 512, 513, 1029]
     values = [spread(n, dtype=dtype) for n in sizes]
     grads = [[spread(n, dtype=dtype) for n in sizes] for _ in range(4)]
+    results = steps(case, values, grads)
     _C.use_isa("generic")
-    expected = steps(case, values, grads)
-    for isa in OTHERS:
-        _C.use_isa(isa)
-        assert_same_bits(steps(case, values, grads), expected)
+    assert_same_bits(results, steps(case, values, grads))
 
 
-@pytest.mark.parametrize("isa", _C.supported_isas())
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_position_does_not_matter(case: Case, isa: str) -> None:
+@every_isa
+@pytest.mark.usefixtures("isa")
+def test_position_does_not_matter(case: Case) -> None:
     """One tensor of equal elements: vector body, tail and every offset must give equal results."""
-    _C.use_isa(isa)
     for dtype in STORAGES:
         n = 2 * 512 + 71
         base = torch.full((n + 3,), 0.7312, dtype=dtype)[3:]
@@ -122,7 +113,7 @@ def test_rounding_mode_of_the_caller_reaches_all_threads() -> None:
     assert param.unique().numel() == 1
 
 
-@pytest.mark.parametrize("isa", _C.supported_isas())
+@every_isa
 def test_environment_forces_an_instruction_set(isa: str) -> None:
     code = "import fusedopt; cpu = fusedopt.capabilities()['cpu']; print(cpu['chosen'], cpu['reason'])"
     output = subprocess.run(

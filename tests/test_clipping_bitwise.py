@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from support import EMULATED, assert_identical
+from support import EMULATED, assert_identical, vector_isa
 from test_clipping import DTYPES, ORDERS, SHAPES, params_with
 from torch import Tensor
 
@@ -14,13 +12,6 @@ import fusedopt
 from fusedopt import _C
 
 pytestmark = pytest.mark.skipif(EMULATED, reason="one instruction set, one thread")
-
-
-@pytest.fixture(autouse=True)
-def _isa_restored() -> Iterator[None]:
-    chosen, _ = _C.chosen_isa()
-    yield
-    _C.use_isa(chosen)
 
 
 def spread(*size: int, dtype: torch.dtype) -> Tensor:
@@ -40,13 +31,13 @@ def results(grads: list[Tensor], order: float) -> list[Tensor]:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@vector_isa
+@pytest.mark.usefixtures("isa")
 def test_instruction_sets_agree(dtype: torch.dtype, order: float) -> None:
     grads = [spread(*shape, dtype=dtype) for shape in SHAPES]
+    found = results(grads, order)
     _C.use_isa("generic")
-    expected = results(grads, order)
-    for isa in _C.supported_isas()[1:]:
-        _C.use_isa(isa)
-        assert_identical(results(grads, order), expected)
+    assert_identical(found, results(grads, order))
 
 
 # Enough for a team of threads, and split between them inside tensors.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import EMULATED, assert_identical
+from support import EMULATED, assert_identical, every_isa
 
 import fusedopt
 from fusedopt import _C, compiled
@@ -73,24 +73,20 @@ HYPERS = {"lr": 1e-2, "betas": (0.8, 0.9), "eps": 1e-8, "weight_decay": 0.1, "am
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64], ids=str
 )
-@pytest.mark.parametrize("isa", _C.supported_isas())
-def test_a_compiled_rule_has_the_bits_of_the_built_in_one(adam: type, dtype: torch.dtype, isa: str) -> None:
-    chosen, _ = _C.chosen_isa()
+@every_isa
+@pytest.mark.usefixtures("isa")
+def test_a_compiled_rule_has_the_bits_of_the_built_in_one(adam: type, dtype: torch.dtype) -> None:
     values = [
         torch.randn(n, dtype=torch.complex64 if dtype.is_complex else torch.float32).to(dtype) for n in (1, 77, 1030)
     ]
     params = [[torch.nn.Parameter(v.clone()) for v in values] for _ in range(2)]
-    try:
-        _C.use_isa(isa)
-        ours = adam(params[0], **HYPERS)
-        built_in = fusedopt.AdamW(params[1], lr=1e-2, betas=(0.8, 0.9), weight_decay=0.1)
-        for _ in range(4):
-            for p, q in zip(*params, strict=True):
-                p.grad = q.grad = torch.randn_like(p)
-            ours.step()
-            built_in.step()
-    finally:
-        _C.use_isa(chosen)
+    ours = adam(params[0], **HYPERS)
+    built_in = fusedopt.AdamW(params[1], lr=1e-2, betas=(0.8, 0.9), weight_decay=0.1)
+    for _ in range(4):
+        for p, q in zip(*params, strict=True):
+            p.grad = q.grad = torch.randn_like(p)
+        ours.step()
+        built_in.step()
     assert_identical(params[0], params[1])
     for p, q in zip(*params, strict=True):
         assert_identical(dict(ours.state[p]), dict(built_in.state[q]))

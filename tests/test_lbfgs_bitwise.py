@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from support import EMULATED, assert_identical, snapshot
+from support import EMULATED, assert_identical, snapshot, vector_isa
 from test_lbfgs import FIXED, KINDS, flat
 from test_lbfgs_inputs import Quadratic, leaves, run, values
 
@@ -16,13 +15,6 @@ from fusedopt import _C
 
 SHAPES = [(3000,), *[(17,)] * 90, (130, 50), (1024,), (1,), (70_003,)]
 DTYPES = [torch.float32, torch.float64]
-
-
-@pytest.fixture(autouse=True)
-def _isa_restored() -> Iterator[None]:
-    chosen, _ = _C.chosen_isa()
-    yield
-    _C.use_isa(chosen)
 
 
 def course(arguments: dict[str, Any], dtype: torch.dtype) -> Any:
@@ -36,12 +28,12 @@ def course(arguments: dict[str, Any], dtype: torch.dtype) -> Any:
 @pytest.mark.skipif(EMULATED, reason="one instruction set")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arguments", KINDS)
+@vector_isa
+@pytest.mark.usefixtures("isa")
 def test_instruction_sets_agree(arguments: dict[str, Any], dtype: torch.dtype) -> None:
+    found = course(arguments, dtype)
     _C.use_isa("generic")
-    expected = course(arguments, dtype)
-    for isa in _C.supported_isas()[1:]:
-        _C.use_isa(isa)
-        assert_identical(course(arguments, dtype), expected)
+    assert_identical(found, course(arguments, dtype))
 
 
 @pytest.mark.skipif(EMULATED, reason="one thread")

@@ -10,7 +10,7 @@ from cases import ONE_PER_OPTIMIZER, Case, named
 from layouts import OF_ONE_SHAPE
 from options import OPTIONS, Options, same, steps, values
 from runs import give, random_gradients, train
-from support import params_of
+from support import every_isa, params_of
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -140,12 +140,12 @@ def fusedopt_step(param: Parameter, grad: Tensor, **options: Any) -> Any:
     return optimizer
 
 
+@every_isa
+@pytest.mark.usefixtures("isa")
 def test_draws_depend_on_seed_step_and_place_alone() -> None:
-    def run(seed: int, threads: int = 1, isa: str | None = None, parts: int = 1) -> Tensor:
-        before, chosen = torch.get_num_threads(), _C.chosen_isa()[0]
+    def run(seed: int, threads: int = 1, parts: int = 1) -> Tensor:
+        before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        if isa:
-            _C.use_isa(isa)
         try:
             param = Parameter(torch.ones(600_001, dtype=torch.bfloat16))
             optimizer = fusedopt.SGD([param], lr=1.0, rounding="stochastic", rounding_seed=seed)
@@ -159,14 +159,13 @@ def test_draws_depend_on_seed_step_and_place_alone() -> None:
             return param.detach().clone()
         finally:
             torch.set_num_threads(before)
-            _C.use_isa(chosen)
 
     first = run(5)
     assert same(run(5, parts=3), first)
     assert same(run(5, threads=2), first)
     assert not same(run(6), first)
-    for isa in _C.supported_isas():
-        assert same(run(5, isa=isa), first)
+    _C.use_isa("generic")
+    assert same(run(5), first)
 
 
 # Half of the step between codes, of a number that is one unit larger; the code of the largest, and its units.

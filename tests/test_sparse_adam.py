@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_identical
+from support import assert_identical, every_isa
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -99,25 +99,21 @@ def test_rows_without_a_gradient_keep_every_bit() -> None:
             assert torch.equal(ours.state[p][key][others], value[others])
 
 
-def test_many_rows_on_any_number_of_threads_and_any_instruction_set_give_the_same_bits() -> None:
+@every_isa
+def test_many_rows_on_any_number_of_threads_and_any_instruction_set_give_the_same_bits(isa: str) -> None:
     weight = torch.randn(20_000, 33)
     rows = torch.randperm(20_000)[:9_000][None]
     values = [torch.randn(9_000, 33) for _ in range(3)]
-    chosen, _ = _C.chosen_isa()
     results = []
-    try:
-        for isa in _C.supported_isas():
-            _C.use_isa(isa)
-            for threads in (1, 2, 3, 5):
-                torch.set_num_threads(threads)
-                p = Parameter(weight.clone())
-                ours = fusedopt.SparseAdam([p])
-                for v in values:
-                    p.grad = torch.sparse_coo_tensor(rows, v, weight.shape, check_invariants=True)
-                    ours.step()
-                results.append([p.detach(), ours.state[p]["exp_avg"], ours.state[p]["exp_avg_sq"]])
-    finally:
-        _C.use_isa(chosen)
+    for name, threads in (("generic", 1), (isa, 1), (isa, 2), (isa, 3), (isa, 5)):
+        _C.use_isa(name)
+        torch.set_num_threads(threads)
+        p = Parameter(weight.clone())
+        ours = fusedopt.SparseAdam([p])
+        for v in values:
+            p.grad = torch.sparse_coo_tensor(rows, v, weight.shape, check_invariants=True)
+            ours.step()
+        results.append([p.detach(), ours.state[p]["exp_avg"], ours.state[p]["exp_avg_sq"]])
     for result in results[1:]:
         assert_identical(result, results[0])
 
