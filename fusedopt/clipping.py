@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import _C
+from .callers import warn
 
 
 def clip_grad_norm_(
@@ -60,10 +61,10 @@ def clip_grad_norm_(
     norm_type = float(norm_type)
     empty = isinstance(parameters, GeneratorType)
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    # Of an empty generator, which is an easy mistake to make, torch warns.
-    if torch.compiler.is_compiling() or not norm_type > 0 or (empty and not listed):
-        given = cast(Iterable[Tensor], parameters) if empty and not listed else listed
-        return torch.nn.utils.clip_grad_norm_(given, max_norm, norm_type, error_if_nonfinite, foreach)
+    if torch.compiler.is_compiling() or not norm_type > 0:
+        return torch.nn.utils.clip_grad_norm_(listed, max_norm, norm_type, error_if_nonfinite, foreach)
+    if empty and not listed:
+        warn("`parameters` is an empty generator, no gradient clipping will occur.")
     grads = _C.Grads(listed)
     if grads.leftover:
         return torch.nn.utils.clip_grad_norm_(listed, max_norm, norm_type, error_if_nonfinite, foreach)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .callers import warn
 
 StateDtype = str | torch.dtype | Mapping[str, str | torch.dtype] | None
 
@@ -351,11 +352,7 @@ def decode(codes: Tensor, scales: Tensor, model: Tensor, order: tuple[int, ...] 
 def warn_of_losses(losses: Iterable[str | None]) -> None:
     for loss in dict.fromkeys(losses):
         if loss:
-            warnings.warn(
-                f"the state was saved under other options: {loss}; give the options it was saved with to keep all",
-                UserWarning,
-                stacklevel=4,
-            )
+            warn(f"the state was saved under other options: {loss}; give the options it was saved with to keep all")
 
 
 # What every constructor of a plan-stepped optimizer takes beside torch's arguments.
