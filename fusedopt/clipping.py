@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import GeneratorType, ModuleType
@@ -14,6 +15,22 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import _C
 from .callers import warn
+
+# The handles of step_in_backward in force. Whoever has none pays for one look at this.
+releases: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _refuse_released(params: Iterable[Tensor]) -> None:
+    """Raise ValueError for params whose gradients are gone because backward has stepped them."""
+    for index, param in enumerate(params if releases else ()):
+        for hook in (param._post_accumulate_grad_hooks or {}).values() if param.grad is None else ():
+            release = getattr(hook, "release", None)
+            if release is not None and release in releases and release.frees_gradients():
+                raise ValueError(
+                    f"parameters[{index}] is stepped in backward, which frees its gradient: the norm of all gradients "
+                    "is known only after the first are gone; remove() the handle of step_in_backward to clip, or do "
+                    "without"
+                )
 
 
 def clip_grad_norm_(
@@ -45,6 +62,7 @@ def clip_grad_norm_(
     Raises:
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set, or an expanded gradient cannot be scaled
             in place. Nothing has been written then.
+        ValueError: `step_in_backward` has freed the gradient of a param.
         TypeError: `parameters` holds something else than tensors.
 
     Example:
@@ -66,6 +84,7 @@ def clip_grad_norm_(
     if empty and not listed:
         warn("`parameters` is an empty generator, no gradient clipping will occur.")
     grads = _C.Grads(listed)
+    _refuse_released(listed)
     if grads.leftover:
         return torch.nn.utils.clip_grad_norm_(listed, max_norm, norm_type, error_if_nonfinite, foreach)
     norm, coefficient, _ = _C.clip(grads.measure(norm_type), norm_type, None, float(max_norm), grads.wide)
@@ -98,7 +117,7 @@ def local_grad_norm(parameters: Tensor | Iterable[Tensor], norm_type: float = 2.
         over processes, or take the maximum for `inf`; `norm_from_local` makes the norm of the result.
 
     Raises:
-        ValueError: `norm_type` is not positive.
+        ValueError: `norm_type` is not positive, or `step_in_backward` has freed the gradient of a param.
         TypeError: `parameters` holds something else than tensors.
 
     Example:
@@ -113,6 +132,7 @@ def local_grad_norm(parameters: Tensor | Iterable[Tensor], norm_type: float = 2.
     """
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     grads = _C.Grads(listed)
+    _refuse_released(listed)
     if listed and grads.empty and not grads.leftover:
         return torch.zeros((), dtype=torch.float64, device=listed[0].device)
     return _total(grads, float(norm_type), _C, local=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from . import _C
+from . import _C, clipping
 from .lbfgs import LBFGS
 from .optimizer import FusedStep
 from .sweeps import SweepStep, label
@@ -106,6 +106,7 @@ class GradientRelease:
                 plan.first_slot = sum(sizes[: place[0]]) + place[1]
                 plan.draws = optimizer._draws_so_far()
             self._handles.append(param.register_post_accumulate_grad_hook(_ParamStep(self, plan, place)))
+        clipping.releases.add(self)
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -139,6 +140,11 @@ class GradientRelease:
         """
         for handle in self._handles:
             handle.remove()
+        clipping.releases.discard(self)
+
+    def frees_gradients(self) -> bool:
+        """Whether a backward pass would step, now."""
+        return not self._accumulating and self._optimizer() is not None
 
     def __enter__(self) -> GradientRelease:
         return self

@@ -304,3 +304,27 @@ def test_a_hook_that_comes_first_may_take_the_gradient() -> None:
     before = model[0].weight.detach().clone()
     backward(model)
     assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    "norm", [lambda params: fusedopt.clip_grad_norm_(params, 1.0), fusedopt.local_grad_norm], ids=["clip", "local"]
+)
+def test_norms_of_gradients_that_are_gone(norm: Callable[[Any], Any]) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    optimizer = fusedopt.SGD(model[1].parameters(), lr=0.1)
+    handle = fusedopt.step_in_backward(model, optimizer)
+    with handle.accumulate():
+        model(torch.ones(3)).sum().backward()
+        norm(model.parameters())
+    model(torch.ones(3)).sum().backward()
+    norm(model[0].parameters())
+    with pytest.raises(ValueError, match=r"parameters\[2\] is stepped in backward, which frees its gradient: the norm"):
+        norm(model.parameters())
+    with pytest.raises(ValueError, match=r"parameters\[0\] is stepped in backward"):
+        norm(model[1].weight)
+    handle.remove()
+    norm(model.parameters())
+    freed = fusedopt.step_in_backward(model, fusedopt.SGD(model.parameters(), lr=0.1))
+    gc.collect()
+    norm(model.parameters())
+    freed.remove()
