@@ -188,6 +188,14 @@ class KeptState(ClippedStep):
         params = [p for group in groups for p in group["params"]] if self._precision.converts else []
         return [loss for p in params if self.state.get(p) for loss in self._precision.pack(self.state[p], p)]
 
+    def __repr__(self) -> str:
+        """torch's, and the options that are not as they are by default."""
+        plain = KeptState.__new__(KeptState)
+        told = [(name, getattr(self, name)) for name in OPTIONS]
+        lines = [f"    {name}: {value}\n" for name, value in told if value != getattr(plain, name)]
+        text = super().__repr__()
+        return f"{text.removesuffix(')')}Options\n{''.join(lines)})" if lines else text
+
     def state_dict(self) -> dict[str, Any]:
         """The checkpoint, which torch.optim's class of this name loads as well.
 

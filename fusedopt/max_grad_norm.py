@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 from typing import Any, cast
 
@@ -13,16 +12,13 @@ from . import _C, clipping
 
 
 def check_max_grad_norm(value: float | None) -> float | None:
-    """The number, or ValueError."""
-    if value is None:
-        return None
-    try:
-        number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not number >= 0:
-        raise ValueError(f"max_grad_norm is {value!r}; give a number of at least 0, or None for no clipping")
-    return number
+    """The number as a float, or an error."""
+    text = f"max_grad_norm is {value!r}; give a number of at least 0, or None for no clipping"
+    if isinstance(value, (str, list, tuple)):
+        raise TypeError(text)
+    if value is not None and not value >= 0:
+        raise ValueError(text)
+    return None if value is None else float(value)
 
 
 class ClippedStep(Optimizer):
@@ -44,7 +40,8 @@ class ClippedStep(Optimizer):
         `grad_norm` then holds the norm that the last step found, before clipping. None: no clipping.
 
         Raises:
-            ValueError: set to what is no number, or to one that is negative or NaN.
+            ValueError: set to a number that is negative or NaN.
+            TypeError: set to text.
 
         Example:
             >>> param = torch.nn.Parameter(torch.ones(2))
