@@ -147,7 +147,10 @@ class Precision:
         unnamed = self.new_states.get(str(param.dtype).removeprefix("torch."))
         for name in self.names:
             storage, value = self.states.get(name, unnamed), state.get(name)
-            if storage is None or not isinstance(value, Tensor) or value.dtype in _BYTES or value.is_complex():
+            if storage is None or not isinstance(value, Tensor) or value.dtype in _BYTES:
+                continue
+            # There is no complex bfloat16, and complex states have no codes.
+            if value.is_complex() and _TENSORS.get(storage) != torch.float16:
                 continue
             if storage in _CODES and param.numel() < LEAST_CODED:
                 state[name] = kept = value.float() if value.dtype in HALVES else value
@@ -160,7 +163,7 @@ class Precision:
                 state[name] = to_root(value)
                 kept = from_root(state[name])
             else:
-                state[name] = kept = value.to(_TENSORS[storage])
+                state[name] = kept = value.to(torch.complex32 if value.is_complex() else _TENSORS[storage])
             if not torch.allclose(kept.to(value.dtype), value, rtol=0, atol=0, equal_nan=True):
                 yield f"'{name}' is rounded to {storage.removesuffix('_root')}"
 
@@ -173,7 +176,7 @@ class Precision:
             model = self._ordered_as(state, param)
             made[name] = decode(state[name], state[name + "_scale"], model, state[_ORDER])
         for name in [name for name, storage in self.states.items() if storage == _ROOT and name in made]:
-            if made[name].dtype == torch.float16:
+            if made[name].dtype in (torch.float16, torch.complex32):
                 made[name] = from_root(made[name])
         return made
 
@@ -277,11 +280,15 @@ def _coded(state: Mapping[str, Any]) -> list[str]:
 
 def to_root(value: Tensor) -> Tensor:
     """The square root in float16, rounded to nearest, but to 0 only for 0."""
+    if value.is_complex():
+        return torch.view_as_complex(to_root(torch.view_as_real(value)))
     root = value.float().sqrt().half()
     return torch.where((root == 0) & (value > 0), root.new_tensor(2.0**-24), root)
 
 
 def from_root(root: Tensor) -> Tensor:
+    if root.is_complex():
+        return torch.view_as_complex(from_root(torch.view_as_real(root)))
     return root.float().square()
 
 

@@ -58,12 +58,16 @@ inline void Plan::attach(Source& source, int at, PyObject* value, const std::str
   source.attached_object[at] = value;
 }
 
+inline bool Plan::has_codes(const Row& row, const Source& source) const {
+  for (int k = 0; k < rule_->states; ++k)
+    if (source.state[k] && is_coded(row.state_dtype[k])) return true;
+  return false;
+}
+
 // Whether states in codes lie in the order of the memory that the param has now. If not, as after
 // module.to(memory_format=...), they are brought into it.
 inline bool Plan::codes_in_order(const Row& row, const Source& source, PyObject* order) const {
-  bool coded = false;
-  for (int k = 0; k < rule_->states; ++k) coded = coded || (source.state[k] && is_coded(row.state_dtype[k]));
-  if (!coded) return true;
+  if (!has_codes(row, source)) return true;
   const TensorImpl* exact = exact_param(source);
   if (!order || !PyTuple_Check(order) || PyTuple_GET_SIZE(order) != exact->dim())
     fail(source, "its state 'code_order' is missing, without which codes mean nothing; load the state anew");
@@ -108,7 +112,7 @@ inline void Plan::make_attached(size_t i, py::dict& entry) {
   for (const Options::Key& key : options_.keys) {
     const int at = key.at;
     if (at == kOrder) {
-      if (source.first) entry[key.name] = py::tuple(py::cast(order_of(*exact_param(source))));
+      if (source.first && has_codes(rows_[i], source)) entry[key.name] = py::tuple(py::cast(order_of(*exact_param(source))));
       continue;
     }
     if (at >= kScaleTensor ? !source.first || !wants(rows_[i], source, at) : !(source.missing >> at & 1)) continue;

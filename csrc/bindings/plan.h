@@ -136,6 +136,7 @@ class Plan {
   bool wants(const Row& row, const Source& source, int at) const;
   void read_attached(Row& row, Source& source, PyObject* const* found);
   void attach(Source& source, int at, PyObject* value, const std::string& name) const;
+  bool has_codes(const Row& row, const Source& source) const;
   bool codes_in_order(const Row& row, const Source& source, PyObject* order) const;
   void outfit(size_t at);
   void make_attached(size_t i, py::dict& entry);
