@@ -104,13 +104,14 @@ class Reference:
                 continue
             # Counters are in float32 in any case.
             part = delta if isinstance(value, Tensor) else 2.0**-20
-            for size in (abs(value), value) if self.by_norms else (abs(value),):
+            for grows in (1, value.sign()) if self.by_norms and isinstance(value, Tensor) else (1,):
                 # Elements that grow in proportion change norms, others hardly do.
-                wiggle = (part + (rough if key == "grad" else 0.0)) * size + record.slack.get(key, 0.0)
-                low, high = value - wiggle, value + wiggle
+                wiggle = (part + (rough if key == "grad" else 0.0)) * abs(value) + record.slack.get(key, 0.0)
+                wiggle = wiggle * grows
+                ends = [value - wiggle, value + wiggle]
                 if key in NEVER_NEGATIVE:
-                    low = low.clamp_min(0)
-                ends = [formula({**inputs, key: end}) for end in (low, high)]
+                    ends = [end.clamp_min(0) for end in ends]
+                ends = [formula({**inputs, key: end}) for end in ends]
                 for name, exact in self.expected.items():
                     away = [abs(end[name] - exact) for end in ends]
                     largest = torch.maximum(*away) if isinstance(exact, Tensor) else max(away)
