@@ -53,6 +53,8 @@ class KeptState(ClippedStep):
     _ema_decay: float | None = None
     # Where params are copied to in fewer bits.
     _copies: Mapping[torch.Tensor, torch.Tensor] | None = None
+    # Whether params are their average at the moment.
+    _averaged = False
     # How many steps a loaded or copied optimizer has rounded by chance.
     _draws = 0
 
@@ -100,10 +102,12 @@ class KeptState(ClippedStep):
         """Put the moving average of every param in the param's place, until the context ends.
 
         Params that have not been stepped keep their values. Inside, ``AveragedModel(model)`` of torch.optim.swa_utils,
-        or any copy of the model, takes the average over.
+        or any copy of the model, takes the average over. What else is written to params there is gone afterwards, so
+        steps, loading and another such context are refused; `state_dict()` is as outside.
 
         Raises:
-            RuntimeError: there is no average, for want of `ema_decay=` in the constructor.
+            RuntimeError: there is no average, for want of `ema_decay=` in the constructor. Inside: from `step`, from a
+                backward pass that steps, from `load_state_dict` and from `ema_parameters`.
 
         Example:
             >>> param = torch.nn.Parameter(torch.zeros(1))
@@ -119,17 +123,30 @@ class KeptState(ClippedStep):
         """
         if self._ema_decay is None:
             raise RuntimeError("there is no average of the params; construct the optimizer with ema_decay=")
+        self._refuse_while_averaged("ema_parameters() was entered again")
         params = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, {})]
         before = [p.detach().clone() for p in params]
+        # A hook, so that a step elsewhere does not have to ask.
+        refusal = self.register_step_pre_hook(_refuse_step)
+        self._averaged = True
         try:
             with torch.no_grad():
                 for p in params:
                     p.copy_(self.state[p]["ema"])
             yield
         finally:
+            refusal.remove()
+            self._averaged = False
             with torch.no_grad():
                 for p, value in zip(params, before, strict=True):
                     p.copy_(value)
+
+    def _refuse_while_averaged(self, what: str) -> None:
+        if self._averaged:
+            raise RuntimeError(
+                f"{what} inside ema_parameters(), where the params are their average and what they were comes back at "
+                "its end; leave the context first"
+            )
 
     def copy_params_to(self, copies: Mapping[torch.Tensor, torch.Tensor]) -> None:
         """Have every step write params out in fewer bits as well, in the same pass over memory.
@@ -225,9 +242,11 @@ class KeptState(ClippedStep):
             state_dict: what `state_dict()` of either returned.
 
         Raises:
+            RuntimeError: called inside `ema_parameters()`.
             ValueError: the file has another number of groups or params, is of another optimizer by its keys, has an
                 option in a group, or a number that is out of range. Nothing has been changed then.
         """
+        self._refuse_while_averaged("load_state_dict() was called")
         # The last pre-hook sees the dict as all others left it.
         handle = self.register_load_state_dict_pre_hook(_remember)
         try:
@@ -307,6 +326,10 @@ def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if isinstance(state.get(index), dict):
             state[index] = ours._precision.unpack(state[index], param)
     return {**state_dict, "state": state, **ours._numbers()}
+
+
+def _refuse_step(optimizer: Optimizer, *_: Any) -> None:
+    cast(KeptState, optimizer)._refuse_while_averaged("step() was called")
 
 
 def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def step_in_backward(model: nn.Module, optimizer: Optimizer) -> GradientRelease:
             averages its gradients over processes after they are accumulated.
         RuntimeError: from `optimizer.step`, if it is given a closure or called by a GradScaler: the updates of this
             backward pass have been made from scaled gradients then, so load the weights anew. bfloat16 needs no
-            scaler. From `backward`, if the optimizer came to clip or was freed.
+            scaler. From `backward`, if the optimizer came to clip, was freed or has its average in the params' place.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
@@ -199,6 +199,7 @@ class _ParamStep:
             return
         optimizer = self.release._optimizer_alive()
         _refuse_clipping(optimizer)
+        optimizer._refuse_while_averaged("backward stepped a param")
         with self.release._lock:
             if not self._find(optimizer.param_groups, param):
                 return
