@@ -176,12 +176,17 @@ class FusedStep(KeptState):
         in_pass = zero_grad and "found_inf" not in self.__dict__ and self._has_options
         flags = {"clears_grad": True} if in_pass else {}
         leftover = plan.step(self, divisor=divisor, **flags)
+        in_pass = in_pass and not leftover
         if leftover:
-            if self._precision == Precision():
-                self._step_leftover(leftover, divisor)
-            plan.step(self, engine_only=True, divisor=divisor)
+            with self._outside_inference(leftover) as any_made:
+                if any_made:
+                    leftover = plan.step(self, divisor=divisor)
+                if leftover:
+                    if self._precision == Precision():
+                        self._step_leftover(leftover, divisor)
+                    plan.step(self, engine_only=True, divisor=divisor)
         self.grad_norm = norm
-        if zero_grad and (leftover or not in_pass or plan.shares_grads):
+        if zero_grad and (not in_pass or plan.shares_grads):
             self._clear_grads()
         return loss
 
@@ -210,7 +215,22 @@ class FusedStep(KeptState):
             for group in self.param_groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        p.grad.zero_()
+                        with torch.inference_mode(torch.is_inference_mode_enabled() or p.grad.is_inference()):
+                            p.grad.zero_()
+
+    @staticmethod
+    @contextmanager
+    def _outside_inference(leftover: Leftover) -> Iterator[bool]:
+        """Ordinary copies in the place of gradients made in inference mode, if there are any, for an engine to read."""
+        grads = [(p, p.grad) for _, params in leftover for p in params if p.grad is not None and p.grad.is_inference()]
+        try:
+            with torch.inference_mode(False):
+                for p, grad in grads:
+                    p.grad = grad.clone()
+            yield bool(grads)
+        finally:
+            for p, grad in grads:
+                p.grad = grad
 
     def _read_scaling(self) -> float:
         """What to multiply gradients by, and in `_skipped` whether to skip the step, both read by the host."""

@@ -46,6 +46,9 @@ class SweepStep(FusedStep):
     def _takes(self, param: torch.Tensor) -> bool:
         """Whether the engines can step a param; all others are left to torch's own step, with all of their company."""
         plain = type(param) in (torch.Tensor, torch.nn.Parameter) and type(param.grad) is torch.Tensor
+        # torch reads gradients made in inference mode, and has words for params and states that were.
+        tensors = (param, param.grad, *self.state.get(param, {}).values())
+        plain = plain and not any(isinstance(tensor, torch.Tensor) and tensor.is_inference() for tensor in tensors)
         return plain and param.device.type in _ENGINES and not param.is_complex()
 
     def _sweep(self, multiplier: float) -> None:
