@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -49,6 +49,8 @@ class KeptState(ClippedStep):
     # The state dict being loaded, while it is.
     _loading: Mapping[str, Any] | None = None
 
+    # Whether the constructor takes the options of precision.py, which a plan can serve. All take max_grad_norm.
+    _has_options: ClassVar[bool] = True
     _precision = Precision()
     _ema_decay: float | None = None
     # Where params are copied to in fewer bits.
@@ -159,6 +161,7 @@ class KeptState(ClippedStep):
                 `load_state_dict`. `deepcopy` and `pickle` take copies along; checkpoints do not.
 
         Raises:
+            TypeError: this is an optimizer whose step is more than one pass.
             ValueError: a tensor does not fit its param, or this optimizer keeps master weights or compensations, which
                 are for params in 16 bits.
 
@@ -171,6 +174,11 @@ class KeptState(ClippedStep):
             >>> copy.tolist()
             [-1.0, -1.0]
         """
+        if not self._has_options:
+            raise TypeError(
+                f"{type(self).__name__} cannot copy params out: its step is more than one pass, and copies are written "
+                "by those that are one; call copy.copy_(param) after step()"
+            )
         if self._precision.partner is not None:
             raise ValueError(
                 "copies are for float32 params, and this optimizer was constructed with master_weights or "
@@ -187,6 +195,10 @@ class KeptState(ClippedStep):
         self._draws = self._draws_so_far()
         self._copies = {**(self._copies or {}), **copies}
         self._plan = None
+
+    def _keeps_more_than_torch(self) -> bool:
+        """Whether a step of torch's would leave out what this optimizer was asked for."""
+        return self._precision != Precision() or bool(self._copies)
 
     def _draws_so_far(self) -> int:
         # The plan counts them where it draws. One that never does need not be able to.

@@ -56,8 +56,6 @@ class FusedStep(KeptState):
     _step_supports_amp_scaling = True
     # What optimizers without a plan know of their last step.
     _skipped = False
-    # Whether the constructor takes the options of precision.py, which a plan can serve. All take the first.
-    _has_options: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -126,10 +124,10 @@ class FusedStep(KeptState):
             RuntimeError: a gradient or a state does not fit its param. Nothing has been written then.
         """
         if torch.compiler.is_compiling():
-            if self._precision != Precision():
+            if self._keeps_more_than_torch():
                 raise RuntimeError(
                     "torch.compile would trace torch's own step, which knows no state_dtype, master_weights, "
-                    "rounding or ema_decay; call step() outside of it"
+                    "rounding, ema_decay or copies of params; call step() outside of it"
                 )
             self._refuse_tracing()
             return self._torch_step(closure)
@@ -157,7 +155,7 @@ class FusedStep(KeptState):
 
     def _fused_step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
         if self._unread is not None and (found := self._known_to_torch_alone()):
-            if self._precision != Precision() or self._copies:
+            if self._keeps_more_than_torch():
                 raise RuntimeError(
                     f"{found}, which only torch's own step knows, and that knows no state_dtype, master_weights, "
                     "rounding, ema_decay or copies of params; leave these out or set the key to its default"
@@ -182,7 +180,7 @@ class FusedStep(KeptState):
                 if any_made:
                     leftover = plan.step(self, divisor=divisor)
                 if leftover:
-                    if self._precision == Precision():
+                    if not self._keeps_more_than_torch():
                         self._step_leftover(leftover, divisor)
                     plan.step(self, engine_only=True, divisor=divisor)
         self.grad_norm = norm

@@ -121,6 +121,27 @@ def test_averages_and_copies_need_to_be_asked_for() -> None:
         kahan.copy_params_to({})
 
 
+@pytest.mark.parametrize("name", [n for n in ("Adafactor", "Muon", "SparseAdam") if hasattr(fusedopt, n)])
+def test_copies_need_a_step_of_one_pass(name: str) -> None:
+    param = Parameter(torch.ones(2, 2))
+    optimizer = getattr(fusedopt, name)([param])
+    with pytest.raises(TypeError, match=rf"{name} cannot copy params out.*call copy\.copy_\(param\) after step"):
+        optimizer.copy_params_to({param: torch.zeros(2, 2, dtype=torch.bfloat16)})
+
+
+def test_torchs_step_leaves_no_copy_out() -> None:
+    embedding, plain = torch.nn.Embedding(5, 2, sparse=True), Parameter(torch.ones(2))
+    optimizer = fusedopt.SGD([embedding.weight, plain], lr=0.1)
+    optimizer.copy_params_to({embedding.weight: torch.zeros(5, 2, dtype=torch.bfloat16)})
+    embedding(torch.tensor([1])).sum().backward()
+    plain.grad = torch.ones(2)
+    before = embedding.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"param 0 of group 0: .* or copies; use an optimizer without these for it"):
+        optimizer.step()
+    assert torch.equal(embedding.weight.detach(), before)
+    assert torch.equal(plain.detach(), torch.ones(2))
+
+
 def test_tracing_refuses_options(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = fusedopt.SGD([Parameter(torch.ones(3))], lr=0.1, ema_decay=0.5)
     params_of(optimizer)[0].grad = torch.ones(3)

@@ -163,7 +163,7 @@ inline void Plan::refuse_leftover(const py::list& leftover) const {
   while (PySequence_Fast_GET_ITEM(params, position) != param) ++position;
   throw std::runtime_error(label(group, position) +
                            ": with its gradient it can only take torch's own step, which knows no state_dtype, "
-                           "master_weights, rounding or ema_decay; construct the optimizer without these for it");
+                           "master_weights, rounding, ema_decay or copies; use an optimizer without these for it");
 }
 
 // What changes from step to step.
