@@ -9,9 +9,10 @@ PIP := $(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 MADE := $(VENV)/.made
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built
+FRAMEWORKS := .venv-frameworks
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: venv build demo gallery precision test bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision test test-frameworks bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -46,6 +47,15 @@ test: $(BUILT)
 	$(BIN)/python -m pytest -n auto --cuda-emulator=device
 	$(BIN)/python -m pytest -n auto --cuda-emulator=host
 
+# Lightning and Accelerate stay out of .venv. Both environments have one torch, so the extension built for the one serves.
+$(FRAMEWORKS)/.made: tests/frameworks/requirements.txt $(wildcard $(CONSTRAINTS))
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -r $<
+	touch $@
+
+test-frameworks: $(BUILT) $(FRAMEWORKS)/.made
+	PYTHONPATH="$(CURDIR)" $(FRAMEWORKS)/bin/python -m pytest tests/frameworks
+
 bench: $(BUILT)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/figures.py
@@ -69,5 +79,5 @@ sanitize: $(BUILT)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/sanitize/run.sh
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fusedopt/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FRAMEWORKS) build dist *.egg-info fusedopt/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
