@@ -6,8 +6,9 @@ import torch as _torch
 from .adadelta import Adadelta
 from .adafactor import Adafactor
 from .adagrad import Adagrad
-from .adam import Adam, AdamW
+from .adam import Adam
 from .adamax import Adamax
+from .adamw import AdamW
 from .adan import Adan
 from .asgd import ASGD
 from .capabilities import capabilities
@@ -19,8 +20,9 @@ from .lars import LARS
 from .lbfgs import LBFGS
 from .lion import Lion
 from .nadam import NAdam
+from .precision import StateDtype
 from .radam import RAdam
-from .release import step_in_backward
+from .release import GradientRelease, step_in_backward
 from .replace import replace
 from .rmsprop import RMSprop
 from .rprop import Rprop
@@ -43,12 +45,14 @@ __all__ = [
     "Adan",
     "GenericOptimizer",
     "GradScaler",
+    "GradientRelease",
     "Lion",
     "NAdam",
     "RAdam",
     "RMSprop",
     "Rprop",
     "SparseAdam",
+    "StateDtype",
     "WeightDecay",
     "capabilities",
     "clip_grad_norm_",

@@ -6,8 +6,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from . import _C
+from .arguments import Options
 from .optimizer import FusedStep
 from .unread import FLAGS
 
@@ -28,14 +31,18 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
     Args:
         params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16 or float16.
         lr: :math:`\gamma \ge 0`, the largest relative step and the factor of the decay; a number or a tensor of one
-            element.
-        beta2_decay: :math:`\tau \le 0`, by which the averages come to forget less.
+            element. Default: 1e-2.
+        beta2_decay: :math:`\tau \le 0`, by which the averages come to forget less. Default: -0.8.
         eps: :math:`\epsilon_1 \ge 0`, a bound of the root from below, None for the machine epsilon of each param's
-            dtype; and :math:`\epsilon_2 \ge 0`, the smallest size that a param is taken to have.
-        d: how large the RMS of an update may be, at least 1.
-        weight_decay: :math:`\lambda \ge 0`, decoupled.
-        foreach: accepted for torch's sake; changes nothing.
-        maximize: ascend.
+            dtype; and :math:`\epsilon_2 \ge 0`, the smallest size that a param is taken to have. Default: (None, 1e-3).
+        d: how large the RMS of an update may be, at least 1. Default: 1.0.
+        weight_decay: :math:`\lambda \ge 0`, decoupled. Default: 0.0.
+        foreach: accepted for torch's sake; changes nothing. Default: None.
+        maximize: ascend. Default: False.
+        fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
+            steps. Default: None.
+        max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
+            None.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -55,20 +62,23 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
     _has_options = False
     _reads = dict.fromkeys(("lr", "beta2_decay", "eps", "d", "weight_decay", *FLAGS))
 
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        given = {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay}
+        given["maximize"] = maximize
+        super().__init__(params, given, foreach=foreach, fused=fused, options=Options(max_grad_norm))
+
     def _make_plan(self, engine: ModuleType = _C) -> Any:
         return engine.FactoredPlan()
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        """Raise torch's errors, which it has for its constructor alone."""
-        eps1, eps2 = group["eps"]
-        for key, name in (("lr", "Learning rate"), ("weight_decay", "weight_decay")):
-            if not group[key] >= 0:
-                raise ValueError(f"{name} should be >= 0 but is: {group[key]}")
-        if not group["beta2_decay"] <= 0:
-            raise ValueError(f"beta2_decay should be <= 0 but is: {group['beta2_decay']}")
-        if eps1 is not None and not eps1 >= 0:
-            raise ValueError(f"epsilon1 should be >= 0 but is: {eps1}")
-        if not eps2 >= 0:
-            raise ValueError(f"epsilon2 should be >= 0 but is: {eps2}")
-        if not group["d"] >= 1:
-            raise ValueError(f"Clipping threshold d should be >= 1 but is: {group['d']}")

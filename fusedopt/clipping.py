@@ -53,8 +53,10 @@ def clip_grad_norm_(
             subclass or on another device than CPU and CUDA, torch's own function takes all.
         max_norm: what the norm may be at most.
         norm_type: :math:`p`; `inf` for the largest absolute value. Orders that are not positive are left to torch.
+            Default: 2.0.
         error_if_nonfinite: refuse gradients of infinite or NaN norm, instead of scaling by what follows from it.
-        foreach: accepted for torch's sake; changes nothing.
+            Default: False.
+        foreach: accepted for torch's sake; changes nothing. Default: None.
 
     Returns:
         The norm before clipping, a 0-dim tensor on the first gradient's device: float32, or float64 if a gradient is.
@@ -110,7 +112,7 @@ def local_grad_norm(parameters: Tensor | Iterable[Tensor], norm_type: float = 2.
     Args:
         parameters: tensors, or one tensor, each held by this process alone; of a DTensor its local shard counts, so a
             replicated one counts once in every process.
-        norm_type: :math:`p > 0`.
+        norm_type: :math:`p > 0`. Default: 2.0.
 
     Returns:
         A 0-dim float64 tensor on the first gradient's device, or the first parameter's where there is none. Add it up
@@ -143,7 +145,7 @@ def norm_from_local(total: Tensor, norm_type: float = 2.0) -> Tensor:
 
     Args:
         total: what `local_grad_norm` returned, added up over processes, or the maximum for `inf`.
-        norm_type: :math:`p > 0`.
+        norm_type: :math:`p > 0`. Default: 2.0.
 
     Returns:
         The norm, of the dtype and on the device of `total`.

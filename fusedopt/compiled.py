@@ -14,17 +14,20 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 from . import _C, _toolchain
+from .arguments import Options
+from .precision import MasterWeights, Rounding, StateDtype
 from .standalone import Standalone
 
 _HERE = Path(__file__).parent
 
 
-def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[Standalone]:
+def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledRule]:
     """Return an optimizer class whose update is the rule in `source`, compiled for this machine.
 
     The rule is C++: a struct derived from `RuleDefaults`, plain scalar maths that names its hyper-parameters, states
@@ -39,8 +42,8 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[Standalon
 
     Returns:
         A class whose constructor takes the params and, by their names in the rule, its hyper-parameters, with
-        `hyper_defaults` as their defaults; `maximize` and `capturable` are keyword-only. Groups, hooks, checkpoints and
-        GradScaler work as in the other optimizers.
+        `hyper_defaults` as their defaults; `maximize`, `capturable`, `foreach`, `fused` and the options that Lion has
+        are keyword-only. Groups, hooks, checkpoints and GradScaler work as in the other optimizers.
 
     Raises:
         ValueError: `name` is no identifier, or the source holds no rule.
@@ -197,7 +200,37 @@ class _Build:
         return "\n".join(dict.fromkeys(found)) or output
 
 
-def _make_class(name: str, key: str, facts: dict[str, Any], text: str, module: str) -> type[Standalone]:
+class CompiledRule(Standalone):
+    """An optimizer that `compile_rule` made; the rule's hyper-parameters, in its order, are the open arguments here."""
+
+    # The rule's own text.
+    source: ClassVar[str]
+    _hypers: ClassVar[inspect.Signature]
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *positional: Any,
+        maximize: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        **hypers: Any,
+    ) -> None:
+        given = self._hypers.bind(*positional, **hypers)
+        given.apply_defaults()
+        flags = {"maximize": maximize, "capturable": capturable}
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        super().__init__(params, {**given.arguments, **flags}, foreach=foreach, fused=fused, options=options)
+
+
+def _make_class(name: str, key: str, facts: dict[str, Any], text: str, module: str) -> type[CompiledRule]:
     given = facts.get("defaults") or [math.nan] * len(facts["hypers"])
     hypers: dict[str, Any] = {}
     for hyper, value in zip(facts["hypers"], given, strict=True):
@@ -205,26 +238,19 @@ def _make_class(name: str, key: str, facts: dict[str, Any], text: str, module: s
         hypers[base] = (*hypers.get(base, ()), value) if dot else value
     required = [h for h, v in hypers.items() if any(map(math.isnan, v if isinstance(v, tuple) else (v,)))]
     kind = inspect.Parameter
-    signature = inspect.Signature(
-        [
-            *[kind(n, kind.POSITIONAL_OR_KEYWORD) for n in ("self", "params")],
-            *[kind(h, kind.POSITIONAL_OR_KEYWORD) for h in required],
-            *[kind(h, kind.POSITIONAL_OR_KEYWORD, default=v) for h, v in hypers.items() if h not in required],
-            *[kind(n, kind.KEYWORD_ONLY, default=False, annotation=bool) for n in ("maximize", "capturable")],
-            kind("options", kind.VAR_KEYWORD),
-        ]
-    )
+    own = [
+        *[kind(h, kind.POSITIONAL_OR_KEYWORD) for h in required],
+        *[kind(h, kind.POSITIONAL_OR_KEYWORD, default=v) for h, v in hypers.items() if h not in required],
+    ]
+    first, *others = inspect.signature(CompiledRule.__init__).parameters.values()
+    params, *flags = [p for p in others if p.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)]
 
-    def __init__(self: Standalone, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        groups = dict(bound.arguments)
-        options = groups.pop("options")
-        Standalone.__init__(groups.pop("self"), groups.pop("params"), groups, **options)
+    def __init__(self: CompiledRule, *args: Any, **kwargs: Any) -> None:
+        CompiledRule.__init__(self, *args, **kwargs)
 
-    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    __init__.__signature__ = inspect.Signature([first, params, *own, *flags])  # type: ignore[attr-defined]
     states = ", ".join([*facts["counters"], *facts["states"]]) or "nothing"
     doc = f"{name}, compiled from a rule; hyper-parameters: {', '.join(hypers)}; keeps {states} for each param."
     members = {"__init__": __init__, "__doc__": doc, "__module__": module, "source": text}
-    members |= {"_rule": key, "_hyper_names": facts["hypers"]}
-    return type(name, (Standalone,), members)
+    members |= {"_rule": key, "_hyper_names": facts["hypers"], "_hypers": inspect.Signature(own)}
+    return type(name, (CompiledRule,), members)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import optimizer as _torch_optimizer
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from .optimizer import _NON_NEGATIVE
+from .arguments import check_common, check_number
+from .scaling import ScaledStep
 
 # What torch has a complex dtype for, so that two of them can be stored as one number.
 _PAIRABLE = (torch.float32, torch.float64, torch.float16)
@@ -28,9 +29,11 @@ class WeightDecay:
 
     Args:
         weight_decay: :math:`\lambda \ge 0`, what `group["weight_decay"]` starts from; that entry is read at each step.
-        decoupled: shrink the param itself; False adds an L2 penalty to the gradient.
+            Default: 0.0.
+        decoupled: shrink the param itself; False adds an L2 penalty to the gradient. Default: True.
         absolute: leave out the learning rate :math:`\gamma`, so that schedules of it do not change the decay; a step
             with a learning rate of 0, such as the one torch.distributed.checkpoint makes state with, decays too.
+            Default: False.
 
     Raises:
         ValueError: `weight_decay` is negative or NaN, or `absolute` is asked of a decay that is not decoupled.
@@ -49,7 +52,7 @@ class WeightDecay:
     absolute: bool = False
 
     def __post_init__(self) -> None:
-        _check_number("weight_decay", "weight_decay value", self.weight_decay)
+        check_number("weight_decay", self.weight_decay, "weight_decay value")
         if self.absolute and not self.decoupled:
             raise ValueError(
                 "absolute=True contradicts decoupled=False: an absolute decay shrinks the param by 1 - weight_decay, "
@@ -76,7 +79,7 @@ class WeightDecay:
         return grad
 
 
-class GenericOptimizer(Optimizer):
+class GenericOptimizer(ScaledStep):
     r"""A torch.optim.Optimizer whose subclass says, in Python, what one step does to one param.
 
     The subclass writes `step_param` and, if it keeps state, `init_state`. Groups, checkpoints, hooks, closures and
@@ -90,9 +93,9 @@ class GenericOptimizer(Optimizer):
     Args:
         params: tensors, (name, tensor) pairs or dicts of groups.
         defaults: the subclass's hyper-parameters, which each group may change. Those named as torch names them are
-            checked: lr, eps, momentum, alpha, weight_decay :math:`\ge 0`, each of betas in :math:`[0, 1)`.
-        weight_decay: how params decay; None leaves that to the subclass.
-        maximize: ascend.
+            checked: lr, eps, momentum, weight_decay :math:`\ge 0`, each of betas in :math:`[0, 1)`.
+        weight_decay: how params decay; None leaves that to the subclass. Default: None.
+        maximize: ascend. Default: False.
 
     Raises:
         ValueError: a hyper-parameter is out of range or given twice, or a decay has no learning rate to scale it.
@@ -118,8 +121,6 @@ class GenericOptimizer(Optimizer):
         [0.5, 2.5]
     """
 
-    # GradScaler hands us grad_scale and found_inf instead of unscaling p.grad, which stays as backward left it.
-    _step_supports_amp_scaling = True
     # Ends the refusal; a subclass may name another way out, or give a reason.
     sparse_advice: ClassVar[str] = "please consider SparseAdam instead"
     _decay: WeightDecay | None = None
@@ -182,13 +183,9 @@ class GenericOptimizer(Optimizer):
 
         Raises:
             ValueError: one is negative, NaN or a tensor of more than one element, or a beta is not below 1.
+            TypeError: one is text or None.
         """
-        for key, name in _NON_NEGATIVE.items():
-            if key in group:
-                _check_number(key, name, group[key])
-        betas = group.get("betas", ())
-        for i, beta in enumerate(() if betas is _torch_optimizer.required else betas):
-            _check_number(f"betas[{i}]", f"beta parameter at index {i}", beta, below=1.0)
+        check_common(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of params with hyper-parameters of its own; what it leaves out comes from `defaults`.
@@ -210,14 +207,17 @@ class GenericOptimizer(Optimizer):
 
     @property
     def step_skipped(self) -> Tensor:
-        """Whether the last step was skipped because a GradScaler found an infinity: a 0-dim bool tensor."""
+        """Whether the last step was skipped because a GradScaler found an infinity: a 0-dim bool tensor.
+
+        With `fusedopt.GradScaler`, that is; torch's unscales gradients itself and does not call what it skips.
+        """
         return torch.tensor(self._skipped)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every param that has a gradient, in place.
 
         Args:
-            closure: re-evaluates the model with gradients enabled and returns the loss.
+            closure: re-evaluates the model with gradients enabled and returns the loss. Default: None.
 
         Returns:
             What `closure` returned, or None.
@@ -356,16 +356,6 @@ class GenericOptimizer(Optimizer):
                     fresh = self._new_state(group, p)
                 for key, value in converted.items():
                     self.state[p][key] = value.to(p.device, getattr(fresh.get(key), "dtype", value.dtype))
-
-
-def _check_number(key: str, name: str, value: Any, below: float | None = None) -> None:
-    """Refuse what torch's constructors refuse, in their words."""
-    if value is _torch_optimizer.required:
-        return
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"Tensor {key} must be 1-element")
-    if not value >= 0.0 or (below is not None and value >= below):
-        raise ValueError(f"Invalid {name}: {value}")
 
 
 def _real(value: Any) -> Any:

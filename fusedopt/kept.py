@@ -10,18 +10,17 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from . import _C
+from .arguments import Options
 from .max_grad_norm import ClippedStep, check_max_grad_norm
 from .origin import refuse_foreign
 from .precision import HALVES, PARTNERS, Precision, check_ema_decay, warn_of_losses
-
-# What the constructors take beside torch's arguments, for all groups together.
-OPTIONS = ("max_grad_norm", "ema_decay", "state_dtype", "master_weights", "rounding", "rounding_seed")
+from .scaling import ScaledStep
 
 
 def refuse_options(groups: Iterable[Mapping[str, Any]], own: Container[str], first: int = 0) -> None:
     """Raise ValueError for groups with a key that would go unread for an option, unless it is among a rule's `own`."""
     for index, group in enumerate(groups, first):
-        for name in OPTIONS:
+        for name in Options._fields:
             if name in group and name not in own:
                 raise ValueError(
                     f"param_groups[{index}] has {name!r}, which is an option of the optimizer, one for all of its "
@@ -41,7 +40,7 @@ def _fixed(name: str, read: Callable[[Precision], Any], doc: str) -> property:
     return property(lambda optimizer: read(optimizer._precision), refuse, doc=doc)
 
 
-class KeptState(ClippedStep):
+class KeptState(ClippedStep, ScaledStep):
     """The part of a fused optimizer that its options of precision.py are about."""
 
     # Made by the first step. Not part of __getstate__, so a copied optimizer makes its own.
@@ -220,7 +219,7 @@ class KeptState(ClippedStep):
     def __repr__(self) -> str:
         """torch's, and the options that are not as they are by default."""
         plain = KeptState.__new__(KeptState)
-        told = [(name, getattr(self, name)) for name in OPTIONS]
+        told = [(name, getattr(self, name)) for name in Options._fields]
         lines = [f"    {name}: {value}\n" for name, value in told if value != getattr(plain, name)]
         text = super().__repr__()
         return f"{text.removesuffix(')')}Options\n{''.join(lines)})" if lines else text
@@ -352,4 +351,4 @@ def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 _EXACT = {"master": torch.float32, "remainder": torch.int16}
 
 # What a copy takes along beside what torch's classes keep.
-_OWN_STATE = ("_ema_decay", "_precision", "_copies", "_draws")
+_OWN_STATE = ("_ema_decay", "_precision", "_copies", "_draws", "_fused_given")

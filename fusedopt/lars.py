@@ -2,9 +2,11 @@
 
 from typing import Any
 
-import torch
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .arguments import Options, check_nesterov
+from .precision import MasterWeights, Rounding, StateDtype
 from .standalone import Standalone
 
 
@@ -20,17 +22,32 @@ class LARS(Standalone):
 
     Args:
         params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16, float16 or complex.
-        lr: the learning rate :math:`\gamma \ge 0`, a number or a tensor of one element.
-        momentum: :math:`\mu \ge 0`.
-        dampening: :math:`\tau`, which weakens the gradient's share of the buffer.
-        weight_decay: :math:`\lambda \ge 0`.
-        nesterov: step along the buffer as the next step will find it; needs momentum and no dampening.
-        trust_coeff: :math:`\eta \ge 0`.
-        eps: :math:`\epsilon \ge 0`, added to the norms.
-        trust_clip: hold :math:`\rho` at :math:`\gamma` or below and divide it by :math:`\gamma`.
-        always_adapt: use :math:`\rho` in groups without weight decay, too.
-        maximize: ascend.
-        capturable: let CUDA graphs capture the step.
+        lr: the learning rate :math:`\gamma \ge 0`, a number or a tensor of one element. Default: 1.0.
+        momentum: :math:`\mu \ge 0`. Default: 0.0.
+        dampening: :math:`\tau`, which weakens the gradient's share of the buffer. Default: 0.0.
+        weight_decay: :math:`\lambda \ge 0`. Default: 0.0.
+        nesterov: step along the buffer as the next step will find it; needs momentum and no dampening. Default: False.
+        trust_coeff: :math:`\eta \ge 0`. Default: 0.001.
+        eps: :math:`\epsilon \ge 0`, added to the norms. Default: 1e-8.
+        trust_clip: hold :math:`\rho` at :math:`\gamma` or below and divide it by :math:`\gamma`. Default: False.
+        always_adapt: use :math:`\rho` in groups without weight decay, too. Default: False.
+        maximize: ascend. Default: False.
+        capturable: let CUDA graphs capture the step. Default: False.
+        foreach: accepted for torch's sake; changes nothing. Default: None.
+        fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
+            steps. Default: None.
+        max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
+            None.
+        ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
+        state_dtype: how states are stored: "float32", "bfloat16", "float16", "int8" or "int4" (blocks of 256 codes with
+            a float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by states' names. Default:
+            None.
+        master_weights: for params in 16 bits: keep a copy in "float32" to update, or as "remainder" only the low half
+            of it, beside bfloat16 params that are its upper half. Default: None.
+        rounding: of what has fewer bits than the arithmetic: to "nearest"; "stochastic", up or down by chance so that
+            the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
+            "nearest".
+        rounding_seed: where the draws of "stochastic" start. Default: 0.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -52,7 +69,7 @@ class LARS(Standalone):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 1.0,
+        lr: float | Tensor = 1.0,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
@@ -64,13 +81,21 @@ class LARS(Standalone):
         *,
         maximize: bool = False,
         capturable: bool = False,
-        **options: Any,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
-        flags = {"nesterov": nesterov, "trust_coeff": trust_coeff, "eps": eps}
-        adapting = {"trust_clip": trust_clip, "always_adapt": always_adapt}
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
-        super().__init__(
-            params, {**defaults, **flags, **adapting, "maximize": maximize, "capturable": capturable}, **options
-        )
+        given = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        more = {"nesterov": nesterov, "trust_coeff": trust_coeff, "eps": eps, "trust_clip": trust_clip}
+        flags = {"always_adapt": always_adapt, "maximize": maximize, "capturable": capturable}
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        super().__init__(params, {**given, **more, **flags}, foreach=foreach, fused=fused, options=options)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_nesterov(group)

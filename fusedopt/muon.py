@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from . import _C
+from .arguments import Options
 from .sweeps import SweepStep
 
 # Matrices of one shape go through the products together, as many as fit into this.
@@ -43,17 +46,22 @@ class Muon(SweepStep, torch.optim.Muon):
 
     Args:
         params: matrices, (name, matrix) pairs or dicts of groups; embeddings, biases and the like want AdamW.
-        lr: the learning rate :math:`\gamma \ge 0`, a number or a tensor of one element.
-        weight_decay: :math:`\lambda \ge 0`, decoupled.
-        momentum: :math:`\mu \ge 0`.
-        nesterov: step along the momentum as the next step will find it.
-        ns_coefficients: :math:`a, b_2, c` of the Newton-Schulz iteration.
-        eps: :math:`\epsilon`, below which a norm does not count.
-        ns_steps: how many iterations, fewer than 100.
+        lr: the learning rate :math:`\gamma \ge 0`, a number or a tensor of one element. Default: 1e-3.
+        weight_decay: :math:`\lambda \ge 0`, decoupled. Default: 0.1.
+        momentum: :math:`\mu \ge 0`. Default: 0.95.
+        nesterov: step along the momentum as the next step will find it. Default: True.
+        ns_coefficients: :math:`a, b_2, c` of the Newton-Schulz iteration. Default: (3.4445, -4.775, 2.0315).
+        eps: :math:`\epsilon`, below which a norm does not count. Default: 1e-7.
+        ns_steps: how many iterations, fewer than 100. Default: 5.
         adjust_lr_fn: "original" (None), :math:`\gamma' = \gamma \sqrt{\max(1, \text{rows} / \text{columns})}`;
             "match_rms_adamw", :math:`\gamma' = 0.2 \gamma \sqrt{\max(\text{rows}, \text{columns})}`; and, where the
             installed torch has it (2.14 and newer), "spectral_unclamped",
-            :math:`\gamma' = \gamma \sqrt{\text{rows} / \text{columns}}`.
+            :math:`\gamma' = \gamma \sqrt{\text{rows} / \text{columns}}`. Default: None.
+        foreach: accepted for torch's sake; changes nothing. Default: None.
+        fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
+            steps. Default: None.
+        max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
+            None.
 
     Raises:
         ValueError: a hyper-parameter is out of range, or a param is no matrix.
@@ -76,6 +84,26 @@ class Muon(SweepStep, torch.optim.Muon):
         **dict.fromkeys(("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps")),
         "adjust_lr_fn": tuple(_RATIOS),
     }
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        *,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        given = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+        more = {"ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
+        super().__init__(params, {**given, **more}, foreach=foreach, fused=fused, options=Options(max_grad_norm))
 
     def _sweep(self, multiplier: float) -> None:
         batches: dict[Any, list[torch.Tensor]] = defaultdict(list)

@@ -10,27 +10,15 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch.optim import optimizer as _torch_optimizer
-from torch.optim.optimizer import Optimizer
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import _C
+from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, refuse_nan
 from .kept import KeptState, refuse_options
-from .precision import HALVES, Precision, StateDtype, describe_arguments, with_options
+from .precision import HALVES, Precision
 from .unread import FLAGS, Reads, Unread, unread_by
 
 Leftover = list[tuple[int, list[torch.Tensor]]]
-
-# torch's own words for what its constructors check; groups are held to the same.
-_NON_NEGATIVE = {
-    "lr": "learning rate",
-    "eps": "epsilon value",
-    "momentum": "momentum value",
-    "weight_decay": "weight_decay value",
-    "alpha": "alpha value",
-    "rho": "rho value",
-    "lr_decay": "lr_decay value",
-    "momentum_decay": "momentum_decay value",
-    "initial_accumulator_value": "initial_accumulator_value value",
-}
 
 
 class FusedStep(KeptState):
@@ -51,34 +39,33 @@ class FusedStep(KeptState):
     _reads: ClassVar[Reads] = {}
     # What the installed torch's constructor has beyond that: None, but in a torch that is newer than this package.
     _unread: ClassVar[Unread | None] = None
-
-    # GradScaler hands us grad_scale and found_inf instead of unscaling in a pass of its own.
-    _step_supports_amp_scaling = True
     # What optimizers without a plan know of their last step.
     _skipped = False
 
     def __init__(
         self,
-        *args: Any,
-        max_grad_norm: float | None = None,
-        ema_decay: float | None = None,
-        state_dtype: StateDtype = None,
-        master_weights: str | None = None,
-        rounding: str = "nearest",
-        rounding_seed: int = 0,
-        **kwargs: Any,
+        params: ParamsT,
+        given: dict[str, Any],
+        *,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        options: Options = NO_OPTIONS,
     ) -> None:
-        given = (ema_decay, state_dtype, master_weights, rounding, rounding_seed)
-        if not self._has_options and given != (None, None, None, "nearest", 0):
-            raise TypeError(
-                f"{type(self).__name__} takes none of {', '.join(p.name for p in _OPTIONS[1:])}: its step is more than "
-                "one pass, and they are for those that are one"
-            )
-        self.max_grad_norm = max_grad_norm
-        kinds = _C.states(self._rule) if self._has_options else {}
-        self._precision = Precision.of(kinds, state_dtype, master_weights, rounding, rounding_seed, ema_decay)
-        self._ema_decay = ema_decay
-        super().__init__(*args, **kwargs)
+        """What the constructors of all classes come to; `given` is torch's arguments besides `foreach` and `fused`."""
+        self._fused_given = bool(fused)
+        self.max_grad_norm = options.max_grad_norm
+        self._precision = Precision.of(
+            _C.states(self._rule) if self._has_options else {},
+            options.state_dtype,
+            options.master_weights,
+            options.rounding,
+            options.rounding_seed,
+            options.ema_decay,
+        )
+        self._ema_decay = options.ema_decay
+        super().__init__(params, **self._torch_arguments({**given, "foreach": foreach, "fused": fused}))
+        check_fused(fused, foreach, given.get("differentiable"))
+        refuse_nan(self.defaults)
         self._precision.check_params(p for group in self.param_groups for p in group["params"])
         self._pack_states(self.param_groups)
 
@@ -87,24 +74,18 @@ class FusedStep(KeptState):
         hypers = [] if cls._reads else _C.rules().get(getattr(cls, "_rule", ""), {}).get("hypers", [])
         rules = dict.fromkeys([*FLAGS, *(name.partition(".")[0] for name in hypers)])
         cls._unread = unread_by(cls, FusedStep, cls._reads or rules)
-        owner = next(c for c in cls.__mro__ if "__init__" in vars(c) and c is not FusedStep)
-        signature = inspect.signature(vars(owner)["__init__"])
-        signature = signature.replace(
-            parameters=list(signature.parameters.values())[1:], return_annotation=inspect._empty
-        )
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-        torchs_or_open = owner.__module__.startswith("torch.optim.") or takes_any
-        # inspect would find the one that a base class was given.
-        options = _OPTIONS if cls._has_options else _OPTIONS[:1]
-        cls.__signature__ = with_options(signature, options) if torchs_or_open else None  # type: ignore[attr-defined]
-        if torchs_or_open and cls.__doc__:
-            cls.__doc__ = describe_arguments(cls.__doc__, len(options))
+
+    @classmethod
+    def _torch_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """What the constructor of torch's is called with beside the params."""
+        return for_torch(cls, FusedStep, given)
 
     @property
     def step_skipped(self) -> torch.Tensor:
         """Whether the last step was skipped because a GradScaler found an infinity: a 0-dim bool tensor.
 
-        On a GPU it stays there, and reading it is up to the caller: nothing here waits for the device.
+        With `fused=True` or `fusedopt.GradScaler`, that is; else torch's GradScaler does not call what it skips. On a
+        GPU it stays there, and reading it is up to the caller: nothing here waits for the device.
         """
         by_plan = self._plan is not None and self._known_to_torch_alone() is None
         skipped = cast(_C.Plan, self._plan).skipped if by_plan else self._skipped
@@ -114,8 +95,9 @@ class FusedStep(KeptState):
         """Update every param that has a gradient, in place.
 
         Args:
-            closure: re-evaluates the model with gradients enabled and returns the loss.
+            closure: re-evaluates the model with gradients enabled and returns the loss. Default: None.
             zero_grad: set gradients to zero in the same pass over memory, also those of a step that is skipped.
+                Default: False.
 
         Returns:
             What `closure` returned, or None.
@@ -245,7 +227,9 @@ class FusedStep(KeptState):
     @classmethod
     def _flags(cls) -> set[str]:
         """The arguments that say yes or no: None, as configurations have it, is a no."""
-        return {name for name, p in inspect.signature(cls).parameters.items() if isinstance(p.default, bool)}
+        # Of the package's class, whatever that of a user's subclass looks like.
+        constructors = [inspect.signature(vars(c)["__init__"]) for c in cls.__mro__ if "__init__" in vars(c)]
+        return {name for s in constructors for name, p in s.parameters.items() if isinstance(p.default, bool)}
 
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's own step, without the hooks torch may have wrapped around it."""
@@ -334,11 +318,14 @@ class FusedStep(KeptState):
             param_group: a dict with "params" and any of the constructor's arguments.
 
         Raises:
-            ValueError: a hyper-parameter is negative or NaN, the group has an option, which is the whole optimizer's,
-                or a param is in another group already.
+            ValueError: torch's constructor would refuse a hyper-parameter, the group has an option, which is the whole
+                optimizer's, or a param is in another group already.
+            TypeError: a number is given as text.
         """
         if isinstance(param_group, dict):
             refuse_options([param_group], self.defaults, first=len(self.param_groups))
+        # What is not given has been checked as a default.
+        if isinstance(param_group, dict) and len(param_group) > 1:
             self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
@@ -350,12 +337,7 @@ class FusedStep(KeptState):
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        for key, name in _NON_NEGATIVE.items():
-            if key in group and group[key] is not _torch_optimizer.required and not group[key] >= 0:
-                raise ValueError(f"Invalid {name}: {group[key]}")
-        damps = group.get("dampening")  # which Muon, for one, does not have
-        if group.get("nesterov") and damps is not None and (group["momentum"] <= 0 or damps != 0):
-            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        check_with_torch(type(self), FusedStep, group)
 
 
 def unhooked(step: Any, optimizer: Optimizer) -> Any:
@@ -365,9 +347,6 @@ def unhooked(step: Any, optimizer: Optimizer) -> Any:
     return step
 
 
-_OPTIONS = [
-    p for p in inspect.signature(FusedStep.__init__).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
-]
 _plain_dispatch = torch.Tensor.__torch_dispatch__
 
 

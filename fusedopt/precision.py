@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +12,8 @@ from torch import Tensor
 from .callers import warn
 
 StateDtype = str | torch.dtype | Mapping[str, str | torch.dtype] | None
+MasterWeights = Literal["float32", "remainder"]
+Rounding = Literal["nearest", "stochastic", "kahan"]
 
 # Storages as csrc/bindings/options.h names them. In float16 squares of ordinary gradients would be 0, and their roots
 # are not; a code of what is never negative needs no sign.
@@ -201,8 +201,8 @@ _OPTION = {partner: option for option, partner in _PARTNERS.items()}
 
 
 def check_ema_decay(ema_decay: float | None) -> None:
-    if ema_decay is not None and not 0.0 <= ema_decay <= 1.0:
-        raise ValueError(f"Invalid ema_decay: {ema_decay}; use a number from 0 to 1, or None to keep no average")
+    if ema_decay is not None and (isinstance(ema_decay, str) or not 0.0 <= ema_decay <= 1.0):
+        raise ValueError(f"Invalid ema_decay: {ema_decay!r}; use a number from 0 to 1, or None to keep no average")
 
 
 def _storages(kinds: Mapping[str, str], state_dtype: StateDtype) -> dict[str, str]:
@@ -360,33 +360,3 @@ def warn_of_losses(losses: Iterable[str | None]) -> None:
     for loss in dict.fromkeys(losses):
         if loss:
             warn(f"the state was saved under other options: {loss}; give the options it was saved with to keep all")
-
-
-# What every constructor of a plan-stepped optimizer takes beside torch's arguments.
-ARGUMENTS = """
-max_grad_norm: multiply gradients, inside the update, so that the norm of all of them together is at most this;
-    None leaves them alone. `grad_norm` tells the norm.
-ema_decay: keep an exponential moving average of the params with this factor, in `ema_parameters()`.
-state_dtype: what states are stored in: "float32", "bfloat16", "float16", "int8" or "int4" (blocks of 256 codes
-    and a float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by the names of states.
-master_weights: for params in 16 bits: "float32" keeps a float32 copy to update, "remainder" only the low half
-    of it, beside bfloat16 params that are its upper half.
-rounding: of params and states in fewer bits than the arithmetic: "nearest"; "stochastic", up or down by
-    chance so that the mean is exact; "kahan", to nearest with what that takes from a param kept beside it.
-rounding_seed: where the draws of "stochastic" start.
-"""
-
-
-def describe_arguments(doc: str, count: int) -> str:
-    """A class's docstring with the first of these arguments at the end of its own."""
-    indent = "        "
-    chosen = "".join(re.split(r"^(?=\w)", ARGUMENTS, flags=re.MULTILINE)[1 : count + 1])
-    text = "".join(f"{indent}{line}\n" for line in chosen.splitlines())
-    head, mark, tail = doc.partition("\n\n    Raises:")
-    return f"{head}\n{text.rstrip()}{mark}{tail}" if mark else doc
-
-
-def with_options(signature: inspect.Signature, options: Iterable[inspect.Parameter]) -> inspect.Signature:
-    """A signature with the options at its end, in the place of `**options` if it has that."""
-    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    return signature.replace(parameters=[*kept, *options])

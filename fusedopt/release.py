@@ -88,7 +88,19 @@ def step_in_backward(model: nn.Module, optimizer: Optimizer) -> GradientRelease:
 
 
 class GradientRelease:
-    """What `step_in_backward` returns; leaving it as a context manager is `remove()`."""
+    """What `step_in_backward` returns: while it holds, backward passes step. Leaving its context is `remove()`.
+
+    Args:
+        optimizer: whose params are stepped; only a weak reference to it is kept.
+        places: these params, each with its group's index and its own in the group.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = fusedopt.SGD(model.parameters(), lr=0.1)
+        >>> handle = fusedopt.step_in_backward(model, optimizer)
+        >>> isinstance(handle, fusedopt.GradientRelease)
+        True
+    """
 
     def __init__(self, optimizer: FusedStep, places: dict[Tensor, tuple[int, int]]) -> None:
         # Weak, or params would hold the optimizer that holds them, and `del optimizer` would free neither.
@@ -98,6 +110,8 @@ class GradientRelease:
         # Backward runs a thread for each device.
         self._lock = threading.Lock()
         self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before_step)]
+        # So that a GradScaler shows itself by what it hands to `step`, which is too late for it.
+        optimizer._scale_givers += 1
         sizes = [len(group["params"]) for group in optimizer.param_groups]
         for param, place in places.items():
             plan = None if isinstance(optimizer, SweepStep) else optimizer._make_plan()
@@ -138,8 +152,12 @@ class GradientRelease:
             >>> model.weight.grad.tolist()
             [[1.0, 1.0]]
         """
+        optimizer = self._optimizer()
+        if self._handles and optimizer is not None:
+            optimizer._scale_givers -= 1
         for handle in self._handles:
             handle.remove()
+        self._handles = []
         clipping.releases.discard(self)
 
     def frees_gradients(self) -> bool:

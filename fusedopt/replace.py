@@ -45,4 +45,6 @@ def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         raise TypeError(f"fusedopt has no replacement for {name}; it has {sorted(c.__name__ for c in classes)}")
     new = ours.__new__(ours)
     new.__setstate__({"defaults": optimizer.defaults, "state": optimizer.state, "param_groups": optimizer.param_groups})
+    if isinstance(new, FusedStep):
+        new._fused_given = getattr(optimizer, "_step_supports_amp_scaling", False)
     return new

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from .optimizer import FusedStep
+from .scaling import ScaledStep
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -17,15 +19,17 @@ class GradScaler(torch.amp.GradScaler):
         N = \frac{1}{\text{scale}} \sqrt{\sum_i g_i^2}
 
     `scaler.step(optimizer)` of an optimizer with `max_grad_norm` reads the gradients twice: for both of these, and in
-    the update that divides and clips them. Everything else is torch's: other optimizers, `unscale_`, growth and state.
+    the update that divides and clips them. It hands scale and check to every optimizer of this package, where torch's
+    does so with `fused=True` only and else unscales gradients in a pass of its own. Everything else is torch's: other
+    optimizers, `unscale_`, growth and state.
 
     Args:
-        device: "cuda" or "cpu".
-        init_scale: the first scale.
-        growth_factor: multiplies the scale after `growth_interval` steps without infinities.
-        backoff_factor: multiplies the scale after a step with one.
-        growth_interval: in steps.
-        enabled: if not, gradients are neither scaled nor checked.
+        device: "cuda" or "cpu". Default: "cuda".
+        init_scale: the first scale. Default: 65536.0.
+        growth_factor: multiplies the scale after `growth_interval` steps without infinities. Default: 2.0.
+        backoff_factor: multiplies the scale after a step with one. Default: 0.5.
+        growth_interval: in steps. Default: 2000.
+        enabled: if not, gradients are neither scaled nor checked. Default: True.
 
     Example:
         >>> param = torch.nn.Parameter(torch.ones(2))
@@ -52,11 +56,12 @@ class GradScaler(torch.amp.GradScaler):
         Returns:
             What its `step` returned.
         """
-        try:
-            return super().step(optimizer, *args, **kwargs)
-        finally:
-            if isinstance(optimizer, FusedStep):
-                optimizer._measured = None
+        with optimizer._giving_scale() if isinstance(optimizer, ScaledStep) else nullcontext():
+            try:
+                return super().step(optimizer, *args, **kwargs)
+            finally:
+                if isinstance(optimizer, FusedStep):
+                    optimizer._measured = None
 
     def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
         measured = optimizer._measure() if isinstance(optimizer, FusedStep) else None

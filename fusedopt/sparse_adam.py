@@ -6,8 +6,11 @@ from collections import defaultdict
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from . import _C
+from .arguments import Options
 from .sweeps import SweepStep
 
 
@@ -24,10 +27,15 @@ class SparseAdam(SweepStep, torch.optim.SparseAdam):
 
     Args:
         params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16 or float16.
-        lr: the learning rate :math:`\gamma > 0`, a number or a tensor of one element.
-        betas: :math:`\beta_1, \beta_2 \in [0, 1)`.
-        eps: :math:`\epsilon > 0`, added to the root.
-        maximize: ascend.
+        lr: the learning rate :math:`\gamma > 0`, a number or a tensor of one element. Default: 1e-3.
+        betas: :math:`\beta_1, \beta_2 \in [0, 1)`. Default: (0.9, 0.999).
+        eps: :math:`\epsilon > 0`, added to the root. Default: 1e-8.
+        maximize: ascend. Default: False.
+        foreach: accepted for torch's sake; changes nothing. Default: None.
+        fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
+            steps. Default: None.
+        max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
+            None.
 
     Raises:
         ValueError: a hyper-parameter is out of range, or a param is sparse or complex.
@@ -46,6 +54,21 @@ class SparseAdam(SweepStep, torch.optim.SparseAdam):
 
     _rule = "sparse_adam"
     _reads: ClassVar = dict.fromkeys(("lr", "betas", "eps", "maximize"))
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        maximize: bool = False,
+        *,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        given = {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize}
+        super().__init__(params, given, foreach=foreach, fused=fused, options=Options(max_grad_norm))
 
     def _takes(self, param: torch.Tensor) -> bool:
         return super()._takes(param) and param.is_contiguous()

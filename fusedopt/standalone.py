@@ -10,56 +10,39 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from . import _C
+from .arguments import NO_OPTIONS, Options, check_common, refuse_text
 from .optimizer import FusedStep, Leftover
 
 
-def check_hyperparameters(group: dict[str, Any], count_of_betas: int) -> None:
-    """Raise torch's ValueError for what is out of range among the keys that most optimizers have."""
-    lr = group.get("lr")
-    if isinstance(lr, torch.Tensor) and lr.numel() != 1:
-        raise ValueError("Tensor lr must be 1-element")
-    for key, name in {"lr": "learning rate", "eps": "epsilon value"}.items():
-        if key in group and not group[key] >= 0.0:
-            raise ValueError(f"Invalid {name}: {group[key]}")
-    betas = group.get("betas", ())
-    if len(betas) != count_of_betas:
-        raise ValueError(f"betas must be a tuple of {count_of_betas} numbers: {betas}")
-    for index, beta in enumerate(betas):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
-    for key in ("weight_decay", "momentum", "trust_coeff"):
-        if key in group and not group[key] >= 0.0:
-            raise ValueError(f"Invalid {key} value: {group[key]}")
-
-
 class Standalone(FusedStep):
-    """A fused optimizer without a twin in torch.optim.
-
-    Args:
-        params: tensors, (name, tensor) pairs or dicts of groups.
-        defaults: the hyper-parameters of its rule, and `maximize` and `capturable`.
-        options: what FusedStep takes.
-
-    Raises:
-        ValueError: a hyper-parameter is out of range.
-    """
+    """A fused optimizer without a twin in torch.optim: `given` is the hyper-parameters of its rule and its flags."""
 
     # Of a rule that the package does not have.
     _hyper_names: ClassVar[Sequence[str]] = ()
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any], **options: Any) -> None:
-        self._check(defaults)
+    def __init__(
+        self,
+        params: ParamsT,
+        given: dict[str, Any],
+        *,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        options: Options = NO_OPTIONS,
+    ) -> None:
+        # As in torch's constructors, before the params are looked at.
+        self._check_group(given)
+        super().__init__(params, given, foreach=foreach, fused=fused, options=options)
+
+    @classmethod
+    def _torch_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in given.items() if name not in ("foreach", "fused")}
         # torch adds this key to the defaults of a copy, and means by it what no optimizer here can do.
-        super().__init__(params, {**defaults, "differentiable": False}, **options)
+        return {"defaults": {**own, "differentiable": False}}
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if isinstance(param_group, dict):
-            self._check({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-
-    def _check(self, group: dict[str, Any]) -> None:
+    def _check_group(self, group: dict[str, Any]) -> None:
         names = self._hyper_names or _C.rules()[self._rule]["hypers"]
-        check_hyperparameters(group, sum(name.startswith("betas.") for name in names))
+        refuse_text({name: group[name] for name in names if isinstance(group.get(name), str)})
+        check_common(group, sum(name.startswith("betas.") for name in names))
 
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         raise NotImplementedError(

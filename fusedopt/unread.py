@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
+from .arguments import twin_of
+
 # What a step reads of a group beside "params". To an argument that chooses belong the values that it knows, the default
 # first; to any other None.
 Reads = Mapping[str, Collection[Any] | None]
@@ -69,9 +71,8 @@ class Unread:
 
 def unread_by(cls: type[Optimizer], base: type[Optimizer], reads: Reads) -> Unread | None:
     """What a class that steps by `base` leaves unread of the groups that torch's constructor makes, past `base`."""
-    past = cls.__mro__[cls.__mro__.index(base) + 1 :]
-    twins = [c for c in past if issubclass(c, Optimizer) and c is not Optimizer and "__init__" in vars(c)]
-    return (twins and Unread(twins[0], reads)) or None
+    twin = twin_of(cls, base)
+    return None if twin is Optimizer else (Unread(twin, reads) or None)
 
 
 def _among(value: Any, values: Iterable[Any]) -> bool:

@@ -42,6 +42,10 @@ class Case:
         """Whether the constructor has this argument."""
         return argument in inspect.signature(self.cls).parameters
 
+    def torch_takes(self, argument: str) -> bool:
+        """Whether the constructor of torch's class has it: ours takes `foreach` and `fused` everywhere."""
+        return self.has_twin and argument in inspect.signature(getattr(torch.optim, self.optimizer)).parameters
+
     def takes_tensor(self, argument: str) -> bool:
         """Whether torch says that it may be one."""
         parameter = inspect.signature(self.cls).parameters.get(argument)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,6 +31,9 @@ from torch.optim import Optimizer
 import fusedopt
 
 INF, NAN = float("inf"), float("nan")
+OPTIMIZERS = [*(case.optimizer for case in ONE_PER_OPTIMIZER), "Adafactor", "SparseAdam"]
+if hasattr(torch.optim, "Muon"):
+    OPTIMIZERS.append("Muon")
 
 
 def scaler(**kwargs: Any) -> torch.amp.GradScaler:
@@ -43,10 +49,15 @@ def scaled_backward(optimizer: Optimizer, scale: torch.amp.GradScaler, seed: int
     scale.scale(loss * factor).backward()
 
 
+# Whether the step unscales and skips, as torch's fused steps do, or torch's GradScaler.
+in_either_way = pytest.mark.parametrize("fused", [True, None], ids=["in-step", "around-step"])
+
+
+@in_either_way
 @pytest.mark.parametrize("overflows", [{0, 1, 4}, {3}, set()], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_run_with_overflows(case: Case, overflows: set[int]) -> None:
-    ours, torchs = case.ours(make_params()), case.torchs(make_params())
+def test_a_run_with_overflows(case: Case, overflows: set[int], fused: bool | None) -> None:
+    ours, torchs = case.ours(make_params(), fused=fused), case.torchs(make_params())
     mine, theirs = scaler(), scaler()
     for i in range(8):
         factor = (INF if i % 2 else NAN) if i in overflows else 1.0
@@ -55,10 +66,63 @@ def test_a_run_with_overflows(case: Case, overflows: set[int]) -> None:
             scale.step(optimizer)
             scale.update()
         assert mine.get_scale() == theirs.get_scale()
-        assert_skipped(ours, i in overflows)
+        assert_skipped(ours, bool(fused) and i in overflows)
         assert_close(ours, torchs)
     assert not hasattr(ours, "grad_scale")
     assert not hasattr(ours, "found_inf")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_both_ways_end_in_the_same_bits(case: Case) -> None:
+    """At scales that are powers of two, whose products round nothing."""
+    ends = []
+    for fused in (True, None):
+        optimizer, scale = case.ours(make_params(), fused=fused), scaler()
+        for i in range(6):
+            scaled_backward(optimizer, scale, i, INF if i in (0, 3) else 1.0)
+            calls: list[int] = []
+            handle = optimizer.register_step_post_hook(lambda *_: calls.append(1))  # noqa: B023
+            scale.step(optimizer)
+            scale.update()
+            handle.remove()
+            # Accelerate knows a skipped step by its not having been called.
+            assert len(calls) == (1 if fused else int(i not in (0, 3)))
+        ends.append(snapshot(optimizer))
+    assert_identical(*ends)
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "itself": lambda optimizer: optimizer,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda optimizer: pickle.loads(pickle.dumps(optimizer)),
+}
+
+
+@pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("said", [None, False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_unscales_if_the_user_said_fused(name: str, said: bool | None, make_copy: Callable[[Any], Any]) -> None:
+    """Lightning refuses to clip the gradients of an optimizer that says so, as it refuses torch's fused ones."""
+    cls = getattr(fusedopt, name)
+    optimizer = make_copy(cls([Parameter(torch.zeros(2, 2))], fused=said))
+    assert optimizer._step_supports_amp_scaling is (said is True)
+    for saved in (None, True):
+        file = save_and_load(cls([Parameter(torch.zeros(2, 2))], fused=saved).state_dict())
+        optimizer.load_state_dict(file)
+        assert optimizer._step_supports_amp_scaling is (said is True)
+
+
+@pytest.mark.parametrize("said", [None, False, True])
+def test_replace_keeps_what_the_user_said(said: bool | None) -> None:
+    ours: Any = fusedopt.replace(torch.optim.AdamW(make_params(), fused=said))
+    assert ours._step_supports_amp_scaling is (said is True)
+
+
+def test_an_assignment_is_obeyed() -> None:
+    """As torch's constructors make it, and frameworks that want the one way or the other."""
+    ours: Any = fusedopt.AdamW(make_params(), fused=True)
+    ours._step_supports_amp_scaling = False
+    assert ours._step_supports_amp_scaling is False
 
 
 def assert_skipped(optimizer: Any, expected: bool) -> None:
@@ -134,9 +198,10 @@ def test_grad_scale_divides_and_leaves_the_gradient_alone(case: Case, found: flo
         assert_identical(snapshot(ours), snapshot(expected))
 
 
+@in_either_way
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
-def test_unscale_then_clip(case: Case) -> None:
-    ours, torchs = case.ours(make_params()), case.torchs(make_params())
+def test_unscale_then_clip(case: Case, fused: bool | None) -> None:
+    ours, torchs = case.ours(make_params(), fused=fused), case.torchs(make_params())
     mine, theirs = scaler(), scaler()
     for i in range(6):
         for optimizer, scale in ((ours, mine), (torchs, theirs)):
@@ -145,7 +210,7 @@ def test_unscale_then_clip(case: Case) -> None:
             torch.nn.utils.clip_grad_norm_(params_of(optimizer), 0.5)
             scale.step(optimizer)
             scale.update()
-        assert_skipped(ours, i == 2)
+        assert_skipped(ours, bool(fused) and i == 2)
         assert_close(ours, torchs)
 
 
@@ -167,7 +232,7 @@ def test_several_groups_and_two_optimizers_share_a_scaler() -> None:
 
 
 def test_scaler_passes_arguments_warns_of_nothing_and_returns_the_value() -> None:
-    ours = fusedopt.AdamW(make_params())
+    ours = fusedopt.AdamW(make_params(), fused=True)
     scale = scaler()
     scaled_backward(ours, scale, 0)
     calls: list[str] = []
@@ -196,14 +261,15 @@ def test_some_params_without_gradients() -> None:
 
 
 # torch's own update asserts that nobody set `grad_scale`; on these paths we divide and skip before it runs.
+@in_either_way
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sparse_gradients(momentum: float) -> None:
+def test_sparse_gradients(momentum: float, fused: bool | None) -> None:
     def build(lib: Any, **kwargs: Any) -> Optimizer:
         params = [Parameter(torch.ones(6, 3)), Parameter(torch.ones(4))]
         optimizer: Optimizer = lib.SGD(params, lr=0.1, momentum=momentum, **kwargs)
         return optimizer
 
-    ours, torchs = build(fusedopt), build(torch.optim, foreach=False)
+    ours, torchs = build(fusedopt, fused=fused), build(torch.optim, foreach=False)
     mine, theirs = scaler(), scaler()
     for i in range(5):
         for optimizer, scale in ((ours, mine), (torchs, theirs)):
@@ -216,7 +282,7 @@ def test_sparse_gradients(momentum: float) -> None:
             before = snapshot(optimizer)
             scale.step(optimizer)
             scale.update()
-            if optimizer is ours:
+            if optimizer is ours and fused:
                 assert_skipped(ours, i in (0, 3))
                 if i in (0, 3):
                     assert_identical(snapshot(ours), before)
@@ -245,15 +311,16 @@ def test_differentiable(case: Case) -> None:
         assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("fused", [True, False, None])
+@in_either_way
+@pytest.mark.parametrize("saved", [True, False, None])
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
-def test_checkpoint_of_any_kind_keeps_the_protocol(case: Case, fused: bool | None) -> None:
-    flags = {"fused": fused, "foreach": None} if case.takes("fused") else {}
+def test_checkpoint_of_any_kind_keeps_the_protocol(case: Case, saved: bool | None, fused: bool | None) -> None:
+    flags = {"fused": saved, "foreach": None} if case.torch_takes("fused") else {}
     torchs = case.torchs(make_params(), **flags)
     train(torchs)
-    ours = case.ours(clone_params(params_of(torchs)))
+    ours = case.ours(clone_params(params_of(torchs)), fused=fused)
     ours.load_state_dict(save_and_load(torchs.state_dict()))
-    assert getattr(ours, "_step_supports_amp_scaling", None) is True
+    assert getattr(ours, "_step_supports_amp_scaling", None) is (fused is True)
     loop = case.torchs(clone_params(params_of(torchs)))
     loop.load_state_dict(save_and_load(torchs.state_dict()))
     for group in loop.param_groups:

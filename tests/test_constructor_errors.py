@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,11 @@ from torch.nn import Parameter
 
 import fusedopt
 
+OPTIMIZERS = [
+    cls
+    for cls in map(fusedopt.__dict__.get, fusedopt.__all__)
+    if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not fusedopt.GenericOptimizer
+]
 TWINS = [case.optimizer for case in ONE_PER_TWIN]
 
 
@@ -40,7 +46,7 @@ class Bad:
 
     @property
     def optimizers(self) -> list[str]:
-        takers = [name for name in TWINS if self.unknown or all(map(named_for(name).takes, self.kwargs))]
+        takers = [name for name in TWINS if self.unknown or all(map(named_for(name).torch_takes, self.kwargs))]
         return [name for name in takers if outcome(lambda: self.build(torch.optim, name)) is not None]  # noqa: B023
 
     def build(self, namespace: Any, optimizer: str) -> Any:
@@ -57,7 +63,6 @@ BAD_HYPERS = [
     Bad("lr-tensor-of-two", {"lr": TWO}),
     Bad("lr-tensor-empty", {"lr": torch.empty(0)}),
     Bad("lr-tensor-foreach", {"lr": HALF, "foreach": True}),
-    Bad("lr-none", {"lr": None}),
     Bad("weight-decay-negative", {"weight_decay": -0.1}),
     Bad("weight-decay-nan", {"weight_decay": NAN}),
     Bad("eps-negative", {"eps": -1e-8}),
@@ -140,6 +145,93 @@ def test_too_many_positional_arguments(optimizer: str) -> None:
     assert outcome(lambda: getattr(fusedopt, optimizer)(*arguments)) == outcome(
         lambda: getattr(torch.optim, optimizer)(*arguments)
     )
+
+
+NO_NUMBERS: list[tuple[dict[str, Any], str]] = [
+    ({"lr": "0.1"}, "lr is '0.1'; give a number"),
+    ({"lr": None}, "lr is None; give a number"),
+    ({"eps": "1e-8"}, "eps is '1e-8'; give a number"),
+    ({"weight_decay": ""}, "weight_decay is ''; give a number"),
+    ({"momentum": b"0.9"}, "momentum is b'0.9'; give a number"),
+    ({"betas": "0.9, 0.99"}, "betas is '0.9, 0.99'; give"),
+    ({"betas": ["0.9", "0.99"]}, r"betas\[0\] is '0.9'; give a number"),
+    ({"etas": (0.5, "1.2")}, r"etas\[1\] is '1.2'; give a number"),
+    ({"max_iter": "20"}, "max_iter is '20'; give a number"),
+    ({"ns_coefficients": (3.0, -4.0, "2")}, r"ns_coefficients\[2\] is '2'; give a number"),
+]
+
+
+@pytest.mark.parametrize(("kwargs", "text"), NO_NUMBERS, ids=str)
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_text_and_nothing_are_no_numbers(cls: Any, kwargs: dict[str, Any], text: str) -> None:
+    """As a configuration may have them; torch's comparisons would not say which of the arguments it was."""
+    if not kwargs.keys() <= inspect.signature(cls).parameters.keys():
+        pytest.skip("has no such argument")
+    matrix = [Parameter(torch.zeros(2, 2))]
+    with pytest.raises(TypeError, match=f"^{text}"):
+        cls(matrix, **kwargs)
+    with pytest.raises(TypeError, match=f"^{text}"):
+        cls([{"params": matrix, **kwargs}])
+    if cls is not fusedopt.LBFGS:
+        optimizer = cls(matrix)
+        with pytest.raises(TypeError, match=f"^{text}"):
+            optimizer.add_param_group({"params": [Parameter(torch.zeros(2, 2))], **kwargs})
+        assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("name", ["max_grad_norm", "ema_decay"])
+def test_options_are_no_text(name: str) -> None:
+    refusal = pytest.raises(ValueError, match=f"{name}(:| is) '0.1'; (use|give) a number")
+    with refusal:
+        fusedopt.SGD(make_params(), **{name: "0.1"})
+    optimizer = fusedopt.SGD(make_params(), ema_decay=0.9)
+    with refusal:
+        setattr(optimizer, name, "0.1")
+
+
+def test_one_number_is_not_several() -> None:
+    with pytest.raises(TypeError, match=r"betas is 0\.9; give 2 numbers"):
+        fusedopt.AdamW([{"params": make_params(), "betas": 0.9}])
+    with pytest.raises(TypeError, match=r"betas is 0\.9; give 3 numbers"):
+        fusedopt.Adan(make_params(), betas=0.9)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer", TWINS)
+def test_groups_are_held_to_the_constructor_of_the_installed_torch(optimizer: str) -> None:
+    """Also those that only some classes refuse: a negative alpha is ASGD's business and not RMSprop's."""
+    for bad in BAD_HYPERS:
+        alone = next(iter(bad.kwargs.values()), None)
+        if (
+            len(bad.kwargs) != 1
+            or isinstance(alone, torch.Tensor)
+            or not named_for(optimizer).takes(next(iter(bad.kwargs)))
+        ):
+            continue
+        if any(isinstance(value, torch.Tensor) for value in (alone if isinstance(alone, tuple) else ())):
+            continue
+        theirs = outcome(lambda: bad.build(torch.optim, optimizer))  # noqa: B023
+        groups = [{"params": bad.params(), **bad.kwargs}]
+        if theirs is not None and "betas must be either" not in theirs[1]:
+            assert outcome(lambda: getattr(fusedopt, optimizer)(groups)) == theirs, bad  # noqa: B023
+
+
+def test_a_negative_alpha_is_refused_where_torch_refuses_it() -> None:
+    for name in ("ASGD", "RMSprop"):
+        theirs = outcome(lambda: getattr(torch.optim, name)(make_params(), alpha=-0.5))  # noqa: B023
+        assert outcome(lambda: getattr(fusedopt, name)(make_params(), alpha=-0.5)) == theirs  # noqa: B023
+        groups = [{"params": make_params(), "alpha": -0.5}]
+        assert outcome(lambda: getattr(fusedopt, name)(groups)) == theirs  # noqa: B023
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_fused_is_held_to_the_same_everywhere(cls: Any) -> None:
+    """In the words that torch has for the classes that it has fused steps of."""
+    matrix = [Parameter(torch.zeros(2, 2))]
+    with pytest.raises(RuntimeError, match="`fused` and `foreach` cannot be `True` together"):
+        cls(matrix, fused=True, foreach=True)
+    if "differentiable" in inspect.signature(cls).parameters:
+        with pytest.raises(RuntimeError, match="`fused` does not support `differentiable`"):
+            cls(matrix, fused=True, differentiable=True)
 
 
 NEW_GROUPS: dict[str, Callable[[Parameter], Any]] = {

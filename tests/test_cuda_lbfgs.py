@@ -14,7 +14,7 @@ from support import assert_identical
 from torch import Tensor
 
 import fusedopt
-from fusedopt import lbfgs
+from fusedopt import lbfgs, lbfgs_search
 
 FIXED: dict[str, Any] = {"lr": 0.1}
 WOLFE: dict[str, Any] = {"line_search_fn": "strong_wolfe"}
@@ -27,11 +27,11 @@ def engine_of(backend: Backend | None) -> Iterator[None]:
     """On the emulator, CPU tensors are swept by its engine meanwhile."""
     before = lbfgs._C
     if isinstance(backend, Emulated):
-        lbfgs._C = backend.engine
+        lbfgs._C = lbfgs_search._C = backend.engine
     try:
         yield
     finally:
-        lbfgs._C = before
+        lbfgs._C = lbfgs_search._C = before
 
 
 class Quadratic:

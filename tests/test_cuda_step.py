@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
@@ -209,7 +208,7 @@ CHECKPOINTS = [
     for flag in (None, "fused", "capturable")
     if flag is None
     or (
-        flag in inspect.signature(getattr(fusedopt, case.optimizer)).parameters
+        (case.torch_takes(flag) or (flag == "capturable" and case.takes(flag)))
         and (flag != "capturable" or torch.cuda.is_available())
     )
 ]

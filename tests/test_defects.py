@@ -39,7 +39,7 @@ def stock(case: Case, params: Any) -> Any:
 
 
 def has_stock(case: Case) -> bool:
-    return case.has_twin and case.takes("fused")
+    return case.torch_takes("fused")
 
 
 def check(defect: str, is_there: Callable[[], bool]) -> None:
@@ -160,8 +160,7 @@ def test_e_a_non_fused_checkpoint_keeps_amp_working(case: Case) -> None:
     torchs = case.torchs(make_params())
     train(torchs)
     file = save_and_load(torchs.state_dict())
-    flags = {"fused": True} if case.takes("fused") else {}
-    ours: Any = case.ours(clone_params(params_of(torchs)), **flags)
+    ours: Any = case.ours(clone_params(params_of(torchs)), fused=True)
     ours.load_state_dict(file)
     train(torchs, 1, first=3)
     for optimizer in [ours, *([stock(case, make_params())] if has_stock(case) else [])]:

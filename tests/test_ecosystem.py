@@ -204,8 +204,8 @@ def test_wrapper_with_a_scaler_and_a_scheduler(case: Case) -> None:
                 p.grad.mul_(math.inf if i == 2 else optimizer.scaler.scale(torch.tensor(1.0)))
             optimizer.step()
             schedule.step()
-        # torch's for-loop is not called for an overflow; ours is, as torch's fused, and skips by itself.
-        assert optimizer.calls == 5 + isinstance(optimizer.optimizer, getattr(fusedopt, case.optimizer))
+        # Which is how accelerate knows that the overflow was none.
+        assert optimizer.calls == 5
         return params_of(optimizer)
 
     both(case, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -24,8 +25,8 @@ def scaler() -> fusedopt.GradScaler:
     return fusedopt.GradScaler("cpu", **ARGUMENTS)
 
 
-def clipped(case: Case, max_norm: float | None = 0.5) -> Any:
-    optimizer: Any = case.ours(make_params())
+def clipped(case: Case, max_norm: float | None = 0.5, **flags: Any) -> Any:
+    optimizer: Any = case.ours(make_params(), **flags)
     optimizer.max_grad_norm = max_norm
     return optimizer
 
@@ -47,7 +48,7 @@ def reads_fixture(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @one_per_optimizer
 def test_a_run_with_overflows_is_that_of_torchs_scaler(case: Case, reads: list[int]) -> None:
     """Which itself takes three passes."""
-    ours, theirs = clipped(case), clipped(case)
+    ours, theirs = clipped(case), clipped(case, fused=True)
     mine, torchs = scaler(), torch.amp.GradScaler("cpu", **ARGUMENTS)
     for i in range(8):
         factor = {1: INF, 4: NAN}.get(i, 1.0)
@@ -95,6 +96,36 @@ def test_without_a_norm_it_is_torchs(case: Case, ours: bool, reads: list[int]) -
         assert_identical(snapshot(mine), snapshot(theirs))
         assert scalers[0].get_scale() == scalers[1].get_scale()
     assert reads == []
+
+
+@pytest.mark.parametrize("kind", ["fused", "generic", "torch"])
+def test_it_leaves_unscaling_to_every_optimizer_of_ours_while_it_steps(kind: str) -> None:
+    params, seen = [Parameter(torch.ones(3))], []
+    makes: dict[str, Any] = {"fused": fusedopt.SGD, "generic": Plain, "torch": torch.optim.SGD}
+    optimizer: Any = makes[kind](params, lr=1.0)
+
+    def look(optimizer: Any, *_: Any) -> None:
+        seen.append((getattr(optimizer, "_step_supports_amp_scaling", False), hasattr(optimizer, "grad_scale")))
+        if len(seen) == 2:
+            raise RuntimeError("not now")
+
+    optimizer.register_step_pre_hook(look)
+    scale = scaler()
+    for _ in range(2):
+        scaled_backward(optimizer, scale, 0)
+        with pytest.raises(RuntimeError, match="not now") if len(seen) == 1 else nullcontext():
+            scale.step(optimizer)
+        scale.update()
+        assert getattr(optimizer, "_step_supports_amp_scaling", False) is False
+    assert seen == [(kind != "torch", kind != "torch")] * 2
+
+
+class Plain(fusedopt.GenericOptimizer):
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Any, param: Any) -> None:
+        param.sub_(grad, alpha=group["lr"])
 
 
 def halve_in_place(p: Any) -> None:

@@ -14,7 +14,7 @@ from support import assert_identical, make_params, save_and_load, snapshot, trai
 from torch.nn import Parameter
 
 import fusedopt
-from fusedopt.kept import OPTIONS
+from fusedopt.arguments import Options
 
 VALUES: dict[str, Any] = {
     "max_grad_norm": 1.0,
@@ -24,7 +24,7 @@ VALUES: dict[str, Any] = {
     "rounding": "kahan",
     "rounding_seed": 3,
 }
-every_option = pytest.mark.parametrize("name", OPTIONS)
+every_option = pytest.mark.parametrize("name", Options._fields)
 
 
 def _averaged(**kwargs: Any) -> Any:
@@ -33,7 +33,7 @@ def _averaged(**kwargs: Any) -> Any:
 
 def test_these_are_all_options() -> None:
     ours, theirs = (inspect.signature(package.AdamW).parameters for package in (fusedopt, torch.optim))
-    assert set(ours) - set(theirs) == set(OPTIONS) == set(VALUES)
+    assert set(ours) - set(theirs) == set(Options._fields) == set(VALUES)
 
 
 @every_option
@@ -71,7 +71,7 @@ def test_an_option_in_the_groups_of_a_live_optimizer_is_refused() -> None:
         fusedopt.replace(theirs)
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("max_grad_norm", "ema_decay")])
+@pytest.mark.parametrize("name", [name for name in Options._fields if name not in ("max_grad_norm", "ema_decay")])
 @pytest.mark.parametrize("make", [fusedopt.AdamW, fusedopt.Adafactor, fusedopt.Muon, fusedopt.SparseAdam])
 def test_what_decides_about_storage_is_not_assigned_later(make: Any, name: str) -> None:
     optimizer = make([Parameter(torch.ones(4, 3))])
@@ -86,9 +86,11 @@ def test_options_tell_their_values() -> None:
         param = Parameter(torch.ones(3, dtype=torch.bfloat16))
         optimizer = fusedopt.AdamW([param], **options)
         for made in (optimizer, copy.deepcopy(optimizer)):
-            again = fusedopt.AdamW([param], **{name: getattr(made, name) for name in OPTIONS})
-            assert [getattr(again, name) for name in OPTIONS] == [getattr(optimizer, name) for name in OPTIONS]
-        return [getattr(optimizer, name) for name in OPTIONS]
+            again = fusedopt.AdamW([param], **{name: getattr(made, name) for name in Options._fields})
+            assert [getattr(again, name) for name in Options._fields] == [
+                getattr(optimizer, name) for name in Options._fields
+            ]
+        return [getattr(optimizer, name) for name in Options._fields]
 
     assert told() == [None, None, None, None, "nearest", 0]
     assert told(max_grad_norm=2, ema_decay=0.5)[:2] == [2.0, 0.5]

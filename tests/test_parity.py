@@ -150,7 +150,7 @@ def test_a_variance_rounded_below_zero_counts_as_zero() -> None:
 
 
 def _flags(case: Case) -> list[dict[str, Any]]:
-    return [{flag: value} for flag in ("foreach", "fused") if case.takes(flag) for value in (True, False, None)]
+    return [{flag: value} for flag in ("foreach", "fused") for value in (True, False, None)]
 
 
 @every_case

@@ -46,8 +46,9 @@ def test_states_that_do_not_forget_are_not_coded() -> None:
 
 @pytest.mark.parametrize("name", ["Adafactor", "Muon", "SparseAdam"])
 def test_optimizers_of_several_passes_take_none(name: str) -> None:
-    with pytest.raises(TypeError, match=f"{name} takes none of ema_decay, state_dtype"):
-        getattr(fusedopt, name)([Parameter(torch.ones(2, 2))], ema_decay=0.9)
+    for option in ("ema_decay", "state_dtype", "master_weights", "rounding", "rounding_seed"):
+        with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{option}'"):
+            getattr(fusedopt, name)([Parameter(torch.ones(2, 2))], **{option: None})
 
 
 def test_groups_added_later_are_checked() -> None:

@@ -173,6 +173,19 @@ def test_grad_scaler(unscale: bool) -> None:
         optimizer.step()
 
 
+def test_handles_that_are_removed_leave_unscaling_to_the_scaler_again() -> None:
+    optimizer: Any = fusedopt.SGD(
+        [*(one := torch.nn.Linear(4, 1)).parameters(), *(two := torch.nn.Linear(4, 1)).parameters()]
+    )
+    handles = [fusedopt.step_in_backward(model, optimizer) for model in (one, two)]
+    assert optimizer._step_supports_amp_scaling
+    handles[0].remove()
+    handles[0].remove()
+    assert optimizer._step_supports_amp_scaling
+    handles[1].remove()
+    assert not optimizer._step_supports_amp_scaling
+
+
 def test_grad_scaler_that_is_switched_off() -> None:
     model, optimizer = released()
     scaler = torch.amp.GradScaler("cpu", enabled=False)

@@ -84,7 +84,12 @@ def test_state_of_a_param_whose_gradient_has_other_strides(case: Case) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("case", "flags"),
-    [(case, flags) for case in ONE_PER_OPTIMIZER for flags in ({}, {"fused": True}) if all(map(case.takes, flags))],
+    [
+        (case, flags)
+        for case in ONE_PER_OPTIMIZER
+        for flags in ({}, {"fused": True})
+        if all(map(case.torch_takes, flags))
+    ],
     ids=str,
 )
 def test_step_tensor_follows_the_default_dtype(
@@ -108,7 +113,7 @@ EXCHANGES = [
     pytest.param(case, variant, id=f"{case}-{name}")
     for case in CASES
     for name, variant in zip(["for-loop", "foreach", "fused"], VARIANTS, strict=True)
-    if all(case.takes(flag) for flag, value in variant.items() if value)
+    if all(case.torch_takes(flag) for flag, value in variant.items() if value)
 ]
 
 
@@ -127,7 +132,7 @@ def test_file_from_torch(case: Case, variant: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("case", "variant"), EXCHANGES)
 def test_file_to_torch(case: Case, variant: dict[str, Any]) -> None:
-    flags = {flag: value for flag, value in variant.items() if case.takes(flag)}
+    flags = {flag: value for flag, value in variant.items() if case.torch_takes(flag)}
     ours, loop = case.ours(make_params(), **flags), case.torchs(make_params())
     train(ours)
     train(loop, 6)

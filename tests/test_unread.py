@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler
 
 import fusedopt
 from fusedopt import _C
+from fusedopt.arguments import Options
 from fusedopt.optimizer import FusedStep
 from fusedopt.unread import Unread, unread_by
 
@@ -70,6 +71,9 @@ class Fused(FusedStep, Newer):
 
     _rule = "adam"
     _rule_defaults: ClassVar = {"decoupled_weight_decay": True}
+
+    def __init__(self, params: Any, lr: float = 1e-3, *, sign_only: bool = False, **options: Any) -> None:
+        super().__init__(params, {"lr": lr, "sign_only": sign_only}, options=Options(**options))
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +160,9 @@ def test_gradients_are_clipped() -> None:
 
     class Ours(FusedStep, Descent):
         _rule = "sgd"
+
+        def __init__(self, params: Any, lr: float, doubled: bool, max_grad_norm: float) -> None:
+            super().__init__(params, {"lr": lr, "doubled": doubled}, options=Options(max_grad_norm))
 
     p = Parameter(torch.ones(2))
     ours = Ours([p], lr=1.0, doubled=True, max_grad_norm=0.5)

@@ -319,8 +319,10 @@ def test_groups_are_held_to_the_constructors_checks(key: str, value: float) -> N
 
 
 def test_nan_learning_rate_of_sgd_is_refused() -> None:
-    with pytest.raises(ValueError, match="Invalid learning rate: nan"):
+    with pytest.raises(ValueError, match="lr is nan; give a number"):
         fusedopt.SGD([torch.nn.Parameter(torch.zeros(2))], lr=float("nan"))
+    with pytest.raises(ValueError, match="momentum is nan; give a number"):
+        fusedopt.SGD([{"params": [torch.nn.Parameter(torch.zeros(2))], "momentum": float("nan")}])
 
 
 def test_nesterov_of_a_group_needs_momentum() -> None:

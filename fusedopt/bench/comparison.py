@@ -45,11 +45,14 @@ def compare(
         params_or_model: a module, or what an optimizer takes: tensors, (name, tensor) pairs or param groups. Those that
             require no gradient are left out. All of one floating-point dtype, on one device.
         optimizers: names such as "AdamW", or a dict from names to their arguments under torch's names.
+            Default: ("AdamW",).
         baselines: names as ``python -m fusedopt.bench --list`` shows them; None takes all that are there.
-        rounds: how often each contestant has its turn, at least 1.
-        seconds: the time budget. What does not fit into it is named in ``failures``.
+            Default: None.
+        rounds: how often each contestant has its turn, at least 1. Default: 30.
+        seconds: the time budget. What does not fit into it is named in ``failures``. Default: 60.0.
         fresh: new gradient tensors before every step, as after a backward pass, rather than the same ones again.
-        out: a folder for ``results.json`` and the plots, which need matplotlib; None writes nothing.
+            Default: True.
+        out: a folder for ``results.json`` and the plots, which need matplotlib; None writes nothing. Default: None.
 
     Returns:
         A Report: ``findings`` (speed-ups with intervals, the A/A control, GB/s), ``measurements`` (the raw rounds) and

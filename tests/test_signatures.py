@@ -1,0 +1,383 @@
+"""What a person, an editor and a type checker see of the constructors is what they take: torch's arguments and ours."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import pydoc
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import fusedopt
+from fusedopt import arguments
+from fusedopt.arguments import Options
+from fusedopt.optimizer import FusedStep
+
+ROOT = Path(__file__).parent.parent
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
+OPTIMIZERS = [
+    name
+    for name, cls in vars(fusedopt).items()
+    if name in fusedopt.__all__ and isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+    if cls is not fusedopt.GenericOptimizer
+]
+TWINS = [name for name in OPTIMIZERS if hasattr(torch.optim, name)]
+# What newer torches than the oldest that works have added.
+NEWER = {"Adam": ["decoupled_weight_decay"], "LBFGS": ["maximize"]}
+# Optimizers that are not one pass take fewer of the options.
+OPTIONS = {"LBFGS": 0, "Adafactor": 1, "Muon": 1, "SparseAdam": 1}
+
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+def parameters(cls: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(cls).parameters.values())
+
+
+def described(parameter: inspect.Parameter) -> tuple[str, Any, Any]:
+    return parameter.name, parameter.kind, parameter.default
+
+
+def options_of(name: str) -> dict[str, Any]:
+    return dict(list(Options()._asdict().items())[: OPTIONS.get(name)])
+
+
+def matrix() -> list[Parameter]:
+    return [Parameter(torch.zeros(2, 2))]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_arguments_are_those_of_the_installed_torch_and_ours(name: str) -> None:
+    theirs = [described(p) for p in parameters(getattr(torch.optim, name))]
+    known = [argument for argument, _, _ in theirs]
+    lacked = [(argument, KEYWORD, False) for argument in NEWER.get(name, []) if argument not in known]
+    flags = [(argument, KEYWORD, None) for argument in ("foreach", "fused") if argument not in known]
+    options = [(argument, KEYWORD, default) for argument, default in options_of(name).items()]
+    assert [described(p) for p in parameters(getattr(fusedopt, name))] == [*theirs, *lacked, *flags, *options]
+
+
+@every_optimizer
+def test_every_argument_is_named_and_typed(name: str) -> None:
+    cls = getattr(fusedopt, name)
+    assert "__init__" in vars(cls)
+    assert "__signature__" not in {*vars(cls), *vars(cls.__init__)}
+    for parameter in parameters(cls):
+        assert parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        assert parameter.annotation is not inspect.Parameter.empty
+    shown = pydoc.plain(pydoc.render_doc(cls))
+    shown = shown[shown.index(f"{name}(params:") :].partition("->")[0]
+    assert re.findall(r"(\w+): ", shown) == [p.name for p in parameters(cls)]
+
+
+# Values other than any default, by the names of the arguments that can have no other kind of value.
+VALUES: dict[str, Any] = {
+    "betas": (0.5, 0.25),
+    "etas": (0.25, 2.0),
+    "step_sizes": (0.5, 1.0),
+    "eps": 0.125,
+    "beta2_decay": -0.5,
+    "d": 3.0,
+    "max_iter": 7,
+    "max_eval": 9,
+    "history_size": 3,
+    "ns_steps": 3,
+    "ns_coefficients": (3.0, -4.0, 2.0),
+    "line_search_fn": "strong_wolfe",
+    "adjust_lr_fn": "match_rms_adamw",
+    "foreach": False,
+    "fused": False,
+}
+
+
+def value_of(name: str, parameter: inspect.Parameter) -> Any:
+    if parameter.name in VALUES:
+        value = VALUES[parameter.name]
+        if (name, parameter.name) == ("Adafactor", "eps"):
+            return (0.5, 0.25)
+        return (*value, 0.125) if (name, parameter.name) == ("Adan", "betas") else value
+    return not parameter.default if isinstance(parameter.default, bool) else 0.375
+
+
+@every_optimizer
+def test_what_is_given_arrives(name: str) -> None:
+    cls = getattr(fusedopt, name)
+    for parameter in parameters(cls)[1:]:
+        if parameter.name in Options._fields or (parameter.name in NEWER.get(name, []) and not takes(name, parameter)):
+            continue
+        given = {parameter.name: value_of(name, parameter)}
+        assert given[parameter.name] != parameter.default
+        more = {"momentum": 0.5} if parameter.name == "nesterov" and name in ("SGD", "LARS") else {}
+        optimizer = cls(matrix(), **given, **more)
+        kept = parameter.name in optimizer.param_groups[0]
+        assert kept or parameter.name in ("foreach", "fused")
+        assert optimizer.param_groups[0].get(parameter.name, given[parameter.name]) == given[parameter.name]
+
+
+def takes(name: str, parameter: inspect.Parameter) -> bool:
+    return parameter.name in inspect.signature(getattr(torch.optim, name)).parameters
+
+
+@every_optimizer
+def test_options_arrive(name: str) -> None:
+    given: dict[str, Any] = {
+        "max_grad_norm": 0.5,
+        "ema_decay": 0.25,
+        "state_dtype": "float32",
+        "master_weights": "remainder",
+        "rounding": "stochastic",
+        "rounding_seed": 7,
+    }
+    given = {option: given[option] for option in options_of(name)}
+    optimizer = getattr(fusedopt, name)([Parameter(torch.zeros(2, 2, dtype=torch.bfloat16))], **given)
+    assert getattr(optimizer, "max_grad_norm", None) == given.get("max_grad_norm")
+    if len(given) > 1:
+        kept = optimizer._precision
+        assert (optimizer.ema_decay, kept.average, kept.partner, kept.seed) == (0.25, True, "remainder", 7)
+        assert set(kept.states.values()) <= {"float32"}
+
+
+def test_flags_may_be_none_as_for_torch() -> None:
+    """Configurations have them so. The group holds what torch's holds."""
+    for name in TWINS:
+        flags = [p.name for p in parameters(getattr(torch.optim, name)) if isinstance(p.default, bool)]
+        for flag in flags:
+            ours, theirs = (getattr(lib, name)(matrix(), **{flag: None}) for lib in (fusedopt, torch.optim))
+            assert ours.param_groups[0][flag] is theirs.param_groups[0][flag] is None
+
+
+class Listed:
+    """As OmegaConf's ListConfig: a sequence that is no list and no tuple."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@pytest.mark.parametrize("kind", [list, Listed, lambda items: torch.tensor(items, dtype=torch.float64).numpy()])
+@pytest.mark.parametrize("given", ["constructor", "group"])
+@every_optimizer
+def test_several_numbers_may_be_any_sequence(name: str, given: str, kind: Callable[[Any], Any]) -> None:
+    for parameter in parameters(getattr(fusedopt, name)):
+        if isinstance(parameter.default, tuple):
+            wanted = value_of(name, parameter)
+            more = {parameter.name: kind(wanted)}
+            cls, groups = getattr(fusedopt, name), [{"params": matrix(), **more}]
+            optimizer = cls(matrix(), **more) if given == "constructor" else cls(groups)
+            assert tuple(float(x) for x in optimizer.param_groups[0][parameter.name]) == wanted
+
+
+def test_what_only_a_newer_torch_has_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_adam = dict(arguments._parameters(torch.optim.Adam))
+    del of_adam["amsgrad"], of_adam["foreach"]
+    monkeypatch.setattr(arguments, "_parameters", lambda twin: of_adam)
+    assert "amsgrad" not in fusedopt.Adam(matrix(), lr=0.5)._torch_arguments({"amsgrad": False, "foreach": True})
+    with pytest.raises(TypeError, match=r"amsgrad=True is for a newer torch: Adam of the installed .* lacks it"):
+        fusedopt.Adam(matrix(), amsgrad=True)
+
+
+@pytest.mark.skipif(takes("LBFGS", inspect.Parameter("maximize", KEYWORD)), reason="this torch has it")
+def test_lbfgs_does_not_descend_where_it_was_told_to_ascend() -> None:
+    with pytest.raises(TypeError, match="maximize=True is for a newer torch: LBFGS of the installed"):
+        fusedopt.LBFGS(matrix(), maximize=True)
+
+
+# Docstrings.
+
+DOCUMENTED: dict[str, Any] = {name: getattr(fusedopt, name) for name in fusedopt.__all__ if name != "StateDtype"}
+METHODS: dict[str, Any] = {
+    f"{cls.__name__}.{name}": member
+    for cls in [*FusedStep.__mro__, *map(fusedopt.__dict__.get, fusedopt.__all__)]
+    if getattr(cls, "__module__", "").startswith("fusedopt.") and isinstance(cls, type)
+    for name, member in vars(cls).items()
+    if not name.startswith("_") and inspect.isfunction(member) and "Args:" in (member.__doc__ or "")
+}
+
+
+def entries(thing: Any) -> dict[str, str]:
+    """What a docstring says of each argument."""
+    doc = inspect.getdoc(thing) or ""
+    section = re.search(r"^Args:\n((?:    .*\n?)+)", doc, re.MULTILINE)
+    parts = re.split(r"^    (\w+): ", section.group(1), flags=re.MULTILINE)[1:] if section else []
+    return {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+@pytest.mark.parametrize("thing", [*DOCUMENTED.values(), *METHODS.values()], ids=[*DOCUMENTED, *METHODS])
+def test_docstrings_say_each_default(thing: Any) -> None:
+    texts = entries(thing)
+    own = [p for p in parameters(thing) if p.name != "self"]
+    assert list(texts) == [p.name for p in own]
+    for parameter in own:
+        found = re.fullmatch(r".* Default: (.+)\.", f". {texts[parameter.name]}")
+        assert bool(found) == (parameter.default is not parameter.empty), parameter.name
+        if found:
+            default = ast.literal_eval(found.group(1))
+            assert (type(default), default) == (type(parameter.default), parameter.default)
+
+
+def test_all_docstrings_say_the_same_of_an_option() -> None:
+    everywhere: dict[str, set[str]] = {}
+    for name in OPTIMIZERS:
+        for argument, text in entries(getattr(fusedopt, name)).items():
+            if argument in (*Options._fields, "foreach", "differentiable"):
+                everywhere.setdefault(argument, set()).add(text)
+    assert {argument: len(texts) for argument, texts in everywhere.items()} == dict.fromkeys(everywhere, 1)
+
+
+# Type checkers.
+
+RIGHT = """
+import fusedopt
+import torch
+
+params = [torch.nn.Parameter(torch.zeros(2, 2))]
+fusedopt.WeightDecay(0.1, absolute=True)
+fusedopt.GradScaler("cpu", init_scale=2.0)
+handle: fusedopt.GradientRelease = fusedopt.step_in_backward(torch.nn.Linear(1, 1), fusedopt.SGD(params))
+stored: fusedopt.StateDtype = {"exp_avg": torch.bfloat16}
+fusedopt.AdamW(params, state_dtype=stored, master_weights="float32", rounding="stochastic")
+fusedopt.AdamW(torch.nn.Linear(1, 1).named_parameters(), lr=torch.tensor(0.1), fused=True)
+compiled = fusedopt.compile_rule("", name="Rule")
+compiled(params, 0.1, momentum=0.9, ema_decay=0.5, fused=True)
+"""
+WRONG = """
+fusedopt.WeightDecay("0.1")
+fusedopt.GradScaler(scale=2.0)
+fusedopt.GenericOptimizer(params)
+fusedopt.GenericOptimizer(params, {}, fused=True)
+fusedopt.AdamW(params, master_weights="bfloat16")
+fusedopt.AdamW(params, rounding="up")
+fusedopt.AdamW(params, betas=0.9)
+fusedopt.compile_rule("", name="Rule")()
+fusedopt.compile_rule("", name="Rule")(params, rounding="up")
+"""
+
+
+def typed(name: str, parameter: inspect.Parameter) -> Any:
+    return 2 if parameter.annotation in (int, "int") else value_of(name, parameter)
+
+
+def calls() -> Iterator[tuple[str, bool]]:
+    """Lines of a program, and whether a type checker ought to object."""
+    for line in RIGHT.split("\n"):
+        yield line, False
+    for name in OPTIMIZERS:
+        own = [p for p in parameters(getattr(fusedopt, name))[1:] if p.name not in Options._fields]
+        ordered = ", ".join(repr(typed(name, p)) for p in own if p.kind is not KEYWORD)
+        named = ", ".join(f"{p.name}={typed(name, p)!r}" for p in own)
+        yield f"fusedopt.{name}(params)", False
+        yield f"fusedopt.{name}(params, {ordered})", False
+        yield f"fusedopt.{name}(params, {named})", False
+        yield f"fusedopt.{name}({{'params': params}} for _ in range(1))", False
+        for option, default in options_of(name).items():
+            yield f"fusedopt.{name}(params, {option}={default!r})", False
+        for option in Options._fields[len(options_of(name)) :]:
+            yield f"fusedopt.{name}(params, {option}=None)", True
+        yield f"fusedopt.{name}()", True
+        yield f"fusedopt.{name}(params, learning_rate=0.1)", True
+        yield f"fusedopt.{name}(params, lr='0.1')", True
+        yield f"fusedopt.{name}(params, {ordered}, True)", True
+        yield f"fusedopt.{name}(0.1)", True
+        yield f"fusedopt.{name}(params, fused='yes')", True
+    for line in filter(None, WRONG.split("\n")):
+        yield line, True
+    for name in OPTIMIZERS:
+        yield f"reveal_type(fusedopt.{name}.__init__)", False
+
+
+PROGRAM = list(calls())
+Messages = dict[int, list[tuple[str, str]]]  # by line: severity and text
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"MYPYPATH": str(ROOT), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "NO_COLOR": "1"}
+    return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+@cache
+def mypy(folder: Path, cached: Path) -> Messages:
+    pytest.importorskip("mypy", reason="needs mypy, of the test extra")
+    program = folder / "calls.py"
+    program.write_text("\n".join(line for line, _ in PROGRAM))
+    done = run("mypy", "--config-file=", f"--cache-dir={cached}", "--output=json", "--hide-error-context", str(program))
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    messages: Messages = {}
+    for message in map(json.loads, done.stdout.splitlines()):
+        messages.setdefault(message["line"] - 1, []).append((message["severity"], message["message"]))
+    return messages
+
+
+@cache
+def pyright(folder: Path, cached: Path) -> Messages:
+    pytest.importorskip("pyright", reason="needs pyright, of the test extra")
+    started = run("pyright", "--version")
+    if started.returncode:
+        pytest.skip(f"pyright fetches its program from the npm registry, which fails: {started.stderr[-200:]}")
+    (folder / "calls.py").write_text("\n".join(line for line, _ in PROGRAM))
+    (folder / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(ROOT)]}))
+    done = run("pyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(folder))
+    messages: Messages = {}
+    for message in json.loads(done.stdout)["generalDiagnostics"]:
+        line = message["range"]["start"]["line"]
+        messages.setdefault(line, []).append((message["severity"], message["message"]))
+    return messages
+
+
+@pytest.fixture(name="messages", scope="module", params=[mypy, pyright], ids=["mypy", "pyright"])
+def messages_fixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Messages:
+    """What a type checker says of the program."""
+    checker: Callable[[Path, Path], Messages] = request.param
+    return checker(tmp_path_factory.mktemp("calls"), Path(request.config.cache.mkdir("mypy")))
+
+
+def test_type_checkers_tell_right_calls_from_wrong_ones(messages: Messages) -> None:
+    found = [any(severity == "error" for severity, _ in messages.get(i, [])) for i in range(len(PROGRAM))]
+    missed = [line for (line, wrong), error in zip(PROGRAM, found, strict=True) if wrong and not error]
+    false = [(line, messages[i]) for i, (line, wrong) in enumerate(PROGRAM) if found[i] and not wrong]
+    assert (missed, false) == ([], [])
+
+
+@every_optimizer
+def test_type_checkers_see_the_signature_that_inspect_sees(messages: Messages, name: str) -> None:
+    line = PROGRAM.index((f"reveal_type(fusedopt.{name}.__init__)", False))
+    (_, text), *_ = messages[line]
+    text = text[text.index("(self") :]
+    # Names at the first level of brackets.
+    while (flat := re.sub(r"\[[^\[\]]*\]|(?<!^)\([^()]*\)", "", text)) != text:
+        text = flat
+    seen, keyword = [], False
+    for part in text[1 : text.index(")")].split(", "):
+        keyword |= part == "*"
+        if part != "*":
+            seen.append((part.split(":")[0], keyword, "=" in part))
+    own = parameters(getattr(fusedopt, name).__init__)
+    assert seen == [(p.name, p.kind is KEYWORD, p.default is not p.empty) for p in own]
+
+
+def test_what_a_compiled_rule_takes_beside_its_hyper_parameters_is_what_lion_takes() -> None:
+    own = [described(p) for p in parameters(fusedopt.compiled.CompiledRule) if p.kind is KEYWORD]
+    assert own == [described(p) for p in parameters(fusedopt.Lion) if p.kind is KEYWORD]
+
+
+def test_names_of_choices_are_those_that_are_checked() -> None:
+    for option, choices in (("master_weights", arguments.MasterWeights), ("rounding", arguments.Rounding)):
+        for choice in get_args(choices):
+            fusedopt.SGD([Parameter(torch.zeros(2, dtype=torch.bfloat16))], **{option: choice})
+        named = ".*".join(f"'{choice}'" for choice in get_args(choices))
+        with pytest.raises(ValueError, match=f"Invalid {option}: 'other'; use .*{named}"):
+            fusedopt.SGD(matrix(), **{option: "other"})
