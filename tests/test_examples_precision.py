@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ def test_every_variant_learns_from_every_seed(results: list[precision.Result]) -
         np.testing.assert_allclose(result.losses[:, 0], results[0].losses[:, 0], rtol=1e-3)
         assert np.ptp(result.final) > 0
     assert all((precision.behind(result, results)[:, -1] != 0).all() for result in results[1:])
+
+
+def test_shrinking_gradients_show_averages_that_stand_still(results: list[precision.Result]) -> None:
+    sizes = {result.variant.name: result.size_of_steps for result in results}
+    assert sizes["float32"] == 1
+    assert sizes["bfloat16, naive"] < 0.5
+    assert all(abs(sizes[variant.name] - 1) < 0.1 for variant in VARIANTS if variant.remedy)
 
 
 def test_a_training_can_be_repeated(results: list[precision.Result]) -> None:
@@ -118,6 +126,8 @@ def test_a_verdict_goes_either_way() -> None:
     assert lost == f"{remedy}: +0.0300 from float32, beyond the 0.0200 between seeds"
     assert len(precision.complaints(made({**good, remedy: [float("nan"), 2.0]}))) == 1
     assert len(precision.complaints(made({**good, naive: [float("nan"), 2.0]}))) == 0
+    small = [dataclasses.replace(result, size_of_steps=0.25) for result in made(good)]
+    assert precision.complaints(small) == [f"{remedy}: steps of 0.25 after gradients have shrunk"]
 
 
 def test_command_draws_and_records(
