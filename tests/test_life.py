@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from lives import STATES, SUBJECTS, Subject, difference, live, stepped, visible
+from lives import LIVES, SUBJECTS, Subject, difference, live, stepped, visible
 from support import params_of, save_and_load
 
 import fusedopt
+
+every_life = pytest.mark.parametrize(("subject", "state"), LIVES, ids=lambda given: getattr(given, "name", given))
 
 
 @pytest.fixture(autouse=True)
@@ -104,8 +106,7 @@ TORCHS: dict[str, Callable[[Subject, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
+@every_life
 def test_what_torch_has_works_as_torchs(subject: Subject, state: str) -> None:
     for name, method in TORCHS.items():
         ours, theirs = (live(subject, make, state, method) for make in (subject.ours, subject.theirs))
@@ -161,6 +162,14 @@ def _ema_decay(s: Subject, optimizer: Any) -> None:
     assert optimizer.ema_decay == 0.25
 
 
+def _copy_params_to(s: Subject, optimizer: Any) -> None:
+    copies = {p: torch.zeros_like(p, dtype=torch.bfloat16) for p in params_of(optimizer)}
+    optimizer.copy_params_to(copies)
+    s.step(optimizer, 7)
+    stepped = [p for p in copies if p.grad is not None]
+    assert all(torch.equal(copies[p], p.bfloat16()) for p in stepped)
+
+
 def _replace(s: Subject, optimizer: Any) -> None:
     assert fusedopt.replace(optimizer) is optimizer
 
@@ -174,12 +183,12 @@ OURS: dict[str, tuple[Callable[[Subject, Any], None], frozenset[str], str]] = {
     "refresh_hyperparameters": (lambda s, o: o.refresh_hyperparameters(), FUSED, ""),
     "ema_decay": (_ema_decay, AVERAGING, "ema_decay is None or a number from the constructor on"),
     "ema_parameters": (_ema_parameters, AVERAGING, "there is no average of the params; construct the optimizer with"),
+    "copy_params_to": (_copy_params_to, FUSED - {"Adafactor", "Muon", "SparseAdam"}, ""),
     "replace": (_replace, FUSED | {"LBFGS"}, "fusedopt has no replacement for prototypes.Adam"),
 }
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
+@every_life
 def test_what_torch_has_not_works_or_is_refused(subject: Subject, state: str) -> None:
     for name, (method, having, refusal) in OURS.items():
         if refusal or subject.name in having:
