@@ -2,17 +2,13 @@
 
 import importlib.util
 import os
-import platform
-import shlex
 import shutil
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 # The package cannot be imported before it is built; this file of it can.
 _spec = importlib.util.spec_from_file_location("toolchain", Path(__file__).parent / "fusedopt" / "_toolchain.py")
@@ -21,54 +17,38 @@ assert _spec.loader is not None
 toolchain = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toolchain)
 
-
-def time_of(path: str | Path) -> float:
-    """When a file was last changed; a missing one counts as changed."""
-    return os.path.getmtime(path) if os.path.exists(path) else float("inf")
+CSRC = Path("csrc")
+TREE = toolchain.Tree(Path(__file__).parent.absolute())
 
 
-def compile_cuda(cuda: toolchain.Cuda, source: Path, folder: Path) -> str:
-    """Returns the object file, made anew if a source or the architectures have changed."""
-    target, record, included = (folder / f"{source.name}.{kind}" for kind in ("o", "command", "d"))
+def cuda_commands(cuda: toolchain.Cuda) -> list[list[str]]:
+    """How the CUDA engine, or what says that there is none, is compiled."""
+    if not cuda.nvcc:
+        return [toolchain.cpp_command(CSRC / "cuda" / "absent.cpp")]
     flags, names = cuda.codes(cuda.architectures())
-    defines = [f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"', "-MD", "-MF", str(included)]
-    command = cuda.command(source, target, [*flags, *defines])
-    if (
-        not all(path.exists() for path in (target, record, included))
-        or record.read_text() != shlex.join(command)
-        or any(time_of(path) > time_of(target) for path in included.read_text().split() if path.startswith("csrc"))
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            subprocess.run(command, check=True)
-        except subprocess.CalledProcessError as error:
-            raise SystemExit("nvcc failed; FUSEDOPT_CUDA=0 builds without the CUDA engine") from error
-        record.write_text(shlex.join(command))
-    return str(target)
+    flags.append(f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"')
+    return [cuda.command(source, flags) for source in TREE.sources("csrc/cuda/*.cu")]
 
 
-def add_cuda(cuda: toolchain.Cuda, extension: Extension, folder: Path) -> None:
-    with ThreadPoolExecutor() as pool:
-        sources = sorted(Path("csrc/cuda").glob("*.cu"))
-        extension.extra_objects = list(pool.map(lambda source: compile_cuda(cuda, source, folder), sources))
-    extension.extra_link_args += cuda.link_flags()
+class Build(build_ext):
+    """build_ext that compiles in one pool, keeps objects for later builds and says in one line what it builds."""
 
-
-class Build(BuildExtension):
-    """BuildExtension that compiles the CUDA engine where it can and says in one line what it builds."""
-
-    def build_extensions(self) -> None:
+    def build_extension(self, extension: Extension) -> None:
         cuda = toolchain.Cuda()
-        cpu = "generic, avx2, avx512" if platform.machine() in ("x86_64", "AMD64") else "generic"
+        if os.environ.get("FUSEDOPT_CUDA") == "1" and not cuda.nvcc:
+            raise SystemExit(
+                "FUSEDOPT_CUDA=1 asks for the CUDA engine, and nvcc is not found; set CUDA_HOME or the PATH"
+            )
+        isas = toolchain.isas()
         built = ", ".join(cuda.architectures()) if cuda.nvcc else f"no, {cuda.missing}"
         # The build front ends swallow stdout; this line is for people.
-        print(f"fusedopt builds CPU: {cpu}; CUDA: {built}", file=sys.stderr)
-        for extension in self.extensions:
-            if cuda.nvcc:
-                add_cuda(cuda, extension, Path(self.build_temp).absolute())
-            else:
-                extension.sources.append("csrc/cuda/absent.cpp")
-        super().build_extensions()
+        print(f"fusedopt builds CPU: {', '.join(isas)}; CUDA: {built}", file=sys.stderr)
+        bindings = toolchain.torch_cpp_command(CSRC / "bindings.cpp")
+        commands = [bindings, *TREE.cpu_commands(isas), *cuda_commands(cuda)]
+        self.force = True  # setuptools does not compare objects with what was linked of others
+        extension.extra_objects = [str(path) for path in TREE.make(commands)]
+        extension.extra_link_args = [*toolchain.torch_link_flags(), *(cuda.link_flags() if cuda.nvcc else [])]
+        super().build_extension(extension)
 
 
 class BuildPy(build_py):
@@ -77,21 +57,12 @@ class BuildPy(build_py):
     def run(self) -> None:
         super().run()
         if not getattr(self, "editable_mode", False):
-            shutil.copytree("csrc", Path(self.build_lib) / "fusedopt" / "csrc", dirs_exist_ok=True)
+            shutil.copytree(CSRC, Path(self.build_lib) / "fusedopt" / "csrc", dirs_exist_ok=True)
 
-
-os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
 
 setup(
     ext_modules=[
-        CppExtension(
-            "fusedopt._C",
-            ["csrc/bindings.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))],
-            # -fopenmp compiles the pragmas; it is left out of the link on purpose, so that the symbols resolve to the
-            # OpenMP runtime that torch has loaded. Two thread pools in one process fight for the cores.
-            extra_compile_args=["-fopenmp", "-fvisibility=hidden", "-Wall", *toolchain.NUMERICS],
-            depends=[str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh", ".cu")],
-        )
+        Extension("fusedopt._C", [], language="c++", depends=[str(path) for path in CSRC.rglob("*") if path.is_file()])
     ],
     cmdclass={"build_ext": Build, "build_py": BuildPy},
 )

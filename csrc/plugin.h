@@ -17,7 +17,7 @@ using RulesOf = const Rule* (*)(int& count);
 struct Plugin {
   // As its compiler saw them: another size is another version of the package.
   size_t plugin_size, rule_size, row_size;
-  RulesOf rules[3];                  // in the order of cpu::built_isas(); null where that has fewer
+  RulesOf rules[3];                  // by cpu::Isa::place; null where the compiler had no such set
   const cuda::RuleKernels* kernels;  // null if nvcc was not there
 };
 

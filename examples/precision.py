@@ -73,7 +73,8 @@ def _bfloat16(name: str, color: str, dashes: tuple[float, ...] = (), remedy: boo
     return Variant(f"bfloat16, {name}", torch.bfloat16, options, color, dashes, remedy)
 
 
-# With states in float32 alone the params still lose updates. Of the remedies stochastic rounding leaves them in bfloat16.
+# With states in float32 alone the params still lose updates. Of the remedies stochastic rounding leaves states in
+# bfloat16.
 VARIANTS = [
     Variant("float32", torch.float32, {}, "black"),
     _bfloat16("naive", "#d55e00", remedy=False),

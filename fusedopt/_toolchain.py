@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
+import sysconfig
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 # IEEE arithmetic with every fma written out (-ffp-contract=off) makes results equal on every instruction set; the other
@@ -16,10 +22,149 @@ NUMERICS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 CUDA_NUMERICS = ["-O3", "--fmad=false"]
 # Ampere, Hopper, and the two Blackwells.
 ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
+# Of the CPU engine, narrowest first; each has a source csrc/cpu/isa_<name>.cpp.
+ISAS = ["generic", "avx2", "avx512"]
+# What takes longest to compile: begun last, it would be waited for alone.
+_LONGEST = ["kernels.cu", "bindings.cpp", "cuda_kernels.cpp", "factored.cu", "isa_avx512.cpp", "isa_avx2.cpp"]
 
 
 def _version(number: str) -> int:
     return int(number.rstrip("af"))
+
+
+def compiler() -> str:
+    """The C++ compiler."""
+    return os.environ.get("CXX", "g++")
+
+
+def isas() -> list[str]:
+    """The instruction sets to build for: all, or as FUSEDOPT_ISAS lists them, beside generic."""
+    ours = ISAS if platform.machine() in ("x86_64", "AMD64") else ISAS[:1]
+    asked = os.environ.get("FUSEDOPT_ISAS", "").replace(",", " ").split()
+    for name in asked:
+        if name not in (*ours, "native"):
+            raise SystemExit(f"FUSEDOPT_ISAS has {name!r}; write native, or some of {', '.join(ours)}")
+    wanted = {_widest() if name == "native" else name for name in asked}
+    return [name for name in ours if not wanted or name == "generic" or name in wanted]
+
+
+def _widest() -> str:
+    """This machine's widest instruction set, as the compiler sees the machine."""
+    query = [compiler(), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    has = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    if {"__AVX512F__", "__AVX512BW__", "__AVX512DQ__", "__AVX512VL__", "__FMA__"} <= {*has}:
+        return "avx512"
+    return "avx2" if {"__AVX2__", "__FMA__"} <= {*has} else "generic"
+
+
+def cpp_command(source: Path, flags: Iterable[str] = ()) -> list[str]:
+    """How a C++ source is compiled, but for where to."""
+    # -fopenmp compiles the pragmas; it is left out of the link on purpose, so that the symbols resolve to the OpenMP
+    # runtime that torch has loaded. Two thread pools in one process fight for the cores.
+    ours = ["-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", *NUMERICS]
+    return [compiler(), *ours, *flags, "-c", str(source)]
+
+
+def torch_cpp_command(source: Path, flags: Iterable[str] = ()) -> list[str]:
+    """How a source that includes torch is compiled, for the torch that is here."""
+    import torch
+    from torch.utils import cpp_extension
+
+    torchs = [
+        # Another version's headers may be older than an object; commands are what tells objects apart.
+        f'-DFUSEDOPT_TORCH="{torch.__version__}"',
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+        *[f"-isystem{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_path("include"))],
+    ]
+    # The last -std is the one that counts. Newer headers of torch want this one, older ones take it. g++ 12 has
+    # something to say of its own std::string then.
+    return cpp_command(source, [*torchs, *flags, "-std=c++20", "-Wno-restrict"])
+
+
+def torch_link_flags() -> list[str]:
+    """For g++: torch's libraries, which import has loaded; and no symbols, for nobody looks them up in a module."""
+    import torch
+
+    libraries = [f"-l{name}" for name in ("c10", "torch_cpu", "torch", "torch_python")]
+    return [f"-L{Path(torch.__file__).parent / 'lib'}", *libraries, "-s"]
+
+
+@cache
+def _version_of(program: str) -> str:
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+class Tree:
+    """A source tree and its object files: one for each command, made anew when a source or a header has changed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.folder = root, root / "build" / "objects"
+
+    def sources(self, pattern: str) -> list[Path]:
+        """Paths from the root, from where commands are run."""
+        return sorted(path.relative_to(self.root) for path in self.root.glob(pattern))
+
+    def cpu_commands(self, isas: Sequence[str]) -> list[list[str]]:
+        """How the CPU engine is compiled for some instruction sets. It is free of torch."""
+        absent = [f"-DFUSEDOPT_NO_{name.upper()}" for name in ISAS if name not in isas]
+        kinds = [f"isa_{name}.cpp" for name in ISAS if name in isas]
+        sources = [s for s in self.sources("csrc/cpu/*.cpp") if s.name in kinds or not s.name.startswith("isa_")]
+        return [cpp_command(source, absent if source.name == "engine.cpp" else ()) for source in sources]
+
+    def make(self, commands: Iterable[Sequence[str]]) -> list[Path]:
+        """The objects of commands that end with a source; ninja compiles what is missing or has changed."""
+        commands = list(commands)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        recipe = self.folder / "build.ninja"
+        with open(self.folder / "lock", "w") as lock:
+            # Of several processes that want the same, one compiles.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            recipe.write_text(self._recipe(sorted(commands, key=_rank)))
+            # stdout is for what asked for the build.
+            ninja = [_ninja(), "-f", str(recipe), "-j", str(_jobs()), "--quiet"]
+            failed = subprocess.run(ninja, cwd=self.root, stdout=2).returncode != 0
+        if failed:
+            hint = "; FUSEDOPT_CUDA=0 builds without the CUDA engine" if _compiles_cuda(commands) else ""
+            raise SystemExit(f"a source does not compile, as said above{hint}")
+        return [self._object(command) for command in commands]
+
+    def _recipe(self, commands: Iterable[Sequence[str]]) -> str:
+        lines = [f"builddir = {_escaped(self.folder)}", "rule compile", "  command = $how -MMD -MF $out.d -o $out"]
+        lines += ["  depfile = $out.d", "  description = $in"]
+        for command in commands:
+            lines.append(f"build {_escaped(self._object(command))}: compile {_escaped(command[-1])}")
+            lines.append(f"  how = {shlex.join(command).replace('$', '$$')}")
+        return "\n".join(lines) + "\n"
+
+    def _object(self, command: Sequence[str]) -> Path:
+        digest = hashlib.sha256("\0".join([_version_of(command[0]), *command]).encode())
+        return self.folder / f"{Path(command[-1]).stem}-{digest.hexdigest()[:12]}.o"
+
+
+def _rank(command: Sequence[str]) -> int:
+    name = Path(command[-1]).name
+    return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+
+def _compiles_cuda(commands: Iterable[Sequence[str]]) -> bool:
+    return any(command[-1].endswith(".cu") for command in commands)
+
+
+def _escaped(path: str | Path) -> str:
+    """As ninja wants paths."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def _ninja() -> str:
+    beside = Path(sysconfig.get_path("scripts")) / "ninja"
+    found = str(beside) if beside.exists() else shutil.which("ninja")
+    if found is None:
+        raise SystemExit("ninja, which runs the compilers, is not found; run: python -m pip install ninja")
+    return found
+
+
+def _jobs() -> int:
+    return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 
 
 class Cuda:
@@ -30,10 +175,13 @@ class Cuda:
 
     def _find(self) -> str | None:
         wanted = os.environ.get("FUSEDOPT_CUDA") or "1"
-        if wanted not in ("0", "1"):
-            raise ValueError(f"FUSEDOPT_CUDA is {wanted!r}; use 0 for no CUDA engine, 1 for one where nvcc is found")
-        if wanted == "0":
-            self.missing = "FUSEDOPT_CUDA=0"
+        if wanted not in ("0", "1", "gpu"):
+            raise ValueError(
+                f"FUSEDOPT_CUDA is {wanted!r}; use 0 for no CUDA engine, 1 for one where nvcc is found, gpu for one "
+                "where there is a GPU, too"
+            )
+        if wanted == "0" or (wanted == "gpu" and not os.path.exists("/dev/nvidiactl")):
+            self.missing = f"FUSEDOPT_CUDA={wanted}" + " and there is none" * (wanted == "gpu")
             return None
         self.missing = "nvcc not found"
         homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
@@ -75,12 +223,19 @@ class Cuda:
             names += kinds
         return flags, " ".join(names)
 
-    def command(self, source: Path, target: Path, flags: list[str]) -> list[str]:
-        """How nvcc compiles a source to an object."""
+    def command(self, source: Path, flags: list[str]) -> list[str]:
+        """How nvcc compiles a source, but for where to."""
+        # Machine code compresses to a tenth, which by default is done to some images and not to others. The better way
+        # needs a driver that what CUDA 13 makes needs anyway.
+        compress = ["--compress-mode=size"] if self._release() >= 13 else ["-Xfatbin", "-compress-all"]
         return [
-            *[str(self.nvcc), "-std=c++17", *CUDA_NUMERICS, "--expt-relaxed-constexpr", "--threads", "0", *flags],
-            *["-Xcompiler", "-fPIC,-fvisibility=hidden", "-c", str(source), "-o", str(target)],
+            *[str(self.nvcc), "-std=c++17", *CUDA_NUMERICS, "--expt-relaxed-constexpr", *compress, "--threads", "0"],
+            *[*flags, "-Xcompiler", "-fPIC,-fvisibility=hidden", "-c", str(source)],
         ]
+
+    def _release(self) -> int:
+        found = re.search(r"release (\d+)", _version_of(str(self.nvcc)))
+        return int(found.group(1)) if found else 0
 
     def link_flags(self) -> list[str]:
         """For g++: a runtime of our own, hidden, since torch may have none, or one of another version."""

@@ -175,7 +175,7 @@ class _Build:
             objects.append(str(folder / "kernels.o"))
             link = self.cuda.link_flags()
             kernels = self.csrc / "cuda" / "kernels.cu"
-            commands.insert(0, self.cuda.command(kernels, Path(objects[-1]), [*self.nvcc_flags, *defines]))
+            commands.insert(0, [*self.cuda.command(kernels, [*self.nvcc_flags, *defines]), "-o", objects[-1]])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(self._run, commands))
         built = folder / "rule.so"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -140,8 +138,6 @@ class Backend:
 
 @cache
 def _emulator() -> tuple[Any, Any]:
-    # Ninja is beside Python in a virtual environment, which need not be active.
-    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])
     from build import build
 
     return build()

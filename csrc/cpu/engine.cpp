@@ -78,11 +78,13 @@ bool is_wide(const Row& row) { return row.param_dtype == Dtype::f64; }
 
 const std::vector<Isa>& built_isas() {
   static const std::vector<Isa> isas = {
-      {"generic", true, rules_generic, history_generic, factored_generic, norm_generic},
-#ifdef FUSEDOPT_X86
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), rules_avx2, history_avx2, factored_avx2,
-       norm_avx2},
-      {"avx512",
+      {"generic", 0, true, rules_generic, history_generic, factored_generic, norm_generic},
+#if defined(FUSEDOPT_X86) && !defined(FUSEDOPT_NO_AVX2)
+      {"avx2", 1, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), rules_avx2, history_avx2,
+       factored_avx2, norm_avx2},
+#endif
+#if defined(FUSEDOPT_X86) && !defined(FUSEDOPT_NO_AVX512)
+      {"avx512", 2,
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"),
        rules_avx512, history_avx512, factored_avx512, norm_avx512},
@@ -121,7 +123,7 @@ const Rule* find_rule(const std::string& name) {
   };
   if (const Rule* rule = find(chosen_isa().rules)) return rule;
   for (const Plugin* plugin : g_plugins)
-    if (const Rule* rule = find(plugin->rules[&chosen_isa() - built_isas().data()])) return rule;
+    if (const Rule* rule = find(plugin->rules[chosen_isa().place])) return rule;
   return nullptr;
 }
 

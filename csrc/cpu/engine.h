@@ -14,6 +14,7 @@ namespace fusedopt::cpu {
 
 struct Isa {
   const char* name;
+  int place;       // of its rules in a Plugin
   bool supported;  // by this processor
   RulesOf rules;
   const history::Kernels& (*history)();

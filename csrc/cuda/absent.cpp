@@ -15,7 +15,7 @@ namespace {
 }  // namespace
 
 bool built() { return false; }
-std::string built_for() { return "fusedopt was built where nvcc was not found, or with FUSEDOPT_CUDA=0"; }
+std::string built_for() { return "fusedopt was built where nvcc was not found, or without it (FUSEDOPT_CUDA)"; }
 
 void add_kernels(const RuleKernels&) {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +35,10 @@ class Other(Case):
         return ["step"]
 
     def torchs(self, params: Any, **extra: Any) -> torch.optim.Optimizer:
-        extra = {k: v for k, v in extra.items() if k != "foreach" or self.takes("foreach")}
-        made: torch.optim.Optimizer = twin(self.optimizer)(params, **{**self.kwargs, **extra})
+        theirs = twin(self.optimizer)
+        known = inspect.signature(theirs).parameters
+        extra = {k: v for k, v in extra.items() if k in known or k not in ("foreach", "fused")}
+        made: torch.optim.Optimizer = theirs(params, **{**self.kwargs, **extra})
         return made
 
 
