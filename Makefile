@@ -8,11 +8,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 MADE := $(VENV)/.made
 TOOLS := $(VENV)/.tools
+# What the demo takes is built for this machine alone, what tests take has one GPU architecture of four. All three share
+# their object files, so each compiles only what the last has left.
+FOR_DEMO := $(VENV)/.built-for-demo
+FOR_TEST := $(VENV)/.built-for-test
 BUILT := $(VENV)/.built
 FRAMEWORKS := .venv-frameworks
 NATIVE := $(shell find csrc -type f)
+# The fullest of those that were asked for before does for less, too.
+DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
+TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
 
-.PHONY: venv build demo gallery precision test test-frameworks bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision docs-figures test test-all test-frameworks bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -26,12 +33,18 @@ $(TOOLS): $(MADE) $(wildcard $(CONSTRAINTS))
 	$(PIP) setuptools wheel ninja pybind11 torch numpy
 	touch $@
 
-# An editable install compiles everything in a temporary folder; when only C++ changed, rebuild just that, incrementally.
-$(BUILT): $(TOOLS) pyproject.toml setup.py $(NATIVE)
-	$(if $(filter-out csrc/%,$?),$(PIP) --no-build-isolation -e ".[dev]",$(BIN)/python setup.py -q build_ext --inplace)
+$(FOR_DEMO): export FUSEDOPT_ISAS ?= native
+$(FOR_DEMO): export FUSEDOPT_CUDA ?= gpu
+$(FOR_DEMO): EXTRAS := demo
+$(FOR_TEST): export TORCH_CUDA_ARCH_LIST ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u),9.0)
+$(FOR_TEST) $(BUILT): EXTRAS := dev
+
+# When only C++ has changed, what was installed stays.
+$(FOR_DEMO) $(FOR_TEST) $(BUILT): $(TOOLS) pyproject.toml setup.py $(NATIVE)
+	$(if $(filter-out csrc/%,$?),$(PIP) --no-build-isolation -e ".[$(EXTRAS)]",$(BIN)/python setup.py -q build_ext --inplace)
 	touch $@
 
-demo: $(BUILT)
+demo: $(DEMO)
 	$(BIN)/python examples/digits.py
 
 gallery: $(BUILT)
@@ -40,12 +53,24 @@ gallery: $(BUILT)
 precision: $(BUILT)
 	$(BIN)/python examples/precision.py
 
+docs-figures: $(BUILT)
+	$(BIN)/python examples/digits.py --out docs/images/digits.png
+	$(BIN)/python examples/compare_optimizers.py --out docs/images
+	$(BIN)/python examples/precision.py --out docs/images/precision.png
+
 # Once on the CPU engine; then what steps params again on the CUDA engine under its emulator, with its numbers in device
-# memory and on the host.
-test: $(BUILT)
+# memory and on the host. Each time without the combinations that tests/tiers.py leaves to test-all.
+test: $(TEST)
+	$(BIN)/python tests/cuda_emulator/build.py
 	$(BIN)/python -m pytest -n auto
 	$(BIN)/python -m pytest -n auto --cuda-emulator=device
 	$(BIN)/python -m pytest -n auto --cuda-emulator=host
+
+test-all: $(BUILT)
+	$(BIN)/python tests/cuda_emulator/build.py
+	$(BIN)/python -m pytest --all -n auto
+	$(BIN)/python -m pytest --all -n auto --cuda-emulator=device
+	$(BIN)/python -m pytest --all -n auto --cuda-emulator=host
 
 # Lightning and Accelerate stay out of .venv. Both environments have one torch, so the extension built for the one serves.
 $(FRAMEWORKS)/.made: tests/frameworks/requirements.txt $(wildcard $(CONSTRAINTS))

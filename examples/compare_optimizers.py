@@ -32,7 +32,7 @@ from torch.nn import functional as F
 import fusedopt
 
 POINTS, NOISE, BATCH, HIDDEN, BINS = 1000, 0.1, 100, 20, 40
-DEFAULT_OUT = Path(__file__).resolve().parents[1] / "docs" / "images"
+DEFAULT_OUT = Path(__file__).resolve().parents[1] / "build" / "figures"
 FITS, LOSS = "optimizers_fits.png", "optimizers_loss.png"
 
 # Twins agree while their losses are within this factor, which is less than the width of a line in the picture.

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 import fusedopt
 
-DEFAULT_OUT = Path(__file__).resolve().parents[1] / "docs" / "images" / "precision.png"
+DEFAULT_OUT = Path(__file__).resolve().parents[1] / "build" / "figures" / "precision.png"
 CONTEXT, BATCH, WIDTH, DEPTH, HEADS = 64, 8, 96, 3, 4
 EVALUATION_WINDOWS = 64
 LEARNING_RATE, WARMUP = 1e-3, 30
