@@ -201,8 +201,11 @@ _OPTION = {partner: option for option, partner in _PARTNERS.items()}
 
 
 def check_ema_decay(ema_decay: float | None) -> None:
-    if ema_decay is not None and (isinstance(ema_decay, str) or not 0.0 <= ema_decay <= 1.0):
-        raise ValueError(f"Invalid ema_decay: {ema_decay!r}; use a number from 0 to 1, or None to keep no average")
+    text = f"Invalid ema_decay: {ema_decay!r}; use a number from 0 to 1, or None to keep no average"
+    if isinstance(ema_decay, (str, list, tuple)):
+        raise TypeError(text)
+    if ema_decay is not None and not 0.0 <= ema_decay <= 1.0:
+        raise ValueError(text)
 
 
 def _storages(kinds: Mapping[str, str], state_dtype: StateDtype) -> dict[str, str]:
