@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from cases import Case
 from formulas import Hypers, Rule, State
-from references import twin
 from torch import Tensor
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -33,13 +31,6 @@ class Other(Case):
     @property
     def counters(self) -> list[str]:
         return ["step"]
-
-    def torchs(self, params: Any, **extra: Any) -> torch.optim.Optimizer:
-        theirs = twin(self.optimizer)
-        known = inspect.signature(theirs).parameters
-        extra = {k: v for k, v in extra.items() if k in known or k not in ("foreach", "fused")}
-        made: torch.optim.Optimizer = theirs(params, **{**self.kwargs, **extra})
-        return made
 
 
 def adafactor(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
@@ -85,18 +76,19 @@ _MATRICES: Shapes = ((5, 7), (64, 16), (3, 170))
 _ODD_GRADIENTS = ("wide", "shared", "expanded", "gaps", "transposed", "zeros")
 _SCALING = ("step_with_scaler", "overflow")
 # Of sparse gradients: torch's own step, which rounds elsewhere, takes what has gaps or another dtype.
-_DENSE = (*_SCALING, "backward", "relay", "replace_data", "wide", "shared")
+_DENSE = (*_SCALING, "backward", "relay", "replace_data", "wide", "shared", "copy_params")
 _SEARCHES = ("add_group", "edit_options", "backward", "step_and_clear", "clip", "copy_params")
 
 
 def _adafactor(suffix: str, **kwargs: Any) -> Other:
     # Squares that float16 cannot hold have no rounding that one could bound a step by.
     dtypes = ("float32", "bfloat16", "float64")
-    return Other(f"adafactor{suffix}", "Adafactor", kwargs, _FACTORED, dtypes=dtypes, without=("wide",))
+    return Other(f"adafactor{suffix}", "Adafactor", kwargs, _FACTORED, dtypes=dtypes, without=("wide", "copy_params"))
 
 
 def _muon(suffix: str, **kwargs: Any) -> Other:
-    return Other(f"muon{suffix}", "Muon", {"lr": 0.02, **kwargs}, ("momentum_buffer",), _MATRICES, without=("wide",))
+    without = ("wide", "copy_params")
+    return Other(f"muon{suffix}", "Muon", {"lr": 0.02, **kwargs}, ("momentum_buffer",), _MATRICES, without=without)
 
 
 def _lbfgs(suffix: str, **kwargs: Any) -> Other:

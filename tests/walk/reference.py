@@ -104,8 +104,7 @@ class Reference:
                 continue
             # Counters are in float32 in any case.
             part = delta if isinstance(value, Tensor) else 2.0**-20
-            for grows in (1, value.sign()) if self.by_norms and isinstance(value, Tensor) else (1,):
-                # Elements that grow in proportion change norms, others hardly do.
+            for grows in self._directions(value):
                 wiggle = (part + (rough if key == "grad" else 0.0)) * abs(value) + record.slack.get(key, 0.0)
                 wiggle = wiggle * grows
                 ends = [value - wiggle, value + wiggle]
@@ -115,11 +114,19 @@ class Reference:
                 for name, exact in self.expected.items():
                     away = [abs(end[name] - exact) for end in ends]
                     largest = torch.maximum(*away) if isinstance(exact, Tensor) else max(away)
-                    self.spread[name] = self.spread[name] + largest
+                    # What is not known may be no small change, and is half of what several together are.
+                    self.spread[name] = self.spread[name] + largest * (2 if key in record.slack else 1)
         if self.setup.of.optimizer == "Adafactor":
             # Whose averages are stored before they are used.
             moved = (self.expected["param"] - record.values["param"]).abs()
             self.spread["param"] = self.spread["param"] + torch.finfo(param.dtype).eps * moved
+
+    def _directions(self, value: Any) -> list[Any]:
+        """The signs of errors: of elements that grow in proportion, and change norms, and of others, that hardly do."""
+        if not self.by_norms or not isinstance(value, Tensor):
+            return [1]
+        alternating = torch.arange(value.numel(), dtype=torch.float64).view(value.shape) % 2 * 2 - 1
+        return [1, value.sign(), alternating]
 
     def _begin(self, record: Record, param: Tensor, hypers: Mapping[str, Any]) -> None:
         """States that begin as a learning rate are stored before they are first read."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import torch
+from references import twin
 from support import save_and_load
 from torch.nn import Parameter
 
@@ -82,8 +84,11 @@ def _torch_can(session: Session) -> bool:
 
 def _torchs(session: Session, params: Any) -> Any:
     options = {k: v for k, v in session.options.items() if k in ("foreach", "fused")}
+    known = inspect.signature(twin(session.case.optimizer)).parameters
     groups = [{"params": [params[i] for i in members]} for members in session.groups]
-    return session.case.torchs(groups, **{"foreach": None, **options})
+    return twin(session.case.optimizer)(
+        groups, **session.case.kwargs, **{k: v for k, v in options.items() if k in known}
+    )
 
 
 @trip
