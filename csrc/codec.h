@@ -19,8 +19,8 @@ struct bf16 {
 struct f16 {
   uint16_t bits;
 };
-// The square root, in float16, of a number that is never negative. Squares of gradients from 2^-24 to 2^16 have a place,
-// with float16's relative precision down to the square of 2^-14.
+// The square root, in float16, of a number that is never negative. Squares of gradients from 2^-24 to 2^16 have a
+// place, with float16's relative precision down to the square of 2^-14.
 struct r16 {
   f16 root;
 };
@@ -103,7 +103,10 @@ FUSEDOPT_HD void encode(float x, f16& out) {
 }
 
 // What is not 0 does not become 0: it is divided by.
-FUSEDOPT_HD uint16_t nonzero(float x, f16 root) { return root.bits | (x > 0.0f && root.bits == 0 ? 1 : 0); }
+FUSEDOPT_HD uint16_t nonzero(float x, f16 root) {
+  const uint32_t bits = root.bits, least = select(x > 0.0f, 1u, 0u);
+  return static_cast<uint16_t>(select(bits == 0, least, bits));
+}
 
 FUSEDOPT_HD void encode(float x, r16& out) {
   encode(sqrt(x), out.root);

@@ -23,8 +23,8 @@ constexpr int kAccumulators = 256;
 // What kind of number a state is: rules/rule.h.
 enum class Kind : uint8_t;
 
-// r16 is the square root of what is never negative, in f16. The last four are the codes of precision.h, with and without
-// a sign, of 8 bits and of 4. All five occur as states alone.
+// r16 is the square root of what is never negative, in f16. The last four are the codes of precision.h, with and
+// without a sign, of 8 bits and of 4. All five occur as states alone.
 enum class Dtype : uint8_t { f32, f64, bf16, f16, r16, i8, u8, i4, u4 };
 
 constexpr bool is_coded(Dtype d) { return d >= Dtype::i8; }
@@ -53,9 +53,9 @@ struct Layout {
 // What the second operand of a param in 16 bits, its partner, is to it.
 enum class Pair : uint8_t {
   none,
-  copy,         // the param is exact, and the partner a copy of it in fewer bits
-  master,       // the same, and the partner is what the user has: where it is no such copy any more, it is the exact one
-  remainder,    // the low half of a float32, of which the param is the upper half, rounded
+  copy,       // the param is exact, and the partner a copy of it in fewer bits
+  master,     // the same, and the partner is what the user has: where it is no such copy any more, it is the exact one
+  remainder,  // the low half of a float32, of which the param is the upper half, rounded
   compensation  // what rounding took from the param, in the param's own type
 };
 

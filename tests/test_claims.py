@@ -86,7 +86,6 @@ CLAIMS = [
     (CHANGELOG, f"has {EIGHT['value']} of the speed of one with float32 state"),
     (CHANGELOG, f"clip and step are {CLIP['value']} times as fast as torch's"),
     (CHANGELOG, f"over ResNet-50 {measured(DAY[3], 'resnet50-adamw-bfloat16'):.2f} times as fast"),
-    (CHANGELOG, f"before {measured(DAY[2], 'resnet50-adamw-bfloat16'):.2f} times (`{DAY[2]}.json`)"),
     (CHANGELOG, f"reaches down to {least('int8')} (signed) and {least('uint8')} of a block's largest"),
     (PRECISION, f"smaller than 1/{round(4 / torch.finfo(torch.bfloat16).eps)} of a param changes nothing"),
     (

@@ -35,6 +35,7 @@ inline void Plan::read_attached(Row& row, Source& source, PyObject* const* found
 inline void Plan::attach(Source& source, int at, PyObject* value, const std::string& name) const {
   if (!THPVariable_Check(value)) fail(source, name + "is not a tensor");
   TensorImpl* tensor = unpack(value).unsafeGetTensorImpl();
+  if (tensor->is_inference()) tensor->bump_version();  // which raises what torch raises
   if (!plain(*tensor) || tensor->device() != source.param->device())
     fail(source, name + "is not a dense tensor on " + source.param->device().str() + "; move it to the param's device");
   const at::ScalarType type = tensor->dtype().toScalarType();
@@ -112,7 +113,8 @@ inline void Plan::make_attached(size_t i, py::dict& entry) {
   for (const Options::Key& key : options_.keys) {
     const int at = key.at;
     if (at == kOrder) {
-      if (source.first && has_codes(rows_[i], source)) entry[key.name] = py::tuple(py::cast(order_of(*exact_param(source))));
+      if (source.first && has_codes(rows_[i], source))
+        entry[key.name] = py::tuple(py::cast(order_of(*exact_param(source))));
       continue;
     }
     if (at >= kScaleTensor ? !source.first || !wants(rows_[i], source, at) : !(source.missing >> at & 1)) continue;

@@ -82,8 +82,7 @@ inline void FactoredPlan::read_groups() {
     };
     group.eps = entries_of(find(names_.eps), 2);
     PyObject* eps = group.eps.ptr();
-    if (!eps)
-      throw py::value_error(where + "['eps'] is not a tuple of 2 numbers, the first of which may be None");
+    if (!eps) throw py::value_error(where + "['eps'] is not a tuple of 2 numbers, the first of which may be None");
     const char* names[] = {"lr", "beta2_decay", "eps'][0", "eps'][1", "d", "weight_decay"};
     PyObject* values[] = {
         find(names_.lr), find(names_.beta2_decay), PySequence_Fast_GET_ITEM(eps, 0), PySequence_Fast_GET_ITEM(eps, 1),

@@ -28,8 +28,8 @@ inline uint64_t version_of(PyObject* dict) {
 #endif
 }
 
-// A hyper-parameter of several numbers as a list or a tuple; it may be any sequence (a configuration's own kind of list,
-// an array) or a tensor. Null if it is none of `of` entries.
+// A hyper-parameter of several numbers as a list or a tuple; it may be any sequence (a configuration's own kind of
+// list, an array) or a tensor. Null if it is none of `of` entries.
 inline Ref entries_of(PyObject* value, int of) {
   Ref entries = py::reinterpret_steal<py::object>(PyUnicode_Check(value) ? nullptr : PySequence_Fast(value, ""));
   if (!entries) PyErr_Clear();

@@ -15,7 +15,13 @@ constexpr int64_t kLeastCoded = 4096;
 
 // The tensors of a param's state that are none of its rule's: places in a row's list of them. After them the order of
 // the dimensions in which states in codes lie, which is no tensor.
-enum Attached { kPartnerTensor, kAverageTensor, kScaleTensor, kAttached = kScaleTensor + kMaxStates, kOrder = kAttached };
+enum Attached {
+  kPartnerTensor,
+  kAverageTensor,
+  kScaleTensor,
+  kAttached = kScaleTensor + kMaxStates,
+  kOrder = kAttached
+};
 
 struct Options {
   std::vector<std::optional<Dtype>> state;  // of each of the rule's
@@ -99,7 +105,8 @@ struct Options {
   // What a new state k of a param is kept in, if not in codes.
   at::ScalarType storage_of_state(int k, const TensorImpl& param) const {
     const at::ScalarType own = param.dtype().toScalarType();
-    if (!state[k]) return (own == at::kBFloat16 ? of_bfloat16 : own == at::kHalf ? of_float16 : std::nullopt).value_or(own);
+    if (!state[k])
+      return (own == at::kBFloat16 ? of_bfloat16 : own == at::kHalf ? of_float16 : std::nullopt).value_or(own);
     if (coded(k) && (is_complex(param) || own == at::kDouble)) return own;
     const at::ScalarType real = scalar_type(*state[k]);
     return is_complex(param) ? c10::toComplexType(real) : real;
@@ -115,9 +122,8 @@ struct Options {
   static constexpr std::pair<const char*, Pair> kPairs[] = {
       {"master", Pair::master}, {"remainder", Pair::remainder}, {"compensation", Pair::compensation}};
   static constexpr std::pair<const char*, Dtype> kStorages[] = {
-      {"float32", Dtype::f32},      {"bfloat16", Dtype::bf16}, {"float16", Dtype::f16},
-      {"float16_root", Dtype::r16}, {"int8", Dtype::i8},       {"uint8", Dtype::u8},
-      {"int4", Dtype::i4},          {"uint4", Dtype::u4}};
+      {"float32", Dtype::f32}, {"bfloat16", Dtype::bf16}, {"float16", Dtype::f16}, {"float16_root", Dtype::r16},
+      {"int8", Dtype::i8},     {"uint8", Dtype::u8},      {"int4", Dtype::i4},     {"uint4", Dtype::u4}};
   // Small states that would be in codes are in float32.
   static at::ScalarType scalar_type(Dtype dtype) {
     switch (dtype) {

@@ -80,13 +80,13 @@ const std::vector<Isa>& built_isas() {
   static const std::vector<Isa> isas = {
       {"generic", 0, true, rules_generic, history_generic, factored_generic, norm_generic},
 #if defined(FUSEDOPT_X86) && !defined(FUSEDOPT_NO_AVX2)
-      {"avx2", 1, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), rules_avx2, history_avx2,
-       factored_avx2, norm_avx2},
+      {"avx2", 1, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
+       rules_avx2, history_avx2, factored_avx2, norm_avx2},
 #endif
 #if defined(FUSEDOPT_X86) && !defined(FUSEDOPT_NO_AVX512)
       {"avx512", 2,
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"),
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
        rules_avx512, history_avx512, factored_avx512, norm_avx512},
 #endif
   };

@@ -7,8 +7,9 @@
 #include "isa.h"
 
 #ifdef FUSEDOPT_X86
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #define FUSEDOPT_NAMESPACE fusedopt_avx2
+#define FUSEDOPT_F16C
 #include "sweep.h"
 #ifndef FUSEDOPT_RULE
 #include "factored.h"

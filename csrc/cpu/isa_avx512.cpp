@@ -7,8 +7,9 @@
 #include "isa.h"
 
 #ifdef FUSEDOPT_X86
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #define FUSEDOPT_NAMESPACE fusedopt_avx512
+#define FUSEDOPT_F16C
 #include "sweep.h"
 #ifndef FUSEDOPT_RULE
 #include "factored.h"

@@ -17,7 +17,7 @@ constexpr int64_t kSlicesAhead = 4;
 constexpr int64_t kPrefetchedOfSlice = 256;
 
 // Two neighbours in bfloat16. A shift or a mask widens and narrows the halves of a word, where AVX2 would have to
-// shuffle. (Of float16s, whose conversions are long, g++ vectorises only one at a time.)
+// shuffle. (Float16s are converted a block at a time: half.h.)
 struct __attribute__((may_alias, packed, aligned(2))) Two {
   uint32_t word;
 };
@@ -88,6 +88,19 @@ struct Kernel {
       Two* state[kStates];
       for (int k = 0; k < kStates; ++k) state[k] = reinterpret_cast<Two*>(s[k]);
       elements(reinterpret_cast<Two*>(p), reinterpret_cast<const Two*>(g), state, kBlock / 2, multiplier, c);
+    } else if constexpr (kConvertsHalves && std::is_same_v<P, f16>) {
+      alignas(64) float params[kBlock], grads[kBlock], states[kStates][kBlock];
+      float* state[kStates];
+      decode_all(p, params, kBlock);
+      decode_all(g, grads, kBlock);
+      for (int k = 0; k < kStates; ++k) {
+        state[k] = states[k];
+        if (R::keeps(variant, k)) decode_all(s[k], states[k], kBlock);
+      }
+      elements(params, grads, state, kBlock, multiplier, c);
+      encode_all(params, p, kBlock);
+      for (int k = 0; k < kStates; ++k)
+        if (R::keeps(variant, k)) encode_all(states[k], s[k], kBlock);
     } else {
       elements(p, g, s, kBlock, multiplier, c);
     }
@@ -160,6 +173,8 @@ struct Kernel {
     const bool sliced = writes && row.layout && row.layout->index;
     bool fits = row.param_dtype == dtype_of(P()) && row.grad_dtype == dtype_of(G());
     for (int k = 0; k < kStates; ++k) fits = fits && (!R::keeps(variant, k) || row.state_dtype[k] == dtype_of(S()));
+    // Sums have no blocks, in which float16s are converted: tiles do that.
+    if (kConvertsHalves && !writes && std::is_same_v<P, f16>) return false;
     if (!fits || row.extras || (row.layout && !sliced)) return false;
     P* p = static_cast<P*>(row.param);
     const G* g = static_cast<const G*>(row.grad);

@@ -4,6 +4,7 @@
 
 #include "../precision.h"
 #include "../step.h"
+#include "half.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
@@ -102,11 +103,19 @@ class TileOperand {
   // The tile's numbers, for update() to change.
   FUSEDOPT_ONCE T* load(int64_t begin, int64_t n) const {
     if (T* there = in_place(begin)) return there;
-    each<Access::reads>(begin, n, [out = buffer_](const auto& x, int64_t i) { out[i] = static_cast<T>(decode(x)); });
+    with_storage(dtype_, [&](auto type) {
+      at_hand<Access::reads, decltype(type)>(begin, n, [&](const auto* stored) { decode_all(stored, buffer_, n); });
+    });
     return buffer_;
   }
   FUSEDOPT_ONCE void store(int64_t begin, int64_t n) const {
-    if (!in_place(begin)) each<Access::writes>(begin, n, [in = buffer_](auto& x, int64_t i) { encode(in[i], x); });
+    if (!in_place(begin)) store_of(buffer_, begin, n);
+  }
+  // Numbers that are another operand's, too.
+  FUSEDOPT_ONCE void store_of(const T* numbers, int64_t begin, int64_t n) const {
+    with_storage(dtype_, [&](auto type) {
+      at_hand<Access::writes, decltype(type)>(begin, n, [&](auto* stored) { encode_all(numbers, stored, n); });
+    });
   }
   FUSEDOPT_ONCE void store_by_chance(int64_t begin, int64_t n) const {
     if (in_place(begin)) return;
@@ -130,6 +139,18 @@ class TileOperand {
   }
   template <Access access, class Stored, class F>
   void each_of(int64_t begin, int64_t n, const F& f) const {
+    at_hand<access, Stored>(begin, n, [&](Stored* data) {
+      // What f has captured could lie where the loop stores; a copy that nobody else knows cannot.
+      const F visit = f;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) visit(data[i], i);
+    });
+  }
+
+ private:
+  // Calls f with the elements one after the other: where they lie, if they do, else brought here and back.
+  template <Access access, class Stored, class F>
+  void at_hand(int64_t begin, int64_t n, const F& f) const {
     using Element = typename ElementOf<sizeof(Stored)>::type;
     alignas(64) Stored held[kTile];
     const bool away = row_.layout;
@@ -137,14 +158,10 @@ class TileOperand {
     Element* base = static_cast<Element*>(data_);
     Element* there = reinterpret_cast<Element*>(held);
     if (away && access != Access::writes) move<true>(base, *row_.layout, operand_, begin, n, there);
-    // What f has captured could lie where the loop stores; a copy that nobody else knows cannot.
-    const F visit = f;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) visit(data[i], i);
+    f(data);
     if (away && access != Access::reads) move<false>(base, *row_.layout, operand_, begin, n, there);
   }
 
- private:
   const Row& row_;
   int operand_;
   void* data_;
@@ -262,8 +279,7 @@ class TileParam {
       partner_.template each_of<Access::reads, int16_t>(
           begin, n, [p](const int16_t& x, int64_t i) { p[i] = static_cast<T>(join(static_cast<float>(p[i]), x)); });
     if (extras_.pair == Pair::master)
-      partner_.template each<Access::reads>(begin, n,
-                                            [p](const auto& x, int64_t i) { p[i] = unless_edited(p[i], x); });
+      partner_.template each<Access::reads>(begin, n, [p](const auto& x, int64_t i) { p[i] = unless_edited(p[i], x); });
     if (extras_.pair == Pair::compensation)
       partner_.template each<Access::reads>(begin, n, [p](const auto& x, int64_t i) { p[i] = complete(p[i], x); });
     return p;
@@ -280,8 +296,7 @@ class TileParam {
     } else {
       param_.store(begin, n);
     }
-    if (extras_.pair == Pair::copy || extras_.pair == Pair::master)
-      partner_.template each<Access::writes>(begin, n, [p](auto& x, int64_t i) { encode(p[i], x); });
+    if (extras_.pair == Pair::copy || extras_.pair == Pair::master) partner_.store_of(p, begin, n);
     if (extras_.pair == Pair::compensation) {
       partner_.template each<Access::writes>(begin, n, [p](auto& x, int64_t i) {
         const float exact = static_cast<float>(p[i]);

@@ -18,9 +18,14 @@ struct Adafactor {
 
   FUSEDOPT_HD static Scalars prepare(const Hypers& h, double multiplier, double step) {
     const double rho = 1 / sqrt(step);
-    return {
-        multiplier, power(step, h.beta2_decay), rho < h.lr ? rho : h.lr, 1 - decay_of(h.lr, h.weight_decay), h.eps1, h.eps2, h.d,
-        0};
+    return {multiplier,
+            power(step, h.beta2_decay),
+            rho < h.lr ? rho : h.lr,
+            1 - decay_of(h.lr, h.weight_decay),
+            h.eps1,
+            h.eps2,
+            h.d,
+            0};
   }
 
   // The new average of `count` squares.

@@ -21,8 +21,8 @@
 //   keeps(variant, state)   whether that variant has that state tensor
 //   initial_state(hypers, state), initial_counter(hypers, counter)
 //                           what new states are filled with, and where counters start
-//   state_kinds[]           what kind of number each state is, which decides in what it can be stored (Kind, below); null:
-//                           all are `other`
+//   state_kinds[]           what kind of number each state is, which decides in what it can be stored (Kind, below);
+//                           unless it says so all are `other`
 //   like_grad(state)        the new state has the gradient's strides, not the param's (where torch clones the gradient)
 //   hyper_defaults[]        for a class made of the rule: NaN where the caller has to give the value
 //
@@ -43,8 +43,9 @@
 
 namespace fusedopt {
 
-// Codes of 8 and of 4 bits are for what forgets: in them what only adds up would stand still. What is never negative has
-// codes without a sign, and in float16 is stored as its square root: squares of ordinary gradients are below its range.
+// Codes of 8 and of 4 bits are for what forgets: in them what only adds up would stand still. What is never negative
+// has codes without a sign, and in float16 is stored as its square root: squares of ordinary gradients are below its
+// range.
 enum class Kind : uint8_t {
   other,
   average,    // of either sign, and it forgets
