@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from . import _C
 from .arguments import Options
+from .kept import refuse_options
 from .optimizer import FusedStep
 from .unread import FLAGS
 
@@ -79,6 +81,10 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         given = {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay}
         given["maximize"] = maximize
         super().__init__(params, given, foreach=foreach, fused=fused, options=Options(max_grad_norm))
+
+    def _fused_step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
+        refuse_options(self.param_groups, self.defaults)
+        return super()._fused_step(closure, zero_grad)
 
     def _make_plan(self, engine: ModuleType = _C) -> Any:
         return engine.FactoredPlan()

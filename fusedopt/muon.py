@@ -132,7 +132,7 @@ class Muon(SweepStep, torch.optim.Muon):
                 self.state[param]["momentum_buffer"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
         buffers = [[self.state[param]["momentum_buffer"]] for param in params]
         directions = torch.empty(len(params), *params[0].shape, dtype=torch.bfloat16, device=params[0].device)
-        hypers = [group["momentum"], float(group["nesterov"])]
+        hypers = [group["momentum"], float(bool(group["nesterov"]))]
         _C.Sweep(self._rule)(hypers, [], list(directions), grads, buffers, multiplier)
         orthogonal = _orthogonal(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
         lr = float(group["lr"])

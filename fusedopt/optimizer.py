@@ -181,6 +181,7 @@ class FusedStep(KeptState):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        refuse_options(self.param_groups, self.defaults)
         multiplier = self._read_scaling()
         norm, divisor = self._clip()
         if not self._skipped:
@@ -219,7 +220,8 @@ class FusedStep(KeptState):
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
 
     def _make_plan(self, engine: ModuleType = _C) -> _C.Plan:
-        options = {**self._precision.for_plan(self._copies), "flags": self._flags()}
+        refused = {name for name in Options._fields if name not in self.defaults}
+        options = {**self._precision.for_plan(self._copies), "flags": self._flags(), "refused": refused}
         plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters, options)
         plan.draws = self._draws
         return plan

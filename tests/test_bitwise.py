@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, Case, named
 from support import every_isa, vector_isa
 
 from fusedopt import _C
@@ -46,6 +46,20 @@ def test_instruction_sets_agree(case: Case, dtype: torch.dtype, isa: str) -> Non
     sizes = [1, 7, 63, 64, 65, 511, 512, 513, 1029]
     values = [spread(n, dtype=dtype) for n in sizes]
     grads = [[spread(n, dtype=dtype) for n in sizes] for _ in range(4)]
+    results = steps(case, values, grads)
+    _C.use_isa("generic")
+    assert_same_bits(results, steps(case, values, grads))
+
+
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "float16"}, {"master_weights": "float32"}], ids=str)
+@pytest.mark.parametrize("name", ["sgd-momentum", "adamw", "lamb"])
+@vector_isa
+def test_every_float16_is_converted_alike(name: str, options: dict[str, str], isa: str) -> None:
+    """With NaNs of all kinds, in blocks and in a tail; whatever instructions a processor has for it."""
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    values, grads = [every[:-3].clone()], [[every[torch.randperm(2**16)][:-3]] for _ in range(2)]
+    case = named(name)
+    case = Case(case.name, case.optimizer, {**case.kwargs, **options})
     results = steps(case, values, grads)
     _C.use_isa("generic")
     assert_same_bits(results, steps(case, values, grads))

@@ -92,6 +92,24 @@ def test_a_compiled_rule_has_the_bits_of_the_built_in_one(adam: type, dtype: tor
         assert_identical(dict(ours.state[p]), dict(built_in.state[q]))
 
 
+def test_states_of_a_compiled_rule_can_be_in_codes() -> None:
+    """The rule says what kind of number each is, whatever its name."""
+    cls = fusedopt.compile_rule(ADABELIEF, name="AdaBelief")
+    assert _C.states(cls._rule) == {"exp_avg": "average", "exp_avg_var": "magnitude"}
+    param = torch.nn.Parameter(torch.randn(5000))
+    coded, plain = (
+        cls([torch.nn.Parameter(param.detach().clone())], lr=1e-2, **o) for o in ({"state_dtype": "int8"}, {})
+    )
+    for optimizer in (coded, plain):
+        for seed in range(3):
+            (p,) = optimizer.param_groups[0]["params"]
+            p.grad = torch.randn(5000, generator=torch.Generator().manual_seed(seed))
+            optimizer.step()
+    (p,), (q,) = (optimizer.param_groups[0]["params"] for optimizer in (coded, plain))
+    assert coded.state[p]["exp_avg_var"].dtype == torch.uint8
+    assert (p - q).abs().max() < 0.01
+
+
 def test_checkpoints_copies_and_pickles(adam: type) -> None:
     param = torch.nn.Parameter(torch.randn(5))
     param.grad = torch.randn(5)

@@ -51,6 +51,22 @@ def test_an_option_of_a_group_is_refused(case: Case, name: str) -> None:
 
 
 @every_option
+@pytest.mark.parametrize("cls", ["AdamW", "SGD", "Lion", "LAMB", "Adafactor", "Muon"])
+def test_an_option_that_a_group_is_given_later_is_refused_at_the_step(cls: str, name: str) -> None:
+    params = [Parameter(torch.ones(2, 2))]
+    optimizer = getattr(fusedopt, cls)(params)
+    params[0].grad = torch.ones(2, 2)
+    optimizer.step()
+    before = snapshot(optimizer)
+    optimizer.param_groups[0][name] = VALUES[name]
+    with pytest.raises(ValueError, match=rf"param_groups\[0\].*'{name}'.* is an option of the optimizer, one for all"):
+        optimizer.step()
+    assert_identical(snapshot(optimizer), before)
+    del optimizer.param_groups[0][name]
+    optimizer.step()
+
+
+@every_option
 def test_an_option_in_the_groups_of_a_file_is_refused(name: str) -> None:
     optimizer = fusedopt.AdamW(make_params(), lr=0.5)
     train(optimizer, 2)

@@ -82,12 +82,14 @@ struct GroupNames {
   std::vector<Hyper> hypers;
   std::vector<double> defaults;  // NaN where torch's group must have the key
   py::set flags;                 // those that say yes or no
+  py::set refused;               // options of the optimizer, which a group cannot have
   Ref params = intern("params"), maximize = intern("maximize"), differentiable = intern("differentiable"),
       capturable = intern("capturable"), fused = intern("fused");
 
   static Ref intern(const char* text) { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text)); }
 
-  GroupNames(const Rule& rule, const py::dict& given, py::set flags) : flags(std::move(flags)) {
+  GroupNames(const Rule& rule, const py::dict& given, py::set flags, py::set refused)
+      : flags(std::move(flags)), refused(std::move(refused)) {
     for (int i = 0; i < rule.hypers; ++i) {
       const std::string name = rule.hyper_names[i];
       const size_t dot = name.find('.');
@@ -248,6 +250,10 @@ class Group {
         if (is(*name)) role = kNumber;
       for (const auto& hyper : names.hypers)
         if (is(hyper.key)) role = kNumber;
+      if (role == kIgnored && names.refused.contains(borrow(key)))
+        throw py::value_error(label(borrow(key)) +
+                              " is an option of the optimizer, one for all of its groups; delete it from the group, and "
+                              "give it to the constructor");
       if (role == kParams) params = value;
       if (role == kNumber) constant = constant && immutable(value);
       entries_.push_back({borrow(key), role == kNumber && constant ? borrow(value) : Ref(), role});

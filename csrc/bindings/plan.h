@@ -31,7 +31,7 @@ class Plan {
         device_counters_(device_counters),
         rule_(find()),
         given_options_(std::move(options)),
-        names_(*rule_, defaults_, given_options_.contains("flags") ? py::set(given_options_["flags"]) : py::set()),
+        names_(*rule_, defaults_, names_in("flags"), names_in("refused")),
         options_(*rule_, given_options_) {
     for (int k = 0; k < rule_->states; ++k) keys_.push_back(GroupNames::intern(rule_->state_names[k]));
     for (int c = 0; c < rule_->counters; ++c) keys_.push_back(GroupNames::intern(rule_->counter_names[c]));
@@ -118,6 +118,9 @@ class Plan {
   // What a slot turned out to be: without a gradient, a row for the engine, or torch's to step.
   enum class Found { nothing, row, leftover };
 
+  py::set names_in(const char* option) const {
+    return given_options_.contains(option) ? py::set(given_options_[option]) : py::set();
+  }
   const Rule* find() const {
     const Rule* rule = cpu::find_rule(rule_name_);
     if (!rule) throw py::value_error("no rule is named '" + rule_name_ + "'");
