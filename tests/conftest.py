@@ -1,4 +1,5 @@
-"""Every test starts from the same random state; --cuda-emulator runs the suite on the emulated CUDA engine."""
+"""Every test starts from the same random state; --cuda-emulator runs the suite on the emulated CUDA engine, --all
+what tests/tiers.py leaves out."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="step CPU tensors with the emulated CUDA engine; counters, learning rates and GradScaler's tensors lie in "
         "device memory or on the host",
     )
+
+    parser.addoption("--all", action="store_true", help="run also the combinations that tests/tiers.py leaves out")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,6 +76,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "large" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="billions of elements take the emulator too long"))
+    # Who asks for one test by its name wants it.
+    if not config.getoption("--all") and not any("::" in argument for argument in config.args):
+        from tiers import select
+
+        kept, left_out = select(items, one_per_optimizer=config.getoption("--cuda-emulator") is not None)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from support import (
     train,
     versions,
 )
+from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -53,6 +54,7 @@ def scaled_backward(optimizer: Optimizer, scale: torch.amp.GradScaler, seed: int
 in_either_way = pytest.mark.parametrize("fused", [True, None], ids=["in-step", "around-step"])
 
 
+@thinned("all classes inherit it from one base")
 @in_either_way
 @pytest.mark.parametrize("overflows", [{0, 1, 4}, {3}, set()], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -153,6 +155,7 @@ def test_step_skipped_tells_of_the_last_step(case: Case) -> None:
     assert_skipped(ours, False)
 
 
+@thinned("all classes inherit it from one base")
 @pytest.mark.parametrize("found", [1.0, 2.0, 0.5, -1.0, INF, NAN])
 @pytest.mark.parametrize("shape", [(), (1,)], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -177,6 +180,7 @@ def test_a_skipped_step_changes_nothing(case: Case, shape: tuple[int, ...], foun
     assert_identical(snapshot(ours), snapshot(expected))
 
 
+@thinned("all classes inherit it from one base")
 @pytest.mark.parametrize("found", [None, 0.0, -0.0])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_grad_scale_divides_and_leaves_the_gradient_alone(case: Case, found: float | None) -> None:
@@ -311,6 +315,7 @@ def test_differentiable(case: Case) -> None:
         assert_close(ours, expected)
 
 
+@thinned("all classes inherit it from one base")
 @in_either_way
 @pytest.mark.parametrize("saved", [True, False, None])
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)

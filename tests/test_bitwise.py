@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import CASES, Case, named
 from support import every_isa, vector_isa
+from tiers import thinned
 
 from fusedopt import _C
 
@@ -39,6 +40,7 @@ def assert_same_bits(actual: list[torch.Tensor], expected: list[torch.Tensor]) -
         assert torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
 
 
+@thinned("every mix of sizes, storages and threads is the engine test's")
 @pytest.mark.parametrize("dtype", STORAGES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @vector_isa
@@ -65,6 +67,7 @@ def test_every_float16_is_converted_alike(name: str, options: dict[str, str], is
     assert_same_bits(results, steps(case, values, grads))
 
 
+@thinned("every mix of sizes, storages and threads is the engine test's")
 @pytest.mark.parametrize("case", CASES, ids=str)
 @every_isa
 @pytest.mark.usefixtures("isa")
@@ -79,6 +82,7 @@ def test_position_does_not_matter(case: Case) -> None:
                 assert_same_bits([tensor], [tensor[0].expand(n)])
 
 
+@thinned("every mix of sizes, storages and threads is the engine test's")
 @pytest.mark.parametrize("dtype", STORAGES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_threads_and_splits_agree(case: Case, dtype: torch.dtype) -> None:

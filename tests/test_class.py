@@ -28,6 +28,7 @@ from support import (
     snapshot,
     train,
 )
+from tiers import thinned
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -83,6 +84,7 @@ COPIES: dict[str, Callable[[Optimizer], Optimizer]] = {
 }
 
 
+@thinned("all classes inherit it from one base", keep=lambda case: case.optimizer == "AdamW")
 @pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_copies_are_independent(case: Case, make_copy: Callable[[Optimizer], Optimizer]) -> None:
@@ -189,6 +191,7 @@ def test_a_param_taken_out_is_free_after_the_next_step() -> None:
 
 
 # Powers of two, so that float32 tensors and Python floats hold the same number and bits can be compared.
+@thinned("all classes inherit it from one base", keep=lambda case: case.optimizer == "AdamW")
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tensor_lr(case: Case, shape: tuple[int, ...]) -> None:
@@ -208,6 +211,7 @@ def test_tensor_lr(case: Case, shape: tuple[int, ...]) -> None:
     assert ours.param_groups[0]["lr"] is lr
 
 
+@thinned("all classes inherit it from one base", keep=lambda case: case.optimizer == "AdamW")
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
 @pytest.mark.parametrize("case", [c for c in CASES if c.takes_tensor("betas")], ids=str)
 def test_tensor_betas(case: Case, shape: tuple[int, ...]) -> None:
@@ -226,6 +230,7 @@ def test_tensor_betas(case: Case, shape: tuple[int, ...]) -> None:
         assert_close(ours, torchs)
 
 
+@thinned("all classes inherit it from one base", keep=lambda case: case.optimizer == "AdamW")
 @pytest.mark.parametrize("flags", [{"foreach": True}, {"foreach": False}, {"fused": True}, {"fused": False}], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_foreach_and_fused_change_no_bit(case: Case, flags: dict[str, bool]) -> None:
@@ -246,6 +251,7 @@ FORMS: dict[str, Callable[[list[Parameter]], Any]] = {
 }
 
 
+@thinned("all classes inherit it from one base", keep=lambda case: case.optimizer == "AdamW")
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_params_in_every_form(case: Case, form: Callable[[list[Parameter]], Any]) -> None:

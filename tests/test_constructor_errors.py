@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import ONE_PER_TWIN, Case
 from support import make_params, outcome
+from tiers import thinned
 from torch.nn import Parameter
 
 import fusedopt
@@ -133,6 +134,7 @@ def test_each_is_bad_for_an_optimizer(bad: Bad) -> None:
     assert bad.optimizers, "torch accepts this: the row tests nothing"
 
 
+@thinned("the constructors are torch's own")
 @pytest.mark.parametrize(("bad", "optimizer"), CALLS)
 def test_raises_as_torch(bad: Bad, optimizer: str) -> None:
     theirs = outcome(lambda: bad.build(torch.optim, optimizer))
@@ -245,6 +247,7 @@ NEW_GROUPS: dict[str, Callable[[Parameter], Any]] = {
 }
 
 
+@thinned("the constructors are torch's own")
 @pytest.mark.parametrize("group", NEW_GROUPS.values(), ids=NEW_GROUPS)
 @pytest.mark.parametrize("optimizer", TWINS)
 def test_add_param_group_raises_as_torch(optimizer: str, group: Callable[[Parameter], Any]) -> None:
@@ -268,6 +271,7 @@ LOADS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+@thinned("the constructors are torch's own")
 @pytest.mark.parametrize("damage", LOADS.values(), ids=LOADS)
 @pytest.mark.parametrize("optimizer", TWINS)
 def test_load_state_dict_raises_as_torch(optimizer: str, damage: Callable[[dict[str, Any]], Any]) -> None:

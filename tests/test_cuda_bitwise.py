@@ -22,6 +22,7 @@ from backends import (
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
 from layouts import GUARD, OF_ONE_SHAPE, OTHERS, Layout
+from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -45,6 +46,7 @@ def guarded(values: Tensor, offset: int) -> Tensor:
     return view
 
 
+@thinned("every mix of sizes, places and storages is the engine test's")
 @pytest.mark.parametrize(("dtype", "there"), [*((dtype, True) for dtype in STORAGES), (torch.float32, False)], ids=str)
 @every_case
 def test_every_size(backend: Backend, case: Case, dtype: torch.dtype, there: bool) -> None:
@@ -60,6 +62,7 @@ def test_every_size(backend: Backend, case: Case, dtype: torch.dtype, there: boo
         twins.check()
 
 
+@thinned("every mix of sizes, places and storages is the engine test's")
 @every_storage
 @every_case
 def test_every_place(backend: Backend, case: Case, dtype: torch.dtype) -> None:
@@ -73,6 +76,7 @@ def test_every_place(backend: Backend, case: Case, dtype: torch.dtype) -> None:
             twins.set_states(lambda i, k, state: guarded(state, (i + i // 3 * k) % 4))
 
 
+@thinned("every mix of sizes, places and storages is the engine test's")
 @pytest.mark.parametrize("size", [67, 2 * CHUNK + 71])
 @every_case
 def test_every_mix_of_storages(backend: Backend, case: Case, size: int) -> None:
@@ -87,6 +91,7 @@ def test_every_mix_of_storages(backend: Backend, case: Case, size: int) -> None:
             twins.set_states(lambda i, k, state: state.to(mixes[i][2]))
 
 
+@thinned("finding a tensor's elements knows no rule", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_states_of_several_storages(backend: Backend, case: Case) -> None:
     params = [dtype for dtype in STORAGES for _ in STORAGES]
@@ -106,6 +111,7 @@ LONG = [
 ]
 
 
+@thinned("a walk through memory knows no rule", together=2)
 @pytest.mark.parametrize("family", [OF_ONE_SHAPE, LONG], ids=["short", "long"])
 @every_storage
 @one_per_optimizer
@@ -122,6 +128,7 @@ def test_layouts_of_params_gradients_and_states(
         twins.set_states(lambda i, k, state: family[(i // 3 + 3 * k + step) % len(family)].place(state).tensor)  # noqa: B023
 
 
+@thinned("finding a tensor's elements knows no rule", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_other_layouts(backend: Backend, case: Case) -> None:
     twelve = Layout("", (3,) * 12, lambda b: b[(slice(0, 3, 2),) * 12].permute(*range(11, -1, -1)))
@@ -135,6 +142,7 @@ def test_other_layouts(backend: Backend, case: Case) -> None:
         twins.check()
 
 
+@thinned("every mix of sizes, places and storages is the engine test's")
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 @every_case
 def test_complex_params(backend: Backend, case: Case, dtype: torch.dtype) -> None:
@@ -143,6 +151,7 @@ def test_complex_params(backend: Backend, case: Case, dtype: torch.dtype) -> Non
     Twins(backend, simple(case), values).train()
 
 
+@thinned("finding a tensor's elements knows no rule", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_expanded_gradients(backend: Backend, case: Case) -> None:
     """Their elements share memory, in all dimensions or some."""
@@ -155,6 +164,7 @@ def test_expanded_gradients(backend: Backend, case: Case) -> None:
         twins.check()
 
 
+@thinned("finding a tensor's elements knows no rule", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_hundreds_of_tensors(backend: Backend, case: Case) -> None:
     """Of random sizes, many empty, and of all storages; searches for a chunk's row meet every situation."""
@@ -164,6 +174,7 @@ def test_hundreds_of_tensors(backend: Backend, case: Case) -> None:
     twins.train()
 
 
+@thinned("finding a tensor's elements knows no rule", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_many_groups(backend: Backend, case: Case) -> None:
     """Each with numbers of its own, some as its neighbour, and some groups empty."""
@@ -206,6 +217,7 @@ def _special_values(dtype: torch.dtype) -> Tensor:
     return torch.tensor([*finite, *(-x for x in finite), torch.inf, -torch.inf, torch.nan], dtype=dtype)
 
 
+@thinned("every mix of sizes, places and storages is the engine test's")
 @every_storage
 @every_case
 def test_special_values(backend: Backend, case: Case, dtype: torch.dtype) -> None:
@@ -218,6 +230,7 @@ def test_special_values(backend: Backend, case: Case, dtype: torch.dtype) -> Non
         twins.check()
 
 
+@thinned("an order is as good as another")
 @pytest.mark.parametrize("seed", range(1, 7))
 @one_per_optimizer
 def test_blocks_and_threads_run_in_any_order(emulated: Emulated, case: Case, seed: int) -> None:

@@ -26,6 +26,7 @@ from layouts import OF_ONE_SHAPE, OTHERS, Layout
 from test_clipping import DTYPES, ORDERS, SHAPES
 from test_clipping_bitwise import spread as narrow
 from test_grad_scaler import ARGUMENTS, INF
+from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -173,6 +174,7 @@ def assert_same_norms(twins: Twins) -> None:
     assert_same_memory(twins.ours.grad_norm, twins.cpu.grad_norm)
 
 
+@thinned("where numbers are and what is made of them are two things")
 @pytest.mark.parametrize("there", [False, True], ids=["numbers-on-host", "numbers-on-device"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_steps_have_the_cpus_bits(backend: Backend, case: Case, there: bool) -> None:

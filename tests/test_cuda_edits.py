@@ -21,6 +21,7 @@ from cases import CASES, ONE_PER_OPTIMIZER, Case
 from layouts import OF_ONE_SHAPE
 from support import outcome
 from test_plan import EDITS
+from tiers import of_a_kind, thinned
 
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 numbers_anywhere = pytest.mark.parametrize("there", [False, True], ids=["numbers-on-host", "numbers-on-device"])
@@ -53,6 +54,7 @@ def edited_twins(backend: Backend, case: Case, there: bool) -> Twins:
     return twins
 
 
+@thinned("the table knows states and numbers, not rules", keep=lambda case, there: of_a_kind(case) and there)
 @pytest.mark.parametrize("edit", MORE_EDITS, ids=lambda edit: edit.__name__)
 @numbers_anywhere
 @one_per_optimizer
@@ -65,6 +67,7 @@ def test_edits_are_seen(backend: Backend, case: Case, there: bool, edit: Callabl
     twins.train()
 
 
+@thinned("a sequence is as good as another", together=2)
 @pytest.mark.parametrize("seed", range(5))
 @numbers_anywhere
 @one_per_optimizer

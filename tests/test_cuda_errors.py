@@ -29,6 +29,7 @@ from backends import (
     trained_twins,
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
+from tiers import thinned
 from torch.nn import Parameter
 
 import fusedopt
@@ -102,6 +103,7 @@ def test_counters_on_the_host_in_a_capture(backend: Backend, case: Case) -> None
     backend.capture(twins.ours.step)
 
 
+@thinned("a launch fails before any rule runs")
 @numbers_anywhere
 @every_case
 def test_an_earlier_kernels_error(emulated: Emulated, case: Case, there: bool) -> None:
@@ -132,6 +134,7 @@ def no_launch(emulated: Emulated) -> Iterator[None]:
         emulated.control.clear_error()
 
 
+@thinned("a launch fails before any rule runs")
 @numbers_anywhere
 @every_case
 def test_a_failed_launch(emulated: Emulated, case: Case, there: bool) -> None:
@@ -176,6 +179,7 @@ def test_a_failed_launch_in_a_capture(emulated: Emulated, case: Case) -> None:
     twins.check()
 
 
+@thinned("a launch fails before any rule runs")
 @pytest.mark.parametrize("seed", range(4))
 @one_per_optimizer
 def test_a_failed_launch_in_a_refresh(emulated: Emulated, case: Case, seed: int) -> None:

@@ -24,6 +24,7 @@ from backends import (
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
 from layouts import OF_ONE_SHAPE
+from tiers import thinned
 from torch import Tensor
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -63,6 +64,7 @@ def capturable_twins(backend: Backend, case: Case, values: list[Tensor]) -> Twin
     return twins
 
 
+@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_a_replay_is_a_step(backend: Backend, case: Case) -> None:
     """Of all storages, sizes and layouts together, for some params without a gradient."""
@@ -106,6 +108,7 @@ def _other_numbers(group: dict[str, Any]) -> None:
     group["maximize"] = not group["maximize"]
 
 
+@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_refreshed_numbers_reach_the_next_replay_and_others_do_not(backend: Backend, case: Case) -> None:
     twins = trained_twins(backend, case)
@@ -128,6 +131,7 @@ def test_refreshing_without_a_graph_or_a_step_does_nothing(backend: Backend) -> 
         twins.train()
 
 
+@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_groups_that_were_equal_at_capture_may_come_to_differ(backend: Backend, case: Case) -> None:
     def build(params: list[Any]) -> Any:
@@ -144,6 +148,7 @@ def test_groups_that_were_equal_at_capture_may_come_to_differ(backend: Backend, 
         replay_steps(twins, replay)
 
 
+@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_steps_between_replays(backend: Backend, case: Case) -> None:
     """They take gradients from elsewhere and numbers of their own."""
@@ -164,6 +169,7 @@ def test_steps_between_replays(backend: Backend, case: Case) -> None:
         twins.cpu.param_groups[0]["lr"] = captured_lr
 
 
+@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_a_learning_rate_in_device_memory_needs_no_refresh(backend: Backend, case: Case) -> None:
     twins = trained_twins(backend, case)
@@ -201,6 +207,7 @@ def test_two_graphs_of_one_optimizer(backend: Backend, case: Case) -> None:
         twins.ours.refresh_hyperparameters()
 
 
+@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @pytest.mark.parametrize("eager_before", [False, True])
 @every_case
 def test_an_overflow_makes_a_replay_nothing(backend: Backend, case: Case, eager_before: bool) -> None:

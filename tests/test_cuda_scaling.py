@@ -18,6 +18,7 @@ from backends import (
     trained_twins,
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
+from tiers import thinned
 from torch import Tensor
 
 INF, NAN = float("inf"), float("nan")
@@ -42,6 +43,7 @@ def test_a_scaled_step_waits_for_nothing(backend: Backend, case: Case) -> None:
         assert (skipped[0].dtype, skipped[0].shape, skipped[0].item()) == (torch.bool, (), found != 0)
 
 
+@thinned("where numbers are and what is made of them are two things")
 @numbers_anywhere
 @every_case
 def test_a_skipped_step_changes_nothing(backend: Backend, case: Case, there: bool) -> None:
@@ -60,6 +62,7 @@ def test_a_skipped_step_changes_nothing(backend: Backend, case: Case, there: boo
     assert twins.ours.step_skipped.item() is False
 
 
+@thinned("where numbers are and what is made of them are two things")
 @numbers_anywhere
 @every_case
 def test_a_skipped_first_step_makes_no_state(backend: Backend, case: Case, there: bool) -> None:
@@ -84,6 +87,7 @@ def test_a_skipped_first_step_makes_no_state(backend: Backend, case: Case, there
     twins.train(2)
 
 
+@thinned("where numbers are and what is made of them are two things")
 @numbers_anywhere
 @every_case
 def test_any_sequence_of_scales_and_overflows(backend: Backend, case: Case, there: bool) -> None:

@@ -23,6 +23,7 @@ from backends import (
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
 from support import params_of, save_and_load
+from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -50,6 +51,7 @@ def test_what_a_step_must_not_do_would_be_seen(backend: Backend) -> None:
     assert backend.launches(allocate_and_wait) == 0
 
 
+@thinned("where numbers are and what is made of them are two things")
 @pytest.mark.parametrize("count", [1, 10, 1000])
 @numbers_anywhere
 @one_per_optimizer
@@ -179,6 +181,7 @@ def test_loaded_counters_come_to_the_device(backend: Backend, case: Case, flags:
     twins.train()
 
 
+@thinned("where numbers are and what is made of them are two things")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @numbers_anywhere
 @every_case
@@ -214,6 +217,7 @@ CHECKPOINTS = [
 ]
 
 
+@thinned("where numbers are and what is made of them are two things")
 @pytest.mark.parametrize(("case", "flag"), CHECKPOINTS, ids=str)
 @numbers_anywhere
 def test_checkpoints_come_from_torch_and_go_to_it(backend: Backend, case: Case, there: bool, flag: str | None) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from backends import NEEDS_GPU, assert_same_memory, gpu, spread
+from build import build
 from torch import Tensor
 
-from build import build
 from fusedopt import _C
 
 Place = Callable[[Tensor], Tensor]

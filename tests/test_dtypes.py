@@ -11,6 +11,7 @@ from cases import CASES, ONE_PER_OPTIMIZER, Case
 from oracle import Oracle, float64, ulp_error
 from runs import give, leaves, random_gradients, state_tensors, train
 from support import COUNTERS, assert_identical, params_of
+from tiers import thinned
 from torch import Tensor
 
 import fusedopt
@@ -31,6 +32,7 @@ def _away_from_zero(count: int, seed: int, dtype: torch.dtype) -> Tensor:
     return (sign * (0.5 + 1.5 * torch.rand(count, generator=generator))).to(dtype)
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @every_case
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_16_bit_results_are_no_further_from_float64_than_the_for_loops(case: Case, dtype: torch.dtype) -> None:
@@ -51,6 +53,7 @@ def test_16_bit_results_are_no_further_from_float64_than_the_for_loops(case: Cas
     assert ours <= torchs * 1.01
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @every_case
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_a_first_step_in_16_bits_rounds_once(case: Case, dtype: torch.dtype) -> None:
@@ -67,6 +70,7 @@ def test_a_first_step_in_16_bits_rounds_once(case: Case, dtype: torch.dtype) -> 
         assert ulp_error(tensor, oracle.state[0][name]).max() <= 0.501, name
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @every_case
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_states_have_torchs_dtypes_and_strides(case: Case, dtype: torch.dtype) -> None:
@@ -83,6 +87,7 @@ def test_states_have_torchs_dtypes_and_strides(case: Case, dtype: torch.dtype) -
         assert kinds[0] == kinds[1]
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @one_per_optimizer
 @pytest.mark.parametrize(
     ("dtype", "grad_dtype"),
@@ -109,6 +114,7 @@ def test_a_float64_gradient_of_a_float32_param_is_rounded_first(case: Case) -> N
     assert_identical(train(case.ours(leaves(values)), wide), train(case.ours(leaves(values)), narrow))
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @every_case
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -127,6 +133,7 @@ def _widen_states(optimizer: torch.optim.Optimizer, exact: Mapping[str, Tensor] 
                 state[name] = (value if exact is None else exact[name]).float()
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @with_state
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_float32_states_of_16_bit_params_stay_and_are_more_accurate(case: Case, dtype: torch.dtype) -> None:
@@ -154,6 +161,7 @@ def test_float32_states_of_16_bit_params_stay_and_are_more_accurate(case: Case, 
     assert errors[0] <= errors[1] * 1.01
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @with_state
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_loading_keeps_float32_states_of_16_bit_params(case: Case, dtype: torch.dtype) -> None:
@@ -172,6 +180,7 @@ def test_loading_keeps_float32_states_of_16_bit_params(case: Case, dtype: torch.
         assert_identical(state_tensors(loaded, p), state_tensors(saved, q))
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @with_state
 @pytest.mark.parametrize(
     ("dtype", "file_dtype"),
@@ -213,6 +222,7 @@ def test_any_state_dtype_assigned_by_hand_is_used_and_kept(case: Case) -> None:
         torch.testing.assert_close(p, params_of(expected)[0], rtol=tolerance, atol=tolerance)
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @every_case
 @pytest.mark.parametrize("dtype", COMPLEX, ids=str)
 def test_complex_params_step_as_pairs_of_reals(case: Case, dtype: torch.dtype) -> None:
@@ -232,6 +242,7 @@ def test_complex_params_step_as_pairs_of_reals(case: Case, dtype: torch.dtype) -
     assert_identical([float64(p) for p in params_of(ours)], [float64(p) for p in pairs])
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @one_per_optimizer
 @pytest.mark.parametrize("dtype", COMPLEX, ids=str)
 def test_lazily_conjugated_and_negated_gradients(case: Case, dtype: torch.dtype) -> None:
@@ -310,6 +321,7 @@ def test_float16_overflow_becomes_infinite_and_bfloat16_nan_stays_nan() -> None:
     assert _round_through_the_engine(nan, torch.bfloat16).isnan().all()
 
 
+@thinned("conversions know no rule; every mix of storages is the engine test's")
 @one_per_optimizer
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_equal_16_bit_elements_stay_equal_and_all_move(case: Case, dtype: torch.dtype) -> None:

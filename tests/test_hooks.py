@@ -11,6 +11,7 @@ import references
 import torch
 from cases import ONE_PER_OPTIMIZER, ONE_PER_TWIN, Case
 from support import assert_close, assert_identical, clone_params, give_grads, make_params, snapshot, train
+from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -90,6 +91,7 @@ def calls() -> Iterator[list[str]]:
         handle.remove()
 
 
+@thinned("all classes inherit it from one base", keep=lambda name: name in ("SGD", "Lion"))
 @pytest.mark.parametrize(("path", "name"), PATHS)
 def test_each_hook_once_and_in_order(path: str, name: str, patching: bool, calls: list[str]) -> None:
     optimizer = build(path, name)
@@ -119,6 +121,7 @@ def test_each_hook_once_and_in_order(path: str, name: str, patching: bool, calls
     assert calls == [entry for entry in ORDER if entry != "pre 1"]
 
 
+@thinned("all classes inherit it from one base", keep=lambda name: name in ("SGD", "Lion"))
 @pytest.mark.parametrize(("path", "name"), PATHS)
 def test_pre_hook_replaces_arguments(path: str, name: str, patching: bool) -> None:
     optimizer, other = build(path, name), build(path, name)
@@ -167,6 +170,7 @@ def test_closure_runs_between_the_hooks(calls: list[str], patching: bool) -> Non
     assert calls == ["global pre", "closure", "global post"]
 
 
+@thinned("all classes inherit it from one base", keep=lambda name: name in ("SGD", "Lion"))
 @pytest.mark.parametrize(("path", "name"), PATHS)
 def test_profiler_sees_each_step_once(path: str, name: str, patching: bool) -> None:
     optimizer = build(path, name)

@@ -12,6 +12,7 @@ from cases import CASES, ONE_PER_OPTIMIZER, Case
 from oracle import Oracle, ulp_error
 from runs import give, leaves, random_gradients, state_tensors, train
 from support import COUNTERS, assert_identical, default_dtype, params_of
+from tiers import thinned
 from torch import Tensor
 
 SHAPES = [(1,), (3, 5), (31,), (7, 1, 9), (513,), (1023,), (2, 3, 5, 7), (65, 129)]
@@ -162,6 +163,7 @@ def test_foreach_and_fused_change_nothing(case: Case) -> None:
         assert_identical(train(case.ours(leaves(values), **flags), run), expected)
 
 
+@thinned("a seed or a storage is as good as another")
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_thread_count_changes_neither_bits_nor_itself(case: Case, dtype: torch.dtype) -> None:
@@ -178,6 +180,7 @@ def test_the_thread_count_changes_neither_bits_nor_itself(case: Case, dtype: tor
     assert_identical(results[1], results[0])
 
 
+@thinned("a seed or a storage is as good as another")
 @every_case
 @pytest.mark.parametrize("seed", range(3))
 def test_the_error_over_a_dozen_steps_is_no_larger_than_the_for_loops(case: Case, seed: int) -> None:

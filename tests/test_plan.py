@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import ONE_PER_OPTIMIZER, Case, named
+from tiers import of_a_kind, thinned
 from torch.optim import Optimizer
 
 import fusedopt
@@ -175,6 +176,7 @@ EDITS = [
 EDITS = [edit for edit in EDITS if not isinstance(edit, type)]
 
 
+@thinned("the plan knows states and numbers, not rules", keep=of_a_kind)
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_edit_is_seen(case: Case, edit: Callable[[Optimizer, list[torch.nn.Parameter]], None]) -> None:

@@ -22,6 +22,7 @@ from support import (
     snapshot,
     train,
 )
+from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -53,6 +54,7 @@ LAYOUTS: dict[str, Callable[[], Tensor]] = {
 }
 
 
+@thinned("all classes inherit it from one base", keep=lambda case: case.name in ("sgd-momentum", "adamw"))
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_state_tensors_look_like_torchs(case: Case, layout: Callable[[], Tensor]) -> None:
@@ -80,6 +82,7 @@ def test_state_of_a_param_whose_gradient_has_other_strides(case: Case) -> None:
     assert_close(ours, torchs)
 
 
+@thinned("all classes inherit it from one base", keep=lambda case: case.name in ("sgd-momentum", "adamw"))
 @pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
@@ -117,6 +120,7 @@ EXCHANGES = [
 ]
 
 
+@thinned("all classes inherit it from one base", keep=lambda case: case.name in ("sgd-momentum", "adamw"))
 @pytest.mark.parametrize(("case", "variant"), EXCHANGES)
 def test_file_from_torch(case: Case, variant: dict[str, Any]) -> None:
     torchs, loop = case.torchs(make_params(), **variant), case.torchs(make_params())
@@ -130,6 +134,7 @@ def test_file_from_torch(case: Case, variant: dict[str, Any]) -> None:
     assert_close(ours, loop)
 
 
+@thinned("all classes inherit it from one base", keep=lambda case: case.name in ("sgd-momentum", "adamw"))
 @pytest.mark.parametrize(("case", "variant"), EXCHANGES)
 def test_file_to_torch(case: Case, variant: dict[str, Any]) -> None:
     flags = {flag: value for flag, value in variant.items() if case.torch_takes(flag)}
@@ -246,6 +251,7 @@ def test_sgd_file_with_momentum_buffer_none(momentum: float) -> None:
     assert_close(ours, torchs)
 
 
+@thinned("all classes inherit it from one base", keep=lambda case: case.name in ("sgd-momentum", "adamw"))
 @pytest.mark.parametrize("source_named", [True, False])
 @pytest.mark.parametrize("target_named", [True, False])
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
@@ -333,6 +339,7 @@ def _model() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
 
 
+@thinned("all classes inherit it from one base", keep=lambda case: case.name in ("sgd-momentum", "adamw"))
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
 @pytest.mark.parametrize("directions", ["ours-ours", "torch-ours", "ours-torch"])

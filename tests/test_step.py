@@ -22,6 +22,7 @@ from support import (
     train,
     versions,
 )
+from tiers import of_a_kind, thinned
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -320,6 +321,7 @@ EDITS = [
 ]  # fmt: skip
 
 
+@thinned("the plan knows states and numbers, not rules", keep=of_a_kind)
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__.strip("_").replace("_", "-"))
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_groups_and_state_are_the_truth(case: Case, edit: Callable[[Optimizer, list[Parameter]], None]) -> None:

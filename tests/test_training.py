@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import ONE_PER_OPTIMIZER, Case
 from support import assert_close, make_params, train
+from tiers import thinned
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 
@@ -74,6 +75,7 @@ def test_every_scheduler_of_torch_is_in_the_table() -> None:
     assert theirs - {"LRScheduler"} <= SCHEDULERS.keys()
 
 
+@thinned("a scheduler writes numbers that every class reads in one place", keep=lambda case: case.name == "adamw")
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)

@@ -1,6 +1,6 @@
-// Sweeps every rule, variant, storage mix, layout, instruction set and thread count over exactly sized heap buffers,
-// for ASan and UBSan to watch; also checks that every instruction set and thread count gives the bits of the generic
-// one.
+// Sweeps every rule and variant over every mix of storages, sizes, layouts, instruction sets and thread counts: each
+// instruction set and each thread count gives the bits of the generic one on one thread. All buffers are exactly sized
+// and on the heap, for ASan and UBSan to watch.
 #include <cstdio>
 #include <cstdlib>
 
@@ -12,44 +12,77 @@ using namespace operands;
 
 namespace {
 
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kFew = true;
+#else
+constexpr bool kFew = false;
+#endif
+constexpr int64_t kLongest = 300'001;  // enough for teams of threads
+
 struct Job {
   std::string rule;
   std::vector<double> hypers;
   Mix mix;
   bool strided;
-  std::vector<int64_t> sizes;
+  const std::vector<int64_t>& sizes;
 };
 
+struct Operand {
+  Bytes bytes;
+  Dtype dtype;
+};
+
+// Numbers to begin with, of each storage, positive or of either sign: the operands are copies of their first elements,
+// from another place in each.
+const Bytes& numbers(Dtype dtype, bool is_state) {
+  static const std::vector<Bytes> all = [] {
+    std::vector<Bytes> made;
+    for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16, Dtype::f16}) {
+      std::mt19937 random(7);
+      for (const bool is_state : {false, true})
+        made.push_back(random_operand(random, dtype, 3 * kLongest + 1000, !is_state));
+    }
+    return made;
+  }();
+  return all[2 * static_cast<int>(dtype) + is_state];
+}
+
 // Two steps over fresh copies of the same operands; returns all the memory afterwards.
-std::vector<Bytes> run(const Job& job, const char* isa, int threads) {
+std::vector<Operand> run(const Job& job, const char* isa, int threads) {
   cpu::use_isa(isa);
   const Rule& rule = *cpu::find_rule(job.rule);
   const int variant = rule.variant(job.hypers.data());
   const int64_t stride = job.strided ? 3 : 1;
-  std::mt19937 random(7);
-  std::vector<Bytes> memory;
+  std::vector<Operand> memory;
   std::vector<Layout> layouts(job.sizes.size());
-  double counters[kMaxCounters] = {}, scalars[2][kMaxScalars] = {};
+  double counters[kMaxCounters] = {}, prepared[2][kMaxScalars] = {};
+  for (int k = 0; k < rule.counters; ++k) counters[k] = rule.initial_counter(job.hypers.data(), k);
   for (int step = 0; step < 2; ++step) {
-    scalars[step][0] = step == 0 ? 0.5 : -1;
-    rule.prepare(job.hypers.data(), counters, step == 0, scalars[step] + 1);
+    prepared[step][0] = step == 0 ? 0.5 : -1;
+    rule.prepare(job.hypers.data(), counters, step == 0, prepared[step] + 1);
   }
   std::vector<Row> rows;
+  // A rule that has sums changes each row's own.
+  std::vector<double> scalars(job.sizes.size() * kMaxScalars);
   int64_t work = 0;
   for (size_t r = 0; r < job.sizes.size(); ++r) {
     const int64_t n = job.sizes[r];
     Row row{};
-    const auto operand = [&](Dtype dtype, int64_t by) {
-      memory.push_back(random_operand(random, dtype, span(1, &n, &by)));
-      return static_cast<void*>(memory.back().data.get());
+    const auto operand = [&](Dtype dtype, int64_t by, bool is_state = false) {
+      Bytes bytes(span(1, &n, &by) * element_size(dtype));
+      const size_t shift = memory.size() % 997 * element_size(dtype);
+      std::memcpy(bytes.data.get(), numbers(dtype, is_state).data.get() + shift, bytes.size);
+      memory.push_back({std::move(bytes), dtype});
+      return static_cast<void*>(memory.back().bytes.data.get());
     };
     row.param = operand(row.param_dtype = job.mix.param, stride);
     row.grad = operand(row.grad_dtype = job.mix.grad, 1);
     for (int k = 0; k < rule.states; ++k)
-      if (rule.keeps(variant, k)) row.state[k] = operand(row.state_dtype[k] = job.mix.state, 1);
+      if (rule.keeps(variant, k)) row.state[k] = operand(row.state_dtype[k] = job.mix.state, 1, true);
     row.numel = n;
-    row.variant = variant;
+    row.variant = static_cast<uint8_t>(variant);
     row.work_end = work += n + cpu::kRowOverhead;
+    row.scalars = scalars.data() + r * kMaxScalars;
     if (job.strided && n > 0) {
       layouts[r].dims = 1;
       layouts[r].size[0] = n;
@@ -60,41 +93,81 @@ std::vector<Bytes> run(const Job& job, const char* isa, int threads) {
     rows.push_back(row);
   }
   for (int step = 0; step < 2; ++step) {
-    for (Row& row : rows) row.scalars = scalars[step];
+    for (Row& row : rows) std::memcpy(row.scalars, prepared[step], sizeof prepared[step]);
     cpu::sweep(rule, rows.data(), rows.data() + rows.size(), threads);
   }
   return memory;
 }
 
-void expect_equal(const std::vector<Bytes>& a, const std::vector<Bytes>& b, const Job& job, const char* isa,
+void expect_equal(const std::vector<Operand>& a, const std::vector<Operand>& b, const Job& job, const char* isa,
                   int threads) {
   for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i] == b[i]) continue;
-    std::fprintf(stderr, "bits differ: rule %s, %s, %d threads, buffer %zu\n", job.rule.c_str(), isa, threads, i);
+    if (alike(a[i].bytes, b[i].bytes, a[i].dtype)) continue;
+    std::fprintf(stderr, "bits differ: rule %s, %s, %d threads, storages %d %d %d, buffer %zu\n", job.rule.c_str(), isa,
+                 threads, static_cast<int>(job.mix.param), static_cast<int>(job.mix.grad),
+                 static_cast<int>(job.mix.state), i);
     std::exit(1);
+  }
+}
+
+// Whoever adds a rule or a variant adds it to the list.
+void expect_all_variants() {
+  int count = 0;
+  const Rule* rules = cpu::built_isas()[0].rules(count);
+  for (int i = 0; i < count; ++i) {
+    std::vector<bool> listed(rules[i].variants);
+    for (const auto& [rule, hypers] : kVariants) {
+      if (rule != rules[i].name) continue;
+      if (static_cast<int>(hypers.size()) != rules[i].hypers) {
+        std::fprintf(stderr, "operands.h gives %s %zu numbers, it has %d\n", rule.c_str(), hypers.size(),
+                     rules[i].hypers);
+        std::exit(1);
+      }
+      listed[rules[i].variant(hypers.data())] = true;
+    }
+    for (size_t variant = 0; variant < listed.size(); ++variant) {
+      if (listed[variant]) continue;
+      std::fprintf(stderr, "operands.h has no variant %zu of %s\n", variant, rules[i].name);
+      std::exit(1);
+    }
   }
 }
 
 }  // namespace
 
 int main() {
-  std::vector<int64_t> sizes;
-  for (int64_t n = 0; n <= 2 * 512 + 1; n += n < 70 ? 1 : 53) sizes.push_back(n);
-  sizes.insert(sizes.end(), {511, 512, 513, 1023, 1024, 1025, 40'001});
+  expect_all_variants();
+  // Every size there is up to past two vectors' unrolled rounds; and some around what engines count in.
+  std::vector<int64_t> every, some;
+  for (int64_t n = 0; n <= 1100; n += kFew && n >= 70 ? 53 : 1) every.push_back(n);
+  for (const int64_t edge : {8, 16, 32, 64, 128, 256, 512, 1024})
+    for (const int64_t n : {edge - 1, edge, edge + 1}) some.push_back(n);
+  every.push_back(kFew ? 40'001 : kLongest);
+  some.insert(some.end(), {1, 2, 3, 5, 40'001});
+
+  const std::vector<Dtype> storages = {Dtype::f32, Dtype::f64, Dtype::bf16, Dtype::f16};
+  std::vector<Mix> mixes;
+  for (const Dtype param : storages)
+    for (const Dtype grad : storages)
+      for (const Dtype state : storages) mixes.push_back({param, grad, state});
+  if (kFew) mixes = kMixes;
 
   int checked = 0;
   for (const auto& [rule, hypers] : kVariants) {
-    for (const Mix& mix : kMixes) {
+    for (const Mix& mix : mixes) {
+      const bool in_every_size = kFew || (mix.param == mix.grad && mix.param == mix.state);
       for (const bool strided : {false, true}) {
-        const Job job{rule, hypers, mix, strided, sizes};
-        const std::vector<Bytes> expected = run(job, "generic", 1);
-        for (const cpu::Isa& isa : cpu::built_isas()) {
-          if (!isa.supported) continue;
-          for (const int threads : {1, 2, 3}) {
-            expect_equal(run(job, isa.name, threads), expected, job, isa.name, threads);
-            ++checked;
-          }
-        }
+        const Job job{rule, hypers, mix, strided, in_every_size ? every : some};
+        const auto expected = run(job, "generic", 1);
+        const auto check = [&](const char* isa, int threads) {
+          expect_equal(run(job, isa, threads), expected, job, isa, threads);
+          ++checked;
+        };
+        const char* widest = nullptr;
+        for (const cpu::Isa& isa : cpu::built_isas())
+          if (isa.supported) check(widest = isa.name, 1);
+        if (in_every_size)
+          for (const int threads : {2, 3}) check(widest, threads);
       }
     }
   }

@@ -2,6 +2,7 @@
 // heap buffers of exactly their size, so that the first byte beyond one is an error.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -35,14 +36,18 @@ inline int64_t span(int dims, const int64_t* size, const int64_t* stride) {
   return last + 1;
 }
 
-// Random finite numbers near 1 in a storage type.
-inline Bytes random_operand(std::mt19937& random, Dtype dtype, int64_t elements) {
+// Random finite numbers, of a storage type: of either sign, over many magnitudes, so that rounding differs in most of
+// their bits; or all near 1 and positive, as states are that roots are taken of.
+inline Bytes random_operand(std::mt19937& random, Dtype dtype, int64_t elements, bool signed_ = false) {
   Bytes bytes(elements * element_size(dtype));
   for (int64_t i = 0; i < elements; ++i) {
-    const float value = std::uniform_real_distribution<float>(0.25f, 2.0f)(random);
+    float value = std::uniform_real_distribution<float>(0.25f, 2.0f)(random);
+    if (signed_) value = std::ldexp(random() % 2 ? value : -value, static_cast<int>(random() % 17) - 8);
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
-    const uint16_t half = dtype == Dtype::bf16 ? bits >> 16 : 0x3000 + (bits >> 13) % 0x0fff;
+    const uint32_t exponent = (bits >> 23 & 0xff) - 112;
+    const uint16_t half =
+        dtype == Dtype::bf16 ? bits >> 16 : (bits >> 16 & 0x8000) | exponent << 10 | (bits >> 13 & 0x3ff);
     const double wide = value;
     const void* source = dtype == Dtype::f32   ? static_cast<const void*>(&value)
                          : dtype == Dtype::f64 ? static_cast<const void*>(&wide)
@@ -50,6 +55,29 @@ inline Bytes random_operand(std::mt19937& random, Dtype dtype, int64_t elements)
     std::memcpy(bytes.data.get() + i * element_size(dtype), source, element_size(dtype));
   }
   return bytes;
+}
+
+inline bool is_nan(Dtype dtype, const unsigned char* at) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, at, element_size(dtype));
+  switch (dtype) {
+    case Dtype::f64:
+      return (bits & ~(uint64_t{1} << 63)) > 0x7ff0000000000000;
+    case Dtype::f32:
+      return (bits & 0x7fffffff) > 0x7f800000;
+    default:
+      return (bits & 0x7fff) > (dtype == Dtype::bf16 ? 0x7f80 : 0x7c00);
+  }
+}
+
+// The same bits; NaNs are alike, for processors differ in what they put into them.
+inline bool alike(const Bytes& a, const Bytes& b, Dtype dtype) {
+  if (a == b) return true;
+  for (size_t i = 0; i < a.size; i += element_size(dtype)) {
+    const unsigned char *x = a.data.get() + i, *y = b.data.get() + i;
+    if (std::memcmp(x, y, element_size(dtype)) != 0 && !(is_nan(dtype, x) && is_nan(dtype, y))) return false;
+  }
+  return true;
 }
 
 struct Mix {
@@ -72,6 +100,7 @@ struct Variant {
   std::vector<double> hypers;
 };
 
+// Of every rule every variant, and what else changes which of its terms there are.
 inline const std::vector<Variant> kVariants = {
     {"sgd", {0.1, 0, 0, 0.01, 0}},
     {"sgd", {0.1, 0.9, 0.1, 0.01, 0}},
@@ -82,6 +111,26 @@ inline const std::vector<Variant> kVariants = {
     {"rmsprop", {0.1, 0.9, 1e-8, 0.1, 0.9, 0}},
     {"rmsprop", {0.1, 0.9, 1e-8, 0, 0, 1}},
     {"rmsprop", {0.1, 0.9, 1e-8, 0, 0.9, 1}},
+    {"adagrad", {0.1, 0.1, 1e-6, 0.1, 0.25}},
+    {"adadelta", {0.5, 0.7, 1e-4, 0.1}},
+    {"adamax", {0.1, 0.6, 0.8, 1e-6, 0.1}},
+    {"nadam", {0.1, 0.8, 0.9, 1e-6, 0.1, 0.3, 0}},
+    {"nadam", {0.1, 0.9, 0.999, 1e-8, 0.1, 0.004, 1}},
+    {"radam", {0.1, 0.8, 0.7, 1e-6, 0.1, 0}},
+    {"radam", {0.1, 0.9, 0.999, 1e-8, 0.1, 1}},
+    {"asgd", {0.1, 0.1, 0.6, 1, 0.02}},
+    {"rprop", {0.1, 0.3, 1.7, 1e-3, 0.2}},
+    {"lion", {0.1, 0.6, 0.8, 0.1}},
+    {"adan", {0.1, 0.7, 0.6, 0.8, 1e-6, 0.1, 0}},
+    {"adan", {0.1, 0.98, 0.92, 0.99, 1e-8, 0.1, 1}},
+    {"lamb", {0.1, 0.9, 0.999, 1e-6, 0.1, 1, 1, 0, 0}},
+    {"lamb", {0.1, 0.6, 0.8, 1e-4, 0, 0, 0, 1, 1}},
+    {"lars", {0.5, 0, 0, 0, 0, 0.02, 1e-8, 0, 1}},
+    {"lars", {0.5, 0.9, 0.3, 0.1, 0, 0.02, 1e-6, 1, 0}},
+    {"lars", {0.5, 0.7, 0, 0.1, 1, 0.02, 1e-8, 0, 0}},
+    {"sparse_adam", {0.1, 0.9, 0.999, 1e-8}},
+    {"muon_momentum", {0.95, 1}},
+    {"muon_update", {0.1, 0.2, 0.1}},
 };
 
 }  // namespace operands

@@ -1,0 +1,39 @@
+"""Both engines by themselves, without torch: every rule in every mix of storages and every size, to the bit.
+
+tests/sanitize/run.sh runs the same programs under the sanitizers.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from build import ROOT, emulator_commands
+
+from fusedopt import _C, _toolchain
+
+if _C.cuda_built_for() == "emulated":
+    pytest.skip("the programs bring their own engines", allow_module_level=True)
+
+
+def run(program: str, tmp_path: Path, isas: list[str], more: list[list[str]]) -> str:
+    """What it says; it is linked of the objects that the package was built of."""
+    tree = _toolchain.Tree(ROOT)
+    main = _toolchain.cpp_command(Path("tests/sanitize") / f"{program}.cpp", ["-Itests/cuda_emulator"])
+    objects = tree.make([main, *tree.cpu_commands(isas), *more])
+    target = tmp_path / program
+    subprocess.run([_toolchain.compiler(), "-fopenmp", "-pthread", *map(str, objects), "-o", str(target)], check=True)
+    done = subprocess.run([str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_cpu(tmp_path: Path) -> None:
+    said = run("engine_test", tmp_path, _C.built_isas(), [])
+    assert int(said.split()[0]) > 1000
+
+
+def test_cuda_on_the_emulator(tmp_path: Path) -> None:
+    said = run("cuda_engine_test", tmp_path, ["generic"], emulator_commands(_toolchain))
+    assert int(said.split()[0]) > 1000

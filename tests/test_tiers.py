@@ -1,0 +1,61 @@
+"""What runs without --all: what a test keeps, and a few that between them have every value."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from cases import CASES, ONE_PER_OPTIMIZER
+from tiers import select, thinned
+
+
+def items(mark: Any, **parameters: Any) -> list[Any]:
+    """As pytest makes them of a test that is parametrized over all combinations."""
+    return [SimpleItem(mark, dict(zip(parameters, values, strict=True))) for values in product(*parameters.values())]
+
+
+class SimpleItem(SimpleNamespace):
+    path = Path("test_x.py")
+    originalname = "test_x"
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __init__(self, mark: Any, parameters: dict[str, Any]) -> None:
+        super().__init__(mark=mark, callspec=SimpleNamespace(params=parameters))
+
+    def get_closest_marker(self, name: str) -> Any:
+        return self.mark and self.mark.mark
+
+
+def kept(given: list[Any], emulated: bool = False) -> list[tuple[Any, ...]]:
+    left, out = select(given, emulated)
+    assert len(left) + len(out) == len(given)
+    return [tuple(item.callspec.params.values()) for item in left]
+
+
+def test_every_value_occurs() -> None:
+    left = kept(items(thinned("why"), a=range(5), b="xyz"))
+    assert len(left) == 5
+    assert ({a for a, _ in left}, {b for _, b in left}) == (set(range(5)), set("xyz"))
+
+
+def test_every_two_values_occur_together() -> None:
+    left = kept(items(thinned("why", together=2), a=range(3), b=range(3), c=range(3)))
+    assert len(left) < 27
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert {(row[i], row[j]) for row in left} == set(product(range(3), repeat=2))
+
+
+def test_what_a_test_keeps_runs_whole() -> None:
+    left = kept(items(thinned("why", keep=lambda a: a == 1), a=range(4), b=range(6)))
+    assert {b for a, b in left if a == 1} == set(range(6))
+    assert {a for a, _ in left} == set(range(4))
+    assert len(left) == 6 + 3
+    assert len(kept(items(thinned("why", keep=lambda a: a == 1, together=0), a=range(4), b=range(6)))) == 6
+
+
+def test_other_tests_run_whole_and_on_the_emulator_with_one_case_of_each_optimizer() -> None:
+    assert len(kept(items(None, case=CASES, b=range(2)))) == 2 * len(CASES)
+    assert kept(items(None, case=CASES), emulated=True) == [(case,) for case in ONE_PER_OPTIMIZER]
+    assert len(kept(items(None, name="abc"), emulated=True)) == 3
