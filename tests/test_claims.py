@@ -142,12 +142,13 @@ def test_bounds_that_prose_rounds() -> None:
 
 def test_table_of_precisions() -> None:
     """The README's rows are the losses at the end of each seed's training."""
-    losses: dict[str, Any] = json.loads((ROOT / "docs/images/precision.json").read_text())["losses"]
+    facts = json.loads((ROOT / "docs/images/precision.json").read_text())
+    losses: dict[str, Any] = facts["losses"]
     plain = [run[-1] for run in losses["float32"]]
     for name, runs in losses.items():
         ends = [run[-1] for run in runs]
         gap = statistics.mean(a - b for a, b in zip(ends, plain, strict=True))
-        behind = "" if name == "float32" else f"{gap:+.4f} "
+        behind = "| " if name == "float32" else f"{gap:+.4f} | {facts['size_of_steps'][name]:.2f} "
         row = f"| {name} | {statistics.mean(ends):.4f} | {max(ends) - min(ends):.4f} | {behind}|"
         assert row in text_of(README), row
 
