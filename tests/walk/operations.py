@@ -136,7 +136,7 @@ def overflow(session: Session, random: Random) -> str | None:
     for p, g in zip(session.params, grads, strict=True):
         p.grad = g
     scaler.step(session.optimizer)
-    session.skipped()
+    session.unchanged()
     return "GradScaler skips a step with an infinity"
 
 
@@ -310,8 +310,9 @@ def relay(session: Session, random: Random) -> str | None:
             done.append(index)
             if session.reference:
                 session.reference.coded_anew(index, param)
-    if done and session.coded and session.reference is None:
-        # A checkpoint in between would code once more than the session without it.
+    session.unchanged()
+    if done and session.coded:
+        # A checkpoint in between would code once more than it had to, and say so.
         session.step([normal(p.shape, p.dtype, 1) if p.requires_grad else None for p in session.params])
     return f"params {done} are {layout} from here on" if done else None
 

@@ -98,7 +98,7 @@ class Reference:
             return {**state, "param": made}
 
         self.expected = formula(inputs)
-        self.spread = {k: delta / 2 * abs(v) for k, v in self.expected.items()}
+        self.spread = {k: delta * abs(v) for k, v in self.expected.items()}
         for key, value in inputs.items():
             if key == "step":
                 continue
@@ -143,12 +143,13 @@ class Reference:
         dtype = str(param.dtype).removeprefix("torch.")
         partner = self.setup.partner if dtype in HALVES else None
         found = {k: v for k, v in state.items() if v is not None}
-        order = param.detach()
+        # A master has an order of its own, which codes then have as well.
+        order = found["master"] if partner == "master" else param.detach()
         expected_keys = {*self.expected, *([partner] if partner else []), *(["ema"] if ema_decay is not None else [])}
         if set(found) != expected_keys - {"param"}:
             raise Mismatch(f"param {index} has the states {sorted(found)}, not {sorted(expected_keys - {'param'})}")
         exact = _exact(param, partner, found)
-        if not (float64(param) - exact).abs().le(spacing(exact, order.dtype) * 0.5001).all() and partner:
+        if not (float64(param) - exact).abs().le(spacing(exact, param.dtype) * 0.5001).all() and partner:
             raise Mismatch(f"param {index} is not the rounded value of itself and its {partner}")
         actual = {**{k: v for k, v in found.items() if k in self.expected}, "param": exact}
         for key, wanted in self.expected.items():
@@ -157,9 +158,9 @@ class Reference:
                     raise Mismatch(f"'{key}' of param {index} is {float(actual[key])}, not {wanted}")
                 actual[key] = float(actual[key])
                 continue
-            storage = self.setup.param_storage(dtype) if key == "param" else self.setup.state_storage(key, order)
+            storage = self.setup.param_storage(dtype) if key == "param" else self.setup.state_storage(key, param)
             actual[key] = float64(actual[key]) if key != "param" else exact
-            self._near(index, key, actual[key], storage, order)
+            self._near(f"'{key}' of param {index} ({dtype})", key, actual[key], storage, order)
         record = self.records[index]
         if ema_decay is not None:
             # What a step rounds away from a param without a partner, the average may still see.
@@ -174,13 +175,16 @@ class Reference:
         if not float64(param).equal(record.bits):
             raise Mismatch(f"param {index} has changed without a step")
         for key, value in record.values.items():
-            if key == "param" or key in record.slack:
+            if key == "param":
                 continue
-            same = float(state[key]) == value if key in COUNTERS else float64(state[key]).equal(value)
+            if key in COUNTERS:
+                same = float(state[key]) == value
+            else:
+                same = bool((float64(state[key]) - value).abs().le(record.slack.get(key, 0.0)).all())
             if not same:
                 raise Mismatch(f"'{key}' of param {index} has changed without a step")
 
-    def _near(self, index: int, key: str, actual: Tensor, storage: Storage, order: Tensor) -> None:
+    def _near(self, name: str, key: str, actual: Tensor, storage: Storage, order: Tensor) -> None:
         expected, spread = self.expected[key], self.spread[key]
         real = torch.view_as_real(order) if order.is_complex() else order
         largest = expected.abs() + spread
@@ -195,9 +199,8 @@ class Reference:
             worst = torch.where(wrong, (error / allowed.clamp_min(1e-300)).nan_to_num(torch.inf), 0.0).argmax()
             at = [t.reshape(-1)[worst].item() for t in (actual, expected, allowed)]
             raise Mismatch(
-                f"'{key}' of param {index} ({order.dtype}, stored as {storage.name}): {int(wrong.sum())} of "
-                f"{wrong.numel()} elements are wrong; element {int(worst)} is {at[0]!r} instead of {at[1]!r} within "
-                f"{at[2]:.2g}"
+                f"{name}, stored as {storage.name}: {int(wrong.sum())} of {wrong.numel()} elements are wrong; element "
+                f"{int(worst)} is {at[0]!r} instead of {at[1]!r} within {at[2]:.2g}"
             )
         if storage.chance and not storage.name.startswith("u"):
             self._in_the_mean(key, storage, actual - expected, expected, spread, storage.unit(expected, real))
