@@ -251,9 +251,10 @@ class Group {
       for (const auto& hyper : names.hypers)
         if (is(hyper.key)) role = kNumber;
       if (role == kIgnored && names.refused.contains(borrow(key)))
-        throw py::value_error(label(borrow(key)) +
-                              " is an option of the optimizer, one for all of its groups; delete it from the group, and "
-                              "give it to the constructor");
+        throw py::value_error(
+            label(borrow(key)) +
+            " is an option of the optimizer, one for all of its groups; delete it from the group, and "
+            "give it to the constructor");
       if (role == kParams) params = value;
       if (role == kNumber) constant = constant && immutable(value);
       entries_.push_back({borrow(key), role == kNumber && constant ? borrow(value) : Ref(), role});
