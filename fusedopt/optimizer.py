@@ -220,7 +220,8 @@ class FusedStep(KeptState):
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
 
     def _make_plan(self, engine: ModuleType = _C) -> _C.Plan:
-        refused = {name for name in Options._fields if name not in self.defaults}
+        # A wrapper need not have run a constructor.
+        refused = {name for name in Options._fields if name not in getattr(self, "defaults", ())}
         options = {**self._precision.for_plan(self._copies), "flags": self._flags(), "refused": refused}
         plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters, options)
         plan.draws = self._draws

@@ -190,7 +190,6 @@ def test_loading_keeps_float32_states_of_16_bit_params(case: Case, dtype: torch.
         (torch.float32, torch.float16),
         (torch.float64, torch.float32),
         (torch.float64, torch.bfloat16),
-        (torch.float16, torch.bfloat16),
     ],
     ids=str,
 )
