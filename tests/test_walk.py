@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import formulas
@@ -98,3 +101,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert main(["--replay", again]) == 1
     monkeypatch.undo()
     assert main(["--replay", again]) == 0
+
+
+@pytest.mark.skipif(EMULATED, reason="other processes do not have the emulated engine")
+def test_the_command_on_several_processes() -> None:
+    """From the project's root, where the folder of tests is found without being a package."""
+    command = [sys.executable, "-m", "tests.walk", "--minutes", "0", "--jobs", "2"]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    assert (ended.stdout, ended.returncode) == ("0 walks, 0 operations, 0 failures\n", 0), ended.stderr

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from multiprocessing import get_context
 
 import torch
 
-from .runner import Walk, report
+from .runner import Walk, walk_on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,32 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(outcome.error is not None)
     parts = [(given.seed + job, given.jobs, given.minutes, given.stop) for job in range(given.jobs)]
     if given.jobs == 1:
-        counts = [_walk(*parts[0])]
+        counts = [walk_on(*parts[0])]
     else:
         with get_context("spawn").Pool(given.jobs) as pool:
-            counts = pool.starmap(_walk, parts)
+            counts = pool.starmap(walk_on, parts)
     total = sum(counts, Counter())
     print(f"{total['walks']} walks, {total['operations']} operations, {total['failures']} failures")
     return int(total["failures"] > 0)
-
-
-def _walk(first: int, stride: int, minutes: float, stop: bool) -> Counter[str]:
-    torch.set_num_threads(1)
-    counts: Counter[str] = Counter()
-    end, told = time.monotonic() + 60 * minutes, time.monotonic()
-    seed = first
-    while time.monotonic() < end and not (stop and counts["failures"]):
-        outcome = Walk.drawn(seed).run()
-        counts["walks"] += 1
-        counts["operations"] += len(outcome.told)
-        if outcome.error is not None:
-            counts["failures"] += 1
-            print(f"{'-' * 100}\nseed {seed}, {report(outcome)}", flush=True)
-        if time.monotonic() - told > 20:
-            told = time.monotonic()
-            print(f"seed {seed}: {dict(counts)}", file=sys.stderr, flush=True)
-        seed += stride
-    return counts
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
+import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -150,6 +153,26 @@ def report(outcome: Outcome) -> str:
         f"{outcome.walk.kind}: {outcome}\n\nin short: {short}\n\n"
         f"again: python -m tests.walk --replay '{short.walk.to_json()}'"
     )
+
+
+def walk_on(first: int, stride: int, minutes: float, stop: bool) -> Counter[str]:
+    """Every so manieth seed for so long: how many walks, operations and failures, which are printed."""
+    torch.set_num_threads(1)
+    counts: Counter[str] = Counter()
+    end, told = time.monotonic() + 60 * minutes, time.monotonic()
+    seed = first
+    while time.monotonic() < end and not (stop and counts["failures"]):
+        outcome = Walk.drawn(seed).run()
+        counts["walks"] += 1
+        counts["operations"] += len(outcome.told)
+        if outcome.error is not None:
+            counts["failures"] += 1
+            print(f"{'-' * 100}\nseed {seed}, {report(outcome)}", flush=True)
+        if time.monotonic() - told > 20:
+            told = time.monotonic()
+            print(f"seed {seed}: {dict(counts)}", file=sys.stderr, flush=True)
+        seed += stride
+    return counts
 
 
 def _assert_equal(session: Session, other: Session) -> None:
