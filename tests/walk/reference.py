@@ -163,9 +163,9 @@ class Reference:
             self._near(f"'{key}' of param {index} ({dtype})", key, actual[key], storage, order)
         record = self.records[index]
         if ema_decay is not None:
-            # What a step rounds away from a param without a partner, the average may still see.
-            rounded = self.setup.param_storage(dtype).rounding(exact, order)
-            record.ema = self._average(index, float64(found["ema"]), exact, ema_decay, rounded)
+            # It may see what rounding takes from a compensation.
+            unseen = self.setup.param_storage(dtype).rounding(exact, order) if partner == "compensation" else 0.0
+            record.ema = self._average(index, float64(found["ema"]), exact, ema_decay, unseen)
         record.values, record.bits, record.slack = actual, float64(param), {}
         record.stepped = record.bits, exact
 
@@ -221,11 +221,11 @@ class Reference:
                 "roundings"
             )
 
-    def _average(self, index: int, actual: Tensor, exact: Tensor, decay: float, rounded: Tensor) -> Tensor:
+    def _average(self, index: int, actual: Tensor, exact: Tensor, decay: float, unseen: Any) -> Tensor:
         before = self.records[index].ema
         expected = exact if before is None else decay * before + (1 - decay) * exact
         size = torch.maximum(exact.abs(), exact.abs() if before is None else before.abs())
-        if not (actual - expected).abs().le(2.0**-21 * size + rounded + 1e-38).all():
+        if not (actual - expected).abs().le(2.0**-21 * size + unseen + 1e-38).all():
             raise Mismatch(f"'ema' of param {index} is not the average of its values")
         return actual
 

@@ -156,7 +156,7 @@ def report(outcome: Outcome) -> str:
 
 
 def walk_on(first: int, stride: int, minutes: float, stop: bool) -> Counter[str]:
-    """Every so manieth seed for so long: how many walks, operations and failures, which are printed."""
+    """Walk seeds, each `stride` after the last, and print failures; count walks, operations and failures."""
     torch.set_num_threads(1)
     counts: Counter[str] = Counter()
     end, told = time.monotonic() + 60 * minutes, time.monotonic()
