@@ -1,5 +1,7 @@
 """RMSprop."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -49,7 +51,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         rounding_seed: where the draws of "stochastic" start. Default: 0.
 
     Raises:
-        ValueError: a hyper-parameter is out of range.
+        ValueError: a hyper-parameter is out of range, or `state_dtype` rounds what `centered` subtracts.
 
     Example:
         >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -91,3 +93,19 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         flags = {"centered": centered, "capturable": capturable, "maximize": maximize, "differentiable": differentiable}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
         super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if isinstance(param_group, dict):
+            self._check_centered({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    add_param_group.__doc__ = FusedStep.add_param_group.__doc__
+
+    def _check_centered(self, group: dict[str, Any]) -> None:
+        rounded = [k for k in ("square_avg", "grad_avg") if self._precision.states.get(k, "float32") != "float32"]
+        if group.get("centered") and rounded:
+            raise ValueError(
+                f"state_dtype rounds {rounded[0]!r}, and centered=True divides by the difference of square_avg and the "
+                "square of grad_avg, which may be smaller than that rounding: a step could be any size; leave both in "
+                "float32, or set centered=False"
+            )

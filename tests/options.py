@@ -23,6 +23,8 @@ class Options:
 
     def of(self, case: Case) -> dict[str, Any]:
         kinds = case.rule["kinds"]
+        # What is subtracted cannot be rounded.
+        kinds = {**kinds, "square_avg": "", "grad_avg": ""} if case.kwargs.get("centered") else kinds
         names = [name for name in case.states if kinds[name] in ("average", "magnitude")] if self.codes else []
         return {**self.kwargs, **({"state_dtype": dict.fromkeys(names, self.codes)} if names else {})}
 

@@ -165,3 +165,16 @@ def test_a_state_that_cannot_be_coded_is_refused_with_states_that_can() -> None:
         fusedopt.Adagrad(params, state_dtype="int8")
     with pytest.raises(ValueError, match=r"'prev' is no average that forgets.*use 'bfloat16' or 'float32'"):
         fusedopt.Rprop(params, state_dtype="int4")
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16", "int8", "int4"])
+@pytest.mark.parametrize("key", ["square_avg", "grad_avg"])
+def test_what_centered_subtracts_is_not_rounded(key: str, storage: str) -> None:
+    """With steady gradients the variance is below the rounding, and a step of 1e-3 became one of 400,000."""
+    params = [Parameter(torch.ones(5000))]
+    with pytest.raises(ValueError, match=f"state_dtype rounds '{key}', and centered=True divides by the difference"):
+        fusedopt.RMSprop(params, centered=True, state_dtype={key: storage})
+    optimizer = fusedopt.RMSprop(params, state_dtype={key: storage})
+    with pytest.raises(ValueError, match=f"state_dtype rounds '{key}'"):
+        optimizer.add_param_group({"params": [Parameter(torch.ones(3))], "centered": True})
+    fusedopt.RMSprop(params, centered=True, momentum=0.9, state_dtype={"momentum_buffer": storage})

@@ -193,6 +193,10 @@ def _state_dtype(random: Random, case: Case) -> Any:
     """One storage for all states, or one for each of some."""
     codes = codable(case.name)
     names = ["float32", "bfloat16", "float16"]
+    if case.kwargs.get("centered"):  # what is subtracted cannot be rounded
+        return (
+            {"momentum_buffer": random.choice([*names, "int8", "int4"])} if "momentum_buffer" in case.states else None
+        )
     if random.random() < 0.4:
         return random.choice(names + (["int8", "int4"] if set(codes) == set(case.states) else []))
     chosen = random.sample(case.states, random.randint(1, len(case.states)))
