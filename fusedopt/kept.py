@@ -195,6 +195,12 @@ class KeptState(ClippedStep, ScaledStep):
         self._copies = {**(self._copies or {}), **copies}
         self._plan = None
 
+    def _check_storages(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError for options that params of this group cannot have, or its rule with these numbers."""
+        # In a model of several dtypes a group may well be all float32.
+        if any(p.dtype in HALVES for p in group["params"]):
+            self._precision.check_params(group["params"])
+
     def _keeps_more_than_torch(self) -> bool:
         """Whether a step of torch's would leave out what this optimizer was asked for."""
         return self._precision != Precision() or bool(self._copies)
@@ -279,6 +285,8 @@ class KeptState(ClippedStep, ScaledStep):
             refuse_foreign(self, state["param_groups"], state["state"])
             max_grad_norm = check_max_grad_norm(loading.get("max_grad_norm", self._max_grad_norm))
             check_ema_decay(loading.get("ema_decay"))
+            for group in state["param_groups"]:
+                self._check_storages(group)
         before = self.__dict__.copy()
         try:
             super().__setstate__(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any, ClassVar, cast
 
@@ -15,7 +16,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import _C
 from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, refuse_nan
 from .kept import KeptState, refuse_options
-from .precision import HALVES, Precision
+from .precision import Precision
 from .unread import FLAGS, Reads, Unread, unread_by
 
 Leftover = list[tuple[int, list[torch.Tensor]]]
@@ -222,17 +223,10 @@ class FusedStep(KeptState):
     def _make_plan(self, engine: ModuleType = _C) -> _C.Plan:
         # A wrapper need not have run a constructor.
         refused = {name for name in Options._fields if name not in getattr(self, "defaults", ())}
-        options = {**self._precision.for_plan(self._copies), "flags": self._flags(), "refused": refused}
+        options = {**self._precision.for_plan(self._copies), "flags": _flags(cast(Any, type(self))), "refused": refused}
         plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters, options)
         plan.draws = self._draws
         return plan
-
-    @classmethod
-    def _flags(cls) -> set[str]:
-        """The arguments that say yes or no: None, as configurations have it, is a no."""
-        # Of the package's class, whatever that of a user's subclass looks like.
-        constructors = [inspect.signature(vars(c)["__init__"]) for c in cls.__mro__ if "__init__" in vars(c)]
-        return {name for s in constructors for name, p in s.parameters.items() if isinstance(p.default, bool)}
 
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's own step, without the hooks torch may have wrapped around it."""
@@ -332,15 +326,21 @@ class FusedStep(KeptState):
             self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
-            # In a model of several dtypes a group may well be all float32.
-            if any(p.dtype in HALVES for p in self.param_groups[-1]["params"]):
-                self._precision.check_params(self.param_groups[-1]["params"])
+            self._check_storages(self.param_groups[-1])
         except ValueError:
             del self.param_groups[-1]
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_with_torch(type(self), FusedStep, group)
+
+
+@cache
+def _flags(cls: Any) -> set[str]:
+    """The arguments that say yes or no: None, as configurations have it, is a no."""
+    # Of the package's class, whatever that of a user's subclass looks like.
+    constructors = [inspect.signature(vars(c)["__init__"]) for c in cls.__mro__ if "__init__" in vars(c)]
+    return {name for s in constructors for name, p in s.parameters.items() if isinstance(p.default, bool)}
 
 
 def unhooked(step: Any, optimizer: Optimizer) -> Any:

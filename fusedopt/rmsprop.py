@@ -1,5 +1,6 @@
 """RMSprop."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         rounding_seed: where the draws of "stochastic" start. Default: 0.
 
     Raises:
-        ValueError: a hyper-parameter is out of range, or `state_dtype` rounds what `centered` subtracts.
+        ValueError: a hyper-parameter is out of range, or an option rounds what `centered` subtracts.
 
     Example:
         >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -94,18 +95,17 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
         super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if isinstance(param_group, dict):
-            self._check_centered({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-
-    add_param_group.__doc__ = FusedStep.add_param_group.__doc__
-
-    def _check_centered(self, group: dict[str, Any]) -> None:
-        rounded = [k for k in ("square_avg", "grad_avg") if self._precision.states.get(k, "float32") != "float32"]
-        if group.get("centered") and rounded:
-            raise ValueError(
-                f"state_dtype rounds {rounded[0]!r}, and centered=True divides by the difference of square_avg and the "
-                "square of grad_avg, which may be smaller than that rounding: a step could be any size; leave both in "
-                "float32, or set centered=False"
-            )
+    def _check_storages(self, group: Mapping[str, Any]) -> None:
+        super()._check_storages(group)
+        if not group["centered"]:
+            return
+        for name in ("square_avg", "grad_avg"):
+            named = self._precision.states.get(name)
+            drawn = named is None and self._precision.stochastic
+            if named not in (None, "float32") or (drawn and any(p.dtype == torch.bfloat16 for p in group["params"])):
+                option = "rounding='stochastic'" if drawn else "state_dtype"
+                raise ValueError(
+                    f"{option} rounds {name!r}, and centered=True divides by the difference of square_avg and the "
+                    "square of grad_avg, which may be smaller than that rounding: a step could be any size; keep both "
+                    "in float32 by state_dtype={'square_avg': 'float32', 'grad_avg': 'float32'}, or set centered=False"
+                )

@@ -71,7 +71,10 @@ class SparseAdam(SweepStep, torch.optim.SparseAdam):
         super().__init__(params, given, foreach=foreach, fused=fused, options=Options(max_grad_norm))
 
     def _takes(self, param: torch.Tensor) -> bool:
-        return super()._takes(param) and param.is_contiguous()
+        # Slices are told by where they are in memory, so all have to lie alike.
+        tensors = (param, *self.state.get(param, {}).values())
+        alike = all(tensor.is_contiguous() for tensor in tensors if isinstance(tensor, torch.Tensor))
+        return super()._takes(param) and alike
 
     def _sweep(self, multiplier: float) -> None:
         found = []

@@ -81,7 +81,7 @@ def test_same_bits_in_other_dtypes(case: Case, dtype: torch.dtype) -> None:
     both(case.ours, dtype=dtype)
 
 
-@pytest.mark.parametrize("options", [o for o in OPTIONS if "stochastic" not in o.name], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_same_bits_with_every_option(options: Options) -> None:
     case = named("adamw")
     both(lambda params: case.ours(params, **options.of(case)), dtype=options.dtypes[0])

@@ -215,3 +215,17 @@ def test_refusals_come_before_any_write() -> None:
     with pytest.raises(RuntimeError, match=r"param 5 of group 0: its gradient has indices outside of the param"):
         ours.step()
     assert_identical([[p.detach() for p in params_of(ours)], ours.state_dict()["state"]], before)
+
+
+def test_a_param_that_comes_to_lie_otherwise() -> None:
+    """States keep their order where the param gets another, as after a call of contiguous()."""
+    ends = []
+    for package in (fusedopt, torch.optim):
+        param = torch.nn.Parameter(torch.arange(35.0).view(7, 5).mT)
+        optimizer = package.SparseAdam([param])
+        for _ in range(3):
+            param.grad = torch.sparse_coo_tensor(torch.tensor([[0, 3]]), torch.ones(2, 7), (5, 7))
+            optimizer.step()
+            param.data = param.data.contiguous()
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends)

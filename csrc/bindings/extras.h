@@ -88,7 +88,7 @@ inline void Plan::outfit(size_t at) {
   Row& row = rows_[at];
   Source& source = sources_[at];
   row.extras = nullptr;
-  if (!options_.any() && !clears_grad_) return;
+  if (!has_options_ && !clears_grad_) return;
   Extras& extras = extras_[at];
   extras = Extras{};
   row.extras = &extras;
@@ -142,7 +142,7 @@ inline TensorImpl* Plan::exact_param(const Source& source) const {
 }
 
 inline bool Plan::attached_as_before(const Source& source) const {
-  if (!options_.any()) return true;
+  if (!has_options_) return true;
   for (int at = 0; at < kAttached; ++at) {
     TensorImpl* before = source.attached[at];
     if (!before) continue;
@@ -170,7 +170,7 @@ inline void Plan::refuse_leftover(const py::list& leftover) const {
 
 // What changes from step to step.
 inline void Plan::set_draws(double ema_decay) {
-  if (!options_.any()) return;
+  if (!has_options_) return;
   step_.key = stream(options_.seed, draws_);
   step_.first_slot = first_slot_;
   step_.average_weight = 1 - ema_decay;

@@ -32,7 +32,8 @@ class Plan {
         rule_(find()),
         given_options_(std::move(options)),
         names_(*rule_, defaults_, names_in("flags"), names_in("refused")),
-        options_(*rule_, given_options_) {
+        options_(*rule_, given_options_),
+        has_options_(options_.any()) {
     for (int k = 0; k < rule_->states; ++k) keys_.push_back(GroupNames::intern(rule_->state_names[k]));
     for (int c = 0; c < rule_->counters; ++c) keys_.push_back(GroupNames::intern(rule_->counter_names[c]));
     for (const Options::Key& key : options_.keys) keys_.push_back(key.name);
@@ -182,6 +183,7 @@ class Plan {
   py::dict given_options_;
   GroupNames names_;
   Options options_;
+  bool has_options_;
   uint64_t draws_ = 0;
   uint32_t first_slot_ = 0;
   bool clears_grad_ = false;   // in this step's pass

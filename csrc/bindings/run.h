@@ -298,7 +298,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
   skipped_ = settle_scaling(!leftover.empty());
   if (skipped_) return py::none();
   if (!leftover.empty() && !engine_only) return leftover;
-  if (!leftover.empty() && options_.any()) refuse_leftover(leftover);
+  if (!leftover.empty() && has_options_) refuse_leftover(leftover);
   move_counters();
   NewEntries new_entries(state.ptr());
   make_states(new_entries);
@@ -311,7 +311,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
     for (int c = 0; c < rule_->counters; ++c) source.count[c] = data_of(*source.counter[c]);
     read_counts(source);
   }
-  if (options_.any()) {
+  if (has_options_) {
     const PyObject* decay = attribute("_ema_decay");
     set_draws(options_.average && decay ? to_number(const_cast<PyObject*>(decay), "ema_decay").value : 0);
   }
