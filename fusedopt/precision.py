@@ -97,6 +97,12 @@ class Precision:
         remedied = ["bfloat16", "float16"] if self.partner else ["float16"] if self.stochastic else []
         return dict.fromkeys(remedied, "float32")
 
+    def rounds(self, name: str, param: Tensor) -> bool:
+        """Whether a state of a param is in fewer bits than float32 for the sake of an option."""
+        if name in self.states:
+            return self.states[name] != "float32"
+        return self.stochastic and param.dtype in HALVES and _name(param.dtype) not in self.new_states
+
     @property
     def converts(self) -> bool:
         """Whether states can be in other storages than torch would have them in."""
@@ -144,7 +150,7 @@ class Precision:
 
     def pack(self, state: dict[str, Any], param: Tensor) -> Iterator[str]:
         """Bring states that are numbers, none of them roots, to their storages in place; say which that rounds."""
-        unnamed = self.new_states.get(str(param.dtype).removeprefix("torch."))
+        unnamed = self.new_states.get(_name(param.dtype))
         for name in self.names:
             storage, value = self.states.get(name, unnamed), state.get(name)
             if storage is None or not isinstance(value, Tensor) or value.dtype in _BYTES:
@@ -208,6 +214,10 @@ def check_ema_decay(ema_decay: float | None) -> None:
         raise ValueError(text)
 
 
+def _name(dtype: str | torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _storages(kinds: Mapping[str, str], state_dtype: StateDtype) -> dict[str, str]:
     if state_dtype is None:
         return {}
@@ -222,7 +232,7 @@ def _storages(kinds: Mapping[str, str], state_dtype: StateDtype) -> dict[str, st
 
 
 def _storage(name: str, dtype: str | torch.dtype, kinds: Mapping[str, str]) -> str:
-    text = str(dtype).removeprefix("torch.")
+    text = _name(dtype)
     if text not in {**_FLOATS, **_CODES}:
         raise ValueError(f"Invalid state_dtype: {dtype!r}; use one of {', '.join([*_FLOATS, *_CODES])}")
     never_negative = kinds[name] in _NEVER_NEGATIVE

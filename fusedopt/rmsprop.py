@@ -97,13 +97,11 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
 
     def _check_storages(self, group: Mapping[str, Any]) -> None:
         super()._check_storages(group)
-        if not group["centered"]:
+        if not group.get("centered"):
             return
         for name in ("square_avg", "grad_avg"):
-            named = self._precision.states.get(name)
-            drawn = named is None and self._precision.stochastic
-            if named not in (None, "float32") or (drawn and any(p.dtype == torch.bfloat16 for p in group["params"])):
-                option = "rounding='stochastic'" if drawn else "state_dtype"
+            if any(self._precision.rounds(name, p) for p in group["params"]):
+                option = "state_dtype" if name in self._precision.states else "rounding='stochastic'"
                 raise ValueError(
                     f"{option} rounds {name!r}, and centered=True divides by the difference of square_avg and the "
                     "square of grad_avg, which may be smaller than that rounding: a step could be any size; keep both "

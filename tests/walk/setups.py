@@ -166,7 +166,7 @@ def draw(random: Random) -> Setup:
         options["rounding"] = "stochastic"
     if options.get("rounding") == "stochastic":
         options["rounding_seed"] = random.getrandbits(16)
-    if case.states and random.random() < 0.6:
+    if case.states and (case.kwargs.get("centered") or random.random() < 0.6):
         options["state_dtype"] = wanted = _state_dtype(random, case)
         if "int8" in str(wanted) or "int4" in str(wanted):
             setup.params[0] = ParamSpec.drawn(random, dtypes[0], case, LARGE)
@@ -194,9 +194,9 @@ def _state_dtype(random: Random, case: Case) -> Any:
     codes = codable(case.name)
     names = ["float32", "bfloat16", "float16"]
     if case.kwargs.get("centered"):  # what is subtracted cannot be rounded
-        return (
-            {"momentum_buffer": random.choice([*names, "int8", "int4"])} if "momentum_buffer" in case.states else None
-        )
+        exact = dict.fromkeys(("square_avg", "grad_avg"), "float32")
+        others = [key for key in case.states if key not in exact]
+        return {**exact, **{key: random.choice([*names, "int8", "int4"]) for key in others}}
     if random.random() < 0.4:
         return random.choice(names + (["int8", "int4"] if set(codes) == set(case.states) else []))
     chosen = random.sample(case.states, random.randint(1, len(case.states)))
