@@ -3,32 +3,32 @@
 # torch goes first: the extension links against its libraries and shares its OpenMP runtime.
 import torch as _torch
 
-from .adadelta import Adadelta
-from .adafactor import Adafactor
-from .adagrad import Adagrad
-from .adam import Adam
-from .adamax import Adamax
-from .adamw import AdamW
-from .adan import Adan
-from .asgd import ASGD
-from .capabilities import capabilities
-from .clipping import clip_grad_norm_, local_grad_norm, norm_from_local
-from .compiled import compile_rule
-from .generic import GenericOptimizer, WeightDecay
-from .lamb import LAMB
-from .lars import LARS
-from .lbfgs import LBFGS
-from .lion import Lion
-from .nadam import NAdam
-from .precision import StateDtype
-from .radam import RAdam
-from .release import GradientRelease, step_in_backward
-from .replace import replace
-from .rmsprop import RMSprop
-from .rprop import Rprop
-from .scaler import GradScaler
-from .sgd import SGD
-from .sparse_adam import SparseAdam
+from ._capabilities import capabilities
+from ._clipping import clip_grad_norm_, local_grad_norm, norm_from_local
+from ._compiled import compile_rule
+from ._core.precision import StateDtype
+from ._release import GradientRelease, step_in_backward
+from ._replace import replace
+from ._scaler import GradScaler
+from .optimizers.adadelta import Adadelta
+from .optimizers.adafactor import Adafactor
+from .optimizers.adagrad import Adagrad
+from .optimizers.adam import Adam
+from .optimizers.adamax import Adamax
+from .optimizers.adamw import AdamW
+from .optimizers.adan import Adan
+from .optimizers.asgd import ASGD
+from .optimizers.generic import GenericOptimizer, WeightDecay
+from .optimizers.lamb import LAMB
+from .optimizers.lars import LARS
+from .optimizers.lbfgs import LBFGS
+from .optimizers.lion import Lion
+from .optimizers.nadam import NAdam
+from .optimizers.radam import RAdam
+from .optimizers.rmsprop import RMSprop
+from .optimizers.rprop import Rprop
+from .optimizers.sgd import SGD
+from .optimizers.sparse_adam import SparseAdam
 
 __all__ = [
     "ASGD",
@@ -63,7 +63,7 @@ __all__ = [
     "step_in_backward",
 ]
 if hasattr(_torch.optim, "Muon"):  # from torch 2.9 on
-    from .muon import Muon
+    from .optimizers.muon import Muon
 
     __all__ += ["Muon"]
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt import _toolchain, precision
+from fusedopt import _toolchain
+from fusedopt._core import precision
+from fusedopt._core.optimizer import FusedStep
 from fusedopt.bench import baselines, cli, diff, oracle, report, runner, sweeps, training
-from fusedopt.optimizer import FusedStep
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"

@@ -14,7 +14,8 @@ import torch
 from support import EMULATED, assert_identical, every_isa
 
 import fusedopt
-from fusedopt import _C, compiled
+from fusedopt import _C
+from fusedopt import _compiled as compiled
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = (ROOT / "docs" / "your_own_rule.md").read_text()

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fusedopt
-from fusedopt import clipping
+from fusedopt import _clipping as clipping
 
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 

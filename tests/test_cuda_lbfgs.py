@@ -14,7 +14,8 @@ from support import assert_identical
 from torch import Tensor
 
 import fusedopt
-from fusedopt import lbfgs, lbfgs_search
+from fusedopt.optimizers import _lbfgs_search as lbfgs_search
+from fusedopt.optimizers import lbfgs
 
 FIXED: dict[str, Any] = {"lr": 0.1}
 WOLFE: dict[str, Any] = {"line_search_fn": "strong_wolfe"}

@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 import fusedopt
-from fusedopt.standalone import Standalone
+from fusedopt._core.standalone import Standalone
 
 Make = Callable[..., Optimizer]
 

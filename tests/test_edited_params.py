@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fusedopt
-from fusedopt.precision import exact_param
+from fusedopt._core.precision import exact_param
 
 PARTNERS: list[tuple[torch.dtype, dict[str, Any]]] = [
     (torch.bfloat16, {"master_weights": "float32"}),

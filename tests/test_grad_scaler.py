@@ -14,7 +14,7 @@ from test_amp import assert_skipped, scaled_backward
 from torch.nn import Parameter
 
 import fusedopt
-from fusedopt import clipping
+from fusedopt import _clipping as clipping
 
 INF, NAN = float("inf"), float("nan")
 ARGUMENTS: Any = {"init_scale": 2.0**8, "growth_interval": 2}

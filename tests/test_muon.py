@@ -115,7 +115,7 @@ def test_strided_params_and_gradients() -> None:
 def test_more_matrices_than_a_batch_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for size in (2**26, 2 * 2 * 24 * 16):  # all of a shape, two of the three
-        monkeypatch.setattr("fusedopt.muon._BATCH_BYTES", size)
+        monkeypatch.setattr("fusedopt.optimizers.muon._BATCH_BYTES", size)
         torch.manual_seed(0)
         ours, _ = pair()
         train(ours, 2)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt import _C, _toolchain, precision
+from fusedopt import _C, _toolchain
+from fusedopt._core import precision
 from fusedopt.bench import BenchError, baselines, clock, placement, sweeps
 from fusedopt.bench.selection import choose
 

@@ -14,7 +14,7 @@ from support import assert_identical, make_params, save_and_load, snapshot, trai
 from torch.nn import Parameter
 
 import fusedopt
-from fusedopt.arguments import Options
+from fusedopt._core.arguments import Options
 
 VALUES: dict[str, Any] = {
     "max_grad_norm": 1.0,

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 import fusedopt
 from fusedopt import _C
-from fusedopt.precision import CODE_BLOCK, LEAST_CODED, decode, encode, exact_param
+from fusedopt._core.precision import CODE_BLOCK, LEAST_CODED, decode, encode, exact_param
 
 HALVES = (torch.bfloat16, torch.float16)
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)

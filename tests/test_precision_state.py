@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fusedopt
-from fusedopt.precision import exact_param
+from fusedopt._core.precision import exact_param
 
 HALVES = (torch.bfloat16, torch.float16)
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)

@@ -14,9 +14,9 @@ from cases import CASES, ONE_PER_OPTIMIZER
 
 import fusedopt
 from fusedopt import _C
-from fusedopt.optimizer import FusedStep
-from fusedopt.standalone import Standalone
-from fusedopt.sweeps import SweepStep
+from fusedopt._core.optimizer import FusedStep
+from fusedopt._core.standalone import Standalone
+from fusedopt._core.sweeps import SweepStep
 
 ROOT = Path(__file__).parent.parent
 FUSED = [v for v in vars(fusedopt).values() if inspect.isclass(v) and issubclass(v, FusedStep)]

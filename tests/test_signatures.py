@@ -20,9 +20,9 @@ import torch
 from torch.nn import Parameter
 
 import fusedopt
-from fusedopt import arguments
-from fusedopt.arguments import Options
-from fusedopt.optimizer import FusedStep
+from fusedopt._core import arguments
+from fusedopt._core.arguments import Options
+from fusedopt._core.optimizer import FusedStep
 
 ROOT = Path(__file__).parent.parent
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -370,7 +370,7 @@ def test_type_checkers_see_the_signature_that_inspect_sees(messages: Messages, n
 
 
 def test_what_a_compiled_rule_takes_beside_its_hyper_parameters_is_what_lion_takes() -> None:
-    own = [described(p) for p in parameters(fusedopt.compiled.CompiledRule) if p.kind is KEYWORD]
+    own = [described(p) for p in parameters(fusedopt._compiled.CompiledRule) if p.kind is KEYWORD]
     assert own == [described(p) for p in parameters(fusedopt.Lion) if p.kind is KEYWORD]
 
 

@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedopt
-from fusedopt.arguments import Options
+from fusedopt._core.arguments import Options
 
 STANDALONE = [case for case in CASES if not case.has_twin]
 every_case = pytest.mark.parametrize("case", STANDALONE, ids=str)

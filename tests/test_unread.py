@@ -15,9 +15,9 @@ from torch.optim import lr_scheduler
 
 import fusedopt
 from fusedopt import _C
-from fusedopt.arguments import Options
-from fusedopt.optimizer import FusedStep
-from fusedopt.unread import Unread, unread_by
+from fusedopt._core.arguments import Options
+from fusedopt._core.optimizer import FusedStep
+from fusedopt._core.unread import Unread, unread_by
 
 TWINS = [name for name in fusedopt.__all__ if inspect.isclass(getattr(torch.optim, name, None))]
 # Beside the hyper-parameters of the rule.

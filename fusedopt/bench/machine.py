@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ..capabilities import capabilities
-from ..compiled import _sources
+from .._capabilities import capabilities
+from .._compiled import _sources
 
 PACKAGE = Path(__file__).resolve().parent.parent
 

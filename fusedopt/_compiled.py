@@ -1,0 +1,256 @@
+"""Optimizers from a user's own rule: a C++ header, compiled when it is first asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from . import _C, _toolchain
+from ._core.arguments import Options
+from ._core.precision import MasterWeights, Rounding, StateDtype
+from ._core.standalone import Standalone
+
+_HERE = Path(__file__).parent
+
+
+def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledRule]:
+    """Return an optimizer class whose update is the rule in `source`, compiled for this machine.
+
+    The rule is C++: a struct derived from `RuleDefaults`, plain scalar maths that names its hyper-parameters, states
+    and scalars (docs/your_own_rule.md goes from a paper's formula to a class that trains; csrc/rules/rule.h is the
+    contract). It is compiled for every CPU instruction set the package has and, where nvcc is and the package has its
+    CUDA engine, for CUDA. The result is cached under `FUSEDOPT_CACHE`, or else in the user's cache folder, by the
+    contents of the rule, the package's sources and the compilers, so compiling happens once.
+
+    Args:
+        source: the header's text, or the path of a file that holds it.
+        name: the class's name, a Python identifier.
+
+    Returns:
+        A class whose constructor takes the params and, by their names in the rule, its hyper-parameters, with
+        `hyper_defaults` as their defaults; `maximize`, `capturable`, `foreach`, `fused` and the options that Lion has
+        are keyword-only. Groups, hooks, checkpoints and GradScaler work as in the other optimizers.
+
+    Raises:
+        ValueError: `name` is no identifier, or the source holds no rule.
+        RuntimeError: the rule does not compile, with the compiler's words about the rule's own lines.
+
+    Example:
+        >>> Signum = fusedopt.compile_rule('''
+        ... struct Signum : RuleDefaults {
+        ...   struct Hypers { double lr, momentum; };
+        ...   static constexpr const char* hyper_names[] = {"lr", "momentum"};
+        ...   static constexpr double hyper_defaults[] = {0.5, 0.9};
+        ...   static constexpr const char* state_names[] = {"momentum_buffer"};
+        ...   static constexpr int counters = 0;
+        ...   template <class T> struct Scalars { T lr, weight; };
+        ...   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double*, bool) {
+        ...     return {h.lr, 1 - h.momentum};
+        ...   }
+        ...   template <int, class T> FUSEDOPT_HD static void update(T& p, T g, T (&s)[1], const Scalars<T>& c) {
+        ...     s[0] = lerp(s[0], g, c.weight);
+        ...     p = fma(-c.lr, sign(s[0]), p);
+        ...   }
+        ... };
+        ... ''', name="Signum")
+        >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> param.grad = torch.tensor([4.0, -0.25])
+        >>> Signum([param]).step()
+        >>> param.tolist()
+        [0.5, 2.5]
+    """
+    if not name.isidentifier():
+        raise ValueError(f"name is {name!r}; give a Python identifier, which becomes the name of the class")
+    path = Path(source) if not isinstance(source, str) or _is_path(source) else None
+    text = path.read_text() if path else cast(str, source)
+    rule = re.search(r"\bstruct\s+(\w+)\s*(?:final\s*)?:\s*(?:public\s+)?RuleDefaults\b", text)
+    if not rule:
+        raise ValueError(
+            "source holds no rule; write a struct derived from RuleDefaults, as csrc/rules/rule.h describes"
+        )
+    library, key = _Build(text, str(path.resolve()) if path else f"{name}.h", rule.group(1), name).library()
+    facts = _C.load_rule(str(library))
+    caller = sys._getframe(1).f_globals.get("__name__", __name__)
+    return _make_class(name, key, facts, text, caller)
+
+
+def _is_path(source: str) -> bool:
+    return "\n" not in source and "{" not in source
+
+
+def _sources() -> Path:
+    """The package's C++ sources: inside an installed package, beside a source tree's."""
+    inside = _HERE / "csrc"
+    return inside if inside.is_dir() else _HERE.parent / "csrc"
+
+
+def _cache() -> Path:
+    given = os.environ.get("FUSEDOPT_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "fusedopt"
+
+
+class _Build:
+    """One rule on its way to a shared object."""
+
+    def __init__(self, text: str, label: str, struct: str, name: str) -> None:
+        self.text, self.label, self.struct, self.name = text, label, struct, name
+        self.csrc = _sources()
+        self.compiler = os.environ.get("CXX", "g++")
+        self.cuda = _toolchain.Cuda() if _C.cuda_built() and _C.cuda_built_for() != "emulated" else None
+        self.nvcc_flags: list[str] = []
+        if self.cuda is not None and self.cuda.nvcc:
+            self.nvcc_flags, _ = self.cuda.codes(self._architectures(self.cuda))
+        self.flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *_toolchain.NUMERICS]
+        self.key = f"{name}-{self._digest()}"
+
+    @staticmethod
+    def _architectures(cuda: _toolchain.Cuda) -> list[str]:
+        if os.environ.get("TORCH_CUDA_ARCH_LIST") or not torch.cuda.is_available():
+            return cuda.architectures()
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        return [f"{major}.{minor}" for major, minor in sorted(found)]
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for part in (self.text, self.label, self.name, self.compiler, self._version(), *self.flags, *self.nvcc_flags):
+            digest.update(part.encode() + b"\0")
+        for path in sorted(p for p in self.csrc.rglob("*") if p.is_file() and "bindings" not in p.parts[-2:]):
+            digest.update(path.read_bytes() + b"\0")
+        return digest.hexdigest()[:16]
+
+    def _version(self) -> str:
+        if shutil.which(self.compiler) is None:
+            raise RuntimeError(
+                f"a rule needs a C++17 compiler and {self.compiler!r} is not found; install g++ or set CXX"
+            )
+        return subprocess.run([self.compiler, "--version"], capture_output=True, text=True, check=True).stdout
+
+    def library(self) -> tuple[Path, str]:
+        """The shared object, compiled unless the cache has it, and the name the rule is registered by."""
+        target = _cache() / self.key / "rule.so"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                built = self._compile(Path(folder))
+                # Another process may have been quicker; both made the same.
+                os.replace(built, target)
+        return target, self.key
+
+    def _compile(self, folder: Path) -> Path:
+        file = folder / f"{self.name}.h"
+        wrapped = "FUSEDOPT_NAMESPACE" in self.text
+        opening = "" if wrapped else "namespace FUSEDOPT_NAMESPACE {\n"
+        closing = "" if wrapped else "\n}  // namespace FUSEDOPT_NAMESPACE\n"
+        file.write_text(f'#include "rule.h"\n{opening}#line 1 "{self.label}"\n{self.text}{closing}')
+        defines = [
+            *[f"-DFUSEDOPT_RULE={self.struct}", f'-DFUSEDOPT_RULE_FILE="{file}"', f'-DFUSEDOPT_RULE_KEY="{self.key}"'],
+            f"-I{self.csrc / 'rules'}",
+        ]
+        on_cuda = ["-DFUSEDOPT_RULE_ON_CUDA"] if self.nvcc_flags else []
+        isas = sorted((self.csrc / "cpu").glob("isa_*.cpp"))
+        # The first alone, since all of them would say the same of a rule that is wrong.
+        generic = next(path for path in isas if path.name == "isa_generic.cpp")
+        self._run([self.compiler, *self.flags, *defines, "-fsyntax-only", str(generic)])
+        commands, objects = [], []
+        for path in [*isas, self.csrc / "cpu" / "prefetch.cpp", self.csrc / "plugin.cpp"]:
+            objects.append(str(folder / f"{path.stem}.o"))
+            commands.append([self.compiler, *self.flags, *defines, *on_cuda, "-c", str(path), "-o", objects[-1]])
+        link: Sequence[str] = []
+        if self.cuda is not None and self.nvcc_flags:
+            objects.append(str(folder / "kernels.o"))
+            link = self.cuda.link_flags()
+            kernels = self.csrc / "cuda" / "kernels.cu"
+            commands.insert(0, [*self.cuda.command(kernels, [*self.nvcc_flags, *defines]), "-o", objects[-1]])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(self._run, commands))
+        built = folder / "rule.so"
+        self._run([self.compiler, "-shared", *objects, *link, "-o", str(built)])
+        return built
+
+    def _run(self, command: list[str]) -> None:
+        # In the C locale compilers quote with plain quotes.
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+        if done.returncode != 0:
+            raise RuntimeError(f"rule {self.name} does not compile:\n{self._complaint(done.stderr)}")
+
+    def _complaint(self, output: str) -> str:
+        """The errors in a compiler's output, each with the rule's line."""
+        lines, found = self.text.splitlines(), []
+        for message in output.splitlines():
+            error = re.match(r"(.+?):(\d+):(?:\d+:)? (?:fatal )?error: (.*)", message)
+            if error and error.group(1) == self.label and 0 < int(error.group(2)) <= len(lines):
+                found.append(f"  {self.label}:{error.group(2)}: {error.group(3)}\n    {lines[int(error.group(2)) - 1]}")
+            elif error:
+                found.append(f"  {Path(error.group(1)).name}:{error.group(2)}: {error.group(3)}")
+        return "\n".join(dict.fromkeys(found)) or output
+
+
+class CompiledRule(Standalone):
+    """An optimizer that `compile_rule` made; the rule's hyper-parameters, in its order, are the open arguments here."""
+
+    # The rule's own text.
+    source: ClassVar[str]
+    _hypers: ClassVar[inspect.Signature]
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *positional: Any,
+        maximize: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        **hypers: Any,
+    ) -> None:
+        given = self._hypers.bind(*positional, **hypers)
+        given.apply_defaults()
+        flags = {"maximize": maximize, "capturable": capturable}
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        super().__init__(params, {**given.arguments, **flags}, foreach=foreach, fused=fused, options=options)
+
+
+def _make_class(name: str, key: str, facts: dict[str, Any], text: str, module: str) -> type[CompiledRule]:
+    given = facts.get("defaults") or [math.nan] * len(facts["hypers"])
+    hypers: dict[str, Any] = {}
+    for hyper, value in zip(facts["hypers"], given, strict=True):
+        base, dot, _ = hyper.partition(".")
+        hypers[base] = (*hypers.get(base, ()), value) if dot else value
+    required = [h for h, v in hypers.items() if any(map(math.isnan, v if isinstance(v, tuple) else (v,)))]
+    kind = inspect.Parameter
+    own = [
+        *[kind(h, kind.POSITIONAL_OR_KEYWORD) for h in required],
+        *[kind(h, kind.POSITIONAL_OR_KEYWORD, default=v) for h, v in hypers.items() if h not in required],
+    ]
+    first, *others = inspect.signature(CompiledRule.__init__).parameters.values()
+    params, *flags = [p for p in others if p.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)]
+
+    def __init__(self: CompiledRule, *args: Any, **kwargs: Any) -> None:
+        CompiledRule.__init__(self, *args, **kwargs)
+
+    __init__.__signature__ = inspect.Signature([first, params, *own, *flags])  # type: ignore[attr-defined]
+    states = ", ".join([*facts["counters"], *facts["states"]]) or "nothing"
+    doc = f"{name}, compiled from a rule; hyper-parameters: {', '.join(hypers)}; keeps {states} for each param."
+    members = {"__init__": __init__, "__doc__": doc, "__module__": module, "source": text}
+    members |= {"_rule": key, "_hyper_names": facts["hypers"], "_hypers": inspect.Signature(own)}
+    return type(name, (CompiledRule,), members)

@@ -1,0 +1,85 @@
+"""Clipping inside a step: the norm that an optimizer measures, and what it divides gradients by."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from .. import _C
+from .. import _clipping as clipping
+
+
+def check_max_grad_norm(value: float | None) -> float | None:
+    """The number as a float, or an error."""
+    text = f"max_grad_norm is {value!r}; give a number of at least 0, or None for no clipping"
+    if isinstance(value, (str, list, tuple)):
+        raise TypeError(text)
+    if value is not None and not value >= 0:
+        raise ValueError(text)
+    return None if value is None else float(value)
+
+
+class ClippedStep(Optimizer):
+    """An optimizer that can hold the norm of all gradients together to a maximum while it steps."""
+
+    # Whose sweeps measure the gradients: those of the plan.
+    _engine: ModuleType = _C
+    _max_grad_norm: float | None = None
+    # What a GradScaler has read for the step that it is about to make.
+    _measured: clipping.Measurement | None = None
+    # Of the last step with max_grad_norm, in the units of unscaled gradients; on a GPU it stays there, unread.
+    grad_norm: torch.Tensor | None = None
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """What the norm of all gradients together is clipped to inside the update, which does not rewrite them.
+
+        The coefficient is that of `clip_grad_norm_`, of gradients as they are after a GradScaler's unscaling;
+        `grad_norm` then holds the norm that the last step found, before clipping. None: no clipping.
+
+        Raises:
+            ValueError: set to a number that is negative or NaN.
+            TypeError: set to text.
+
+        Example:
+            >>> param = torch.nn.Parameter(torch.ones(2))
+            >>> optimizer = fusedopt.SGD([param], lr=1.0)
+            >>> optimizer.max_grad_norm = 0.5
+            >>> param.grad = torch.tensor([3.0, 4.0])
+            >>> optimizer.step()
+            >>> optimizer.grad_norm, param.detach()
+            (tensor(5.), tensor([0.7000, 0.6000]))
+        """
+        return self._max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | None) -> None:
+        self._max_grad_norm = check_max_grad_norm(value)
+
+    def _measure(self) -> clipping.Measurement | None:
+        """What `max_grad_norm` needs to know of the gradients; None without it."""
+        if self._max_grad_norm is None:
+            return None
+        return clipping.measure(self.param_groups, self._engine, self._measured)
+
+    def _clip(self) -> tuple[torch.Tensor | None, float | torch.Tensor | None]:
+        """The gradients' norm, and what to divide them by in place of `grad_scale`; None without `max_grad_norm`."""
+        measured = self._measure()
+        if measured is None:
+            return None, None
+        self._measured = None
+        return clipping.clip(measured, self.__dict__.get("grad_scale"), cast(float, self._max_grad_norm), self._engine)
+
+    def _refuse_tracing(self) -> None:
+        if self._max_grad_norm is not None:
+            raise RuntimeError(
+                "max_grad_norm cannot be traced: call step() outside of torch.compile, or set it to None and call "
+                "torch.nn.utils.clip_grad_norm_ before"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return state if self._max_grad_norm is None else {**state, "_max_grad_norm": self._max_grad_norm}

@@ -1,0 +1,359 @@
+"""What all fused optimizers share: torch.optim's class around one call into the engine."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any, ClassVar, cast
+
+import torch
+from torch.optim import optimizer as _torch_optimizer
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from .. import _C
+from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, refuse_nan
+from .kept import KeptState, refuse_options
+from .precision import Precision
+from .unread import FLAGS, Reads, Unread, unread_by
+
+Leftover = list[tuple[int, list[torch.Tensor]]]
+
+
+class FusedStep(KeptState):
+    """A torch.optim class, named after this one in a subclass's bases, whose `step` is one pass over memory.
+
+    Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors
+    on the CPU and on CUDA devices have engines. What none takes (sparse gradients, subclasses that dispatch, other
+    devices) and whole calls that must be traced or differentiated go through torch's own step.
+    """
+
+    _rule: ClassVar[str]
+    # Values of hyper-parameters that some torch versions do not keep in their groups.
+    _rule_defaults: ClassVar[dict[str, float]] = {}
+    # Whether torch keeps the counters of its class on the param's device, capturable or not.
+    _device_counters: ClassVar[bool] = False
+
+    # What a step that no plan makes reads of its groups, as unread.py has it; a plan's rule says it itself.
+    _reads: ClassVar[Reads] = {}
+    # What the installed torch's constructor has beyond that: None, but in a torch that is newer than this package.
+    _unread: ClassVar[Unread | None] = None
+    # What optimizers without a plan know of their last step.
+    _skipped = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        given: dict[str, Any],
+        *,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        options: Options = NO_OPTIONS,
+    ) -> None:
+        """What the constructors of all classes come to; `given` is torch's arguments besides `foreach` and `fused`."""
+        self._fused_given = bool(fused)
+        self.max_grad_norm = options.max_grad_norm
+        self._precision = Precision.of(
+            _C.states(self._rule) if self._has_options else {},
+            options.state_dtype,
+            options.master_weights,
+            options.rounding,
+            options.rounding_seed,
+            options.ema_decay,
+        )
+        self._ema_decay = options.ema_decay
+        super().__init__(params, **self._torch_arguments({**given, "foreach": foreach, "fused": fused}))
+        check_fused(fused, foreach, given.get("differentiable"))
+        refuse_nan(self.defaults)
+        self._precision.check_params(p for group in self.param_groups for p in group["params"])
+        self._pack_states(self.param_groups)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        hypers = [] if cls._reads else _C.rules().get(getattr(cls, "_rule", ""), {}).get("hypers", [])
+        rules = dict.fromkeys([*FLAGS, *(name.partition(".")[0] for name in hypers)])
+        cls._unread = unread_by(cls, FusedStep, cls._reads or rules)
+
+    @classmethod
+    def _torch_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """What the constructor of torch's is called with beside the params."""
+        return for_torch(cls, FusedStep, given)
+
+    @property
+    def step_skipped(self) -> torch.Tensor:
+        """Whether the last step was skipped because a GradScaler found an infinity: a 0-dim bool tensor.
+
+        With `fused=True` or `fusedopt.GradScaler`, that is; else torch's GradScaler does not call what it skips. On a
+        GPU it stays there, and reading it is up to the caller: nothing here waits for the device.
+        """
+        by_plan = self._plan is not None and self._known_to_torch_alone() is None
+        skipped = cast(_C.Plan, self._plan).skipped if by_plan else self._skipped
+        return skipped != 0 if isinstance(skipped, torch.Tensor) else torch.tensor(skipped)
+
+    def step(self, closure: Callable[[], Any] | None = None, *, zero_grad: bool = False) -> Any:
+        """Update every param that has a gradient, in place.
+
+        Args:
+            closure: re-evaluates the model with gradients enabled and returns the loss. Default: None.
+            zero_grad: set gradients to zero in the same pass over memory, also those of a step that is skipped.
+                Default: False.
+
+        Returns:
+            What `closure` returned, or None.
+
+        Raises:
+            RuntimeError: a gradient or a state does not fit its param. Nothing has been written then.
+        """
+        if torch.compiler.is_compiling():
+            if self._keeps_more_than_torch():
+                raise RuntimeError(
+                    "torch.compile would trace torch's own step, which knows no state_dtype, master_weights, "
+                    "rounding, ema_decay or copies of params; call step() outside of it"
+                )
+            self._refuse_tracing()
+            return self._torch_step(closure)
+        # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
+        if self._observed() and type(self).step is FusedStep.step:
+            given: dict[str, Any] = {"zero_grad": True} if zero_grad else {}
+            return _observed_step(self, **given) if closure is None else _observed_step(self, closure, **given)
+        return self._fused_step(closure, zero_grad)
+
+    # torch wraps the step of every class that does not say it is wrapped, at 13 to 20 us a call.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _observed(self) -> bool:
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _torch_optimizer._global_optimizer_pre_hooks
+            or _torch_optimizer._global_optimizer_post_hooks
+            or _C.profiling()
+        )
+
+    def _known_to_torch_alone(self) -> str | None:
+        """A value in the groups that our step does not know and torch's own does; None if there is none."""
+        return None if self._unread is None else self._unread.find(self.param_groups)
+
+    def _fused_step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
+        if self._unread is not None and (found := self._known_to_torch_alone()):
+            if self._keeps_more_than_torch():
+                raise RuntimeError(
+                    f"{found}, which only torch's own step knows, and that knows no state_dtype, master_weights, "
+                    "rounding, ema_decay or copies of params; leave these out or set the key to its default"
+                )
+            every = [(index, group["params"]) for index, group in enumerate(self.param_groups)]
+            return self._host_step(closure, zero_grad, lambda _, divisor: self._step_leftover(every, divisor))
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plan = self._plan
+        if plan is None:
+            plan = self._plan = self._make_plan()
+        norm, divisor = self._clip()
+        # Of a step that a GPU alone knows to be skipped the engine would leave the gradients.
+        in_pass = zero_grad and "found_inf" not in self.__dict__ and self._has_options
+        flags = {"clears_grad": True} if in_pass else {}
+        leftover = plan.step(self, divisor=divisor, **flags)
+        in_pass = in_pass and not leftover
+        if leftover:
+            with self._outside_inference(leftover) as any_made:
+                if any_made:
+                    leftover = plan.step(self, divisor=divisor)
+                if leftover:
+                    if not self._keeps_more_than_torch():
+                        self._step_leftover(leftover, divisor)
+                    plan.step(self, engine_only=True, divisor=divisor)
+        self.grad_norm = norm
+        if zero_grad and (not in_pass or plan.shares_grads):
+            self._clear_grads()
+        return loss
+
+    def _host_step(
+        self,
+        closure: Callable[[], Any] | None,
+        zero_grad: bool,
+        step_all: Callable[[float, float | torch.Tensor | None], None],
+    ) -> Any:
+        """A step of what is no plan: `step_all` gets a factor of the gradients, and its inverse if they are clipped."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        refuse_options(self.param_groups, self.defaults)
+        multiplier = self._read_scaling()
+        norm, divisor = self._clip()
+        if not self._skipped:
+            step_all(multiplier if divisor is None else 1 / float(divisor), divisor)
+        self.grad_norm = norm
+        if zero_grad:
+            self._clear_grads()
+        return loss
+
+    def _clear_grads(self) -> None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        with torch.inference_mode(torch.is_inference_mode_enabled() or p.grad.is_inference()):
+                            p.grad.zero_()
+
+    @staticmethod
+    @contextmanager
+    def _outside_inference(leftover: Leftover) -> Iterator[bool]:
+        """Ordinary copies in the place of gradients made in inference mode, if there are any, for an engine to read."""
+        grads = [(p, p.grad) for _, params in leftover for p in params if p.grad is not None and p.grad.is_inference()]
+        try:
+            with torch.inference_mode(False):
+                for p, grad in grads:
+                    p.grad = grad.clone()
+            yield bool(grads)
+        finally:
+            for p, grad in grads:
+                p.grad = grad
+
+    def _read_scaling(self) -> float:
+        """What to multiply gradients by, and in `_skipped` whether to skip the step, both read by the host."""
+        found_inf, grad_scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")
+        self._skipped = found_inf is not None and float(found_inf) != 0
+        return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+
+    def _make_plan(self, engine: ModuleType = _C) -> _C.Plan:
+        # A wrapper need not have run a constructor.
+        refused = {name for name in Options._fields if name not in getattr(self, "defaults", ())}
+        options = {**self._precision.for_plan(self._copies), "flags": _flags(cast(Any, type(self))), "refused": refused}
+        plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters, options)
+        plan.draws = self._draws
+        return plan
+
+    def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """torch's own step, without the hooks torch may have wrapped around it."""
+        return unhooked(super().step, self)(closure)
+
+    def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
+        # Sparse gradients first: most of torch's optimizers refuse them, and then nothing has been written yet.
+        for sparse in (True, False):
+            groups = []
+            for index, params in leftover:
+                chosen = [p for p in params if p.grad is not None and p.grad.is_sparse == sparse]
+                if chosen:
+                    groups.append(self._leftover_group(self.param_groups[index], chosen, sparse))
+            if groups:
+                with self._only(groups), self._plain_grads(groups, divisor):
+                    self._torch_step()
+
+    def _leftover_group(self, group: dict[str, Any], params: list[torch.Tensor], sparse: bool) -> dict[str, Any]:
+        group = {**group, "params": params}
+        # torch's fused kernels know neither sparse gradients nor, for SGD, DTensors; its unscaling is ours here.
+        if (
+            sparse
+            or hasattr(self, "found_inf")
+            or any(type(p).__torch_dispatch__ is not _plain_dispatch for p in params)
+        ):
+            group["fused"] = None
+            group["foreach"] = False if sparse else group.get("foreach")
+        return group
+
+    @contextmanager
+    def _only(self, groups: list[dict[str, Any]]) -> Iterator[None]:
+        """param_groups reduced to `groups` while torch steps them."""
+        all_groups = self.param_groups
+        self.param_groups = groups
+        try:
+            yield
+        finally:
+            self.param_groups = all_groups
+
+    @contextmanager
+    def _plain_grads(self, groups: list[dict[str, Any]], divisor: float | torch.Tensor | None = None) -> Iterator[None]:
+        """The gradients of `groups` as torch's step takes them: scaled and clipped, no lazy conjugation or negation."""
+        scaler: dict[str, Any] = {}
+        for name in ("grad_scale", "found_inf"):
+            if name in self.__dict__:
+                scaler[name] = self.__dict__.pop(name)
+        scale = scaler.get("grad_scale") if divisor is None else divisor
+        grads = [(p, p.grad) for group in groups for p in group["params"]]
+        try:
+            for p, grad in grads:
+                if scale is not None:
+                    # Of two numbers without dimensions the wider dtype would win.
+                    p.grad = (grad / scale).to(grad.dtype)
+                elif grad.is_conj() or grad.is_neg():
+                    p.grad = grad.resolve_conj().resolve_neg()
+            yield
+        finally:
+            for p, grad in grads:
+                if p.grad is not grad:
+                    p.grad = grad
+            self.__dict__.update(scaler)
+
+    def refresh_hyperparameters(self) -> None:
+        """Send the numbers in `param_groups` to the steps that CUDA graphs have captured.
+
+        A replay reads learning rates and their like from device memory that the optimizer owns. After a scheduler or an
+        assignment changed them, call this before the replay; no new capture is needed. A learning rate given as a
+        CUDA tensor needs no call: it is read where it is.
+
+        Raises:
+            RuntimeError: groups were added or removed, or options that are no numbers (amsgrad, momentum from or to 0)
+                were changed, since a capture.
+
+        Example:
+            >>> optimizer = fusedopt.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+            >>> optimizer.param_groups[0]["lr"] = 0.05
+            >>> optimizer.refresh_hyperparameters()  # and then graph.replay()
+        """
+        if self._plan is not None:
+            self._plan.refresh(self)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of params with hyper-parameters of its own; what it leaves out comes from `defaults`.
+
+        Args:
+            param_group: a dict with "params" and any of the constructor's arguments.
+
+        Raises:
+            ValueError: torch's constructor would refuse a hyper-parameter, the group has an option, which is the whole
+                optimizer's, or a param is in another group already.
+            TypeError: a number is given as text.
+        """
+        if isinstance(param_group, dict):
+            refuse_options([param_group], self.defaults, first=len(self.param_groups))
+        # What is not given has been checked as a default.
+        if isinstance(param_group, dict) and len(param_group) > 1:
+            self._check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        try:
+            self._check_storages(self.param_groups[-1])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_with_torch(type(self), FusedStep, group)
+
+
+@cache
+def _flags(cls: Any) -> set[str]:
+    """The arguments that say yes or no: None, as configurations have it, is a no."""
+    # Of the package's class, whatever that of a user's subclass looks like.
+    constructors = [inspect.signature(vars(c)["__init__"]) for c in cls.__mro__ if "__init__" in vars(c)]
+    return {name for s in constructors for name, p in s.parameters.items() if isinstance(p.default, bool)}
+
+
+def unhooked(step: Any, optimizer: Optimizer) -> Any:
+    """A step of torch's without the hooks that torch may have wrapped around it."""
+    while getattr(step, "hooked", False):
+        step = step.__wrapped__.__get__(optimizer)
+    return step
+
+
+_plain_dispatch = torch.Tensor.__torch_dispatch__
+
+
+@Optimizer.profile_hook_step
+def _observed_step(optimizer: FusedStep, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
+    """The step of whatever class, some of which have their own, within hooks and under a profiler."""
+    return optimizer._fused_step(closure, zero_grad)

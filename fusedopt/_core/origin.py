@@ -1,0 +1,159 @@
+"""Whose a checkpoint is, told by its keys: one of another optimizer is refused before anything is changed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from .. import _C
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a class may have in a group or in a param's state, and what of it must be there for a step."""
+
+    known: frozenset[str]
+    needed: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class by what its checkpoints have: in groups, and in a state; in one of several where params differ."""
+
+    name: str
+    group: Keys
+    states: list[Keys]
+    # Whether a state with any key in it is taken for complete.
+    whole: bool = True
+
+    @property
+    def state(self) -> Keys:
+        return Keys(
+            frozenset[str]().union(*(keys.known for keys in self.states)),
+            self.states[0].needed.intersection(*(keys.needed for keys in self.states)),
+        )
+
+
+# Of the classes whose step is more than one rule.
+_HYPERS: dict[str, tuple[str, ...]] = {
+    "Adafactor": ("lr", "beta2_decay", "eps", "d", "weight_decay"),
+    "LBFGS": ("lr", "max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size", "line_search_fn"),
+    "Muon": ("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"),
+}
+_LBFGS = ("func_evals", "n_iter", "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al")
+_STATES: dict[str, list[tuple[str, ...]]] = {
+    "Adafactor": [("step", "row_var", "col_var"), ("step", "variance")],
+    "LBFGS": [_LBFGS],
+}
+# States that come with some hyper-parameters, or with a second step, only.
+_ON_DEMAND = frozenset({"momentum_buffer", "max_exp_avg_sq", "grad_avg", *_LBFGS[2:]})
+
+
+def refuse_foreign(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]], state: Mapping[Tensor, Any]) -> None:
+    """Raise ValueError for groups or states that another optimizer of the package has written, or none of them.
+
+    Keys that no class knows are a user's and pass, and so does what lacks keys that torch fills in or does without.
+    """
+    kind, kinds = _kind(type(optimizer)), _kinds()
+    groups_of = {name: [its.group] for name, its in kinds.items()}
+    states_of = {name: its.states for name, its in kinds.items()}
+    # torch's classes take each other's groups as far as they can step by them.
+    torchs = {name for name in kinds if hasattr(torch.optim, name)}
+    passed: set[frozenset[Any]] = set()  # most params have the same keys
+    for index, group in enumerate(groups):
+        others = _others(group.keys(), kind.group, groups_of, torchs)
+        if others:
+            raise ValueError(
+                f"param_groups[{index}] of the file is of another optimizer, {' or '.join(others)}, by its keys: "
+                f"{sorted(map(str, group.keys() - {'params'}))}; {kind.name} steps by {sorted(kind.group.known)}; "
+                f"load a file of {kind.name}, or none to start anew"
+            )
+        for position, param in enumerate(group["params"]):
+            its = state.get(param)
+            found = frozenset(its) if isinstance(its, dict) else frozenset()
+            if not found or found in passed:
+                continue
+            others = _others(found, kind.state, states_of)
+            unknown = kind.whole and kind.state.needed and not found & kind.state.known
+            if others or unknown:
+                raise ValueError(
+                    f"param {position} of group {index}: its state in the file is of another optimizer, "
+                    f"{' or '.join(others) or 'unknown here'}, by its keys: {sorted(map(str, found))}; {kind.name} "
+                    f"keeps {sorted(kind.state.known)}; load a file of {kind.name}, or none to start anew"
+                )
+            passed.add(found)
+
+
+def _others(found: Set[Any], own: Keys, kinds: Mapping[str, list[Keys]], alike: Set[str] = frozenset()) -> list[str]:
+    """The classes that explain all keys that `own` explains, and more, or else all of theirs where `own` lacks some.
+
+    Those `alike` may explain more.
+    """
+    mine, lacks = found & own.known, not own.needed <= found
+    sizes = {}
+    for name, several in kinds.items():
+        for keys in several:
+            theirs = found & keys.known
+            more = mine < theirs and name not in alike
+            if theirs and keys.needed <= found and (more or (lacks and mine <= theirs)):
+                sizes[name] = len(theirs)
+    return [name for name, size in sizes.items() if size == max(sizes.values())]
+
+
+def _kind(cls: type) -> Kind:
+    """That of the exported class that this is or extends; a compiled rule says itself what it knows."""
+    for exported in cls.__mro__:
+        if exported in _exported():
+            kind = _kinds()[exported.__name__]
+            # A step of a subclass's own may keep what it likes.
+            return kind if cls.step is exported.step else replace(kind, whole=False)  # type: ignore[attr-defined]
+    # What a compiled rule keeps on demand, it alone knows.
+    return Kind(cls.__name__, _hypers(cls), [Keys(_states(cls), frozenset())])
+
+
+@functools.cache
+def _exported() -> frozenset[type]:
+    import fusedopt
+
+    found = (getattr(fusedopt, name) for name in fusedopt.__all__)
+    known = (c for c in found if isinstance(c, type) and issubclass(c, Optimizer))
+    return frozenset(c for c in known if hasattr(c, "_rule") or c.__name__ in _STATES)
+
+
+@functools.cache
+def _kinds() -> dict[str, Kind]:
+    kinds = {}
+    for cls in sorted(_exported(), key=lambda c: c.__name__):
+        hypers = _hypers(cls)
+        needed = hypers.needed - _filled_in(cls) - getattr(cls, "_rule_defaults", {}).keys()
+        states = [frozenset(names) for names in _STATES.get(cls.__name__, [])] or [_states(cls)]
+        kept = [Keys(known, known - _ON_DEMAND) for known in states]
+        # torch's L-BFGS fills in what its state lacks.
+        kinds[cls.__name__] = Kind(cls.__name__, Keys(hypers.known, needed), kept, cls.__name__ != "LBFGS")
+    return kinds
+
+
+def _hypers(cls: Any) -> Keys:
+    names: Iterable[str] = (
+        _HYPERS.get(cls.__name__) or getattr(cls, "_hyper_names", ()) or _C.rules()[cls._rule]["hypers"]
+    )
+    # "betas.0" and "betas.1" are a pair in the group.
+    known = frozenset(name.partition(".")[0] for name in names)
+    return Keys(known, known)
+
+
+def _states(cls: Any) -> frozenset[str]:
+    return frozenset(_C.states(cls._rule)) | frozenset(_C.counters(cls._rule))
+
+
+def _filled_in(cls: type[Optimizer]) -> set[str]:
+    """The keys that torch adds to groups of older files."""
+    group: dict[str, Any] = {"params": []}
+    object.__new__(cls).__setstate__({"defaults": {}, "state": {}, "param_groups": [group]})
+    return set(group)

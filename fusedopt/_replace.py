@@ -1,0 +1,50 @@
+"""Swapping a live torch.optim optimizer for ours."""
+
+from __future__ import annotations
+
+import torch
+
+from ._core.optimizer import FusedStep
+from .optimizers.lbfgs import LBFGS
+
+
+def _classes() -> dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]]:
+    """Ours by the torch.optim class whose name they bear."""
+    found: list[type[torch.optim.Optimizer]] = [*FusedStep.__subclasses__(), LBFGS]
+    for cls in found:
+        found.extend(cls.__subclasses__())
+    package = __name__.partition(".")[0]
+    ours = [c for c in found if c.__module__.partition(".")[0] == package and hasattr(torch.optim, c.__name__)]
+    return {getattr(torch.optim, c.__name__): c for c in ours}
+
+
+def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return our optimizer over the groups and state of a live torch.optim one.
+
+    Both share `param_groups`, `state` and `defaults`, so a scheduler made for the old one goes on steering the new one.
+    Hooks stay with the old one.
+
+    Args:
+        optimizer: an instance of a torch.optim class that fusedopt has; one of ours is returned as it is.
+
+    Raises:
+        TypeError: of any other class, also a subclass, whose changes would be lost.
+
+    Example:
+        >>> theirs = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
+        >>> ours = fusedopt.replace(theirs)
+        >>> type(ours) is fusedopt.AdamW and ours.param_groups is theirs.param_groups
+        True
+    """
+    if isinstance(optimizer, (FusedStep, LBFGS)):
+        return optimizer
+    classes = _classes()
+    ours = classes.get(type(optimizer))
+    if ours is None:
+        name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        raise TypeError(f"fusedopt has no replacement for {name}; it has {sorted(c.__name__ for c in classes)}")
+    new = ours.__new__(ours)
+    new.__setstate__({"defaults": optimizer.defaults, "state": optimizer.state, "param_groups": optimizer.param_groups})
+    if isinstance(new, FusedStep):
+        new._fused_given = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return new

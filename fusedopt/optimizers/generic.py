@@ -1,0 +1,382 @@
+"""Optimizers whose rule is written in Python, for prototypes: no compiler, no fusion, the same manners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as _torch_optimizer
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from .._core.arguments import check_common, check_number
+from .._core.scaling import ScaledStep
+
+# What torch has a complex dtype for, so that two of them can be stored as one number.
+_PAIRABLE = (torch.float32, torch.float64, torch.float16)
+
+
+@dataclass(frozen=True)
+class WeightDecay:
+    r"""How a :class:`GenericOptimizer` pulls params towards zero, with a :math:`\lambda` that each group may change.
+
+    .. math::
+        g \leftarrow g + \lambda p \ \text{(not decoupled)}, \quad
+        p \leftarrow (1 - \gamma \lambda) p \ \text{(decoupled)}, \quad
+        p \leftarrow (1 - \lambda) p \ \text{(decoupled, absolute)}
+
+    Args:
+        weight_decay: :math:`\lambda \ge 0`, what `group["weight_decay"]` starts from; that entry is read at each step.
+            Default: 0.0.
+        decoupled: shrink the param itself; False adds an L2 penalty to the gradient. Default: True.
+        absolute: leave out the learning rate :math:`\gamma`, so that schedules of it do not change the decay; a step
+            with a learning rate of 0, such as the one torch.distributed.checkpoint makes state with, decays too.
+            Default: False.
+
+    Raises:
+        ValueError: `weight_decay` is negative or NaN, or `absolute` is asked of a decay that is not decoupled.
+
+    Example:
+        >>> decay, group = fusedopt.WeightDecay(0.5, absolute=True), {"lr": 0.1, "weight_decay": 0.5}
+        >>> param, grad = torch.tensor([2.0]), torch.tensor([1.0])
+        >>> decay.apply(param, grad, group).tolist(), param.tolist()
+        ([1.0], [1.0])
+
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
+    """
+
+    weight_decay: float | Tensor = 0.0
+    decoupled: bool = True
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("weight_decay", self.weight_decay, "weight_decay value")
+        if self.absolute and not self.decoupled:
+            raise ValueError(
+                "absolute=True contradicts decoupled=False: an absolute decay shrinks the param by 1 - weight_decay, "
+                "whereas an L2 penalty in the gradient is scaled by whatever the update does with gradients"
+            )
+
+    def apply(self, param: Tensor, grad: Tensor, group: Mapping[str, Any]) -> Tensor:
+        """Decay `param` in place, or return a gradient that does.
+
+        Args:
+            param: what decays.
+            grad: its gradient, which is not written.
+            group: has "weight_decay" and, for a decoupled decay that is not absolute, "lr".
+
+        Returns:
+            The gradient to step with: `grad` itself unless the decay is an L2 penalty.
+        """
+        weight_decay = float(group["weight_decay"])
+        if weight_decay == 0:
+            return grad
+        if not self.decoupled:
+            return grad.add(param, alpha=weight_decay)
+        param.mul_(1 - weight_decay * (1.0 if self.absolute else float(group["lr"])))
+        return grad
+
+
+class GenericOptimizer(ScaledStep):
+    r"""A torch.optim.Optimizer whose subclass says, in Python, what one step does to one param.
+
+    The subclass writes `step_param` and, if it keeps state, `init_state`. Groups, checkpoints, hooks, closures and
+    GradScaler are seen to here. For each param that has a gradient, `state["step"]` is incremented, the gradient is
+    unscaled, negated if the group maximizes, decayed, and handed to `step_param`.
+
+    Complex params, their gradients and states come to the subclass as real tensors with a last dimension of 2;
+    checkpoints have them complex, as torch's have. Sparse gradients are refused with the class's `sparse_advice`.
+    `copy` and `pickle` carry what torch's do, groups and state: keep a subclass's own settings among the defaults.
+
+    Args:
+        params: tensors, (name, tensor) pairs or dicts of groups.
+        defaults: the subclass's hyper-parameters, which each group may change. Those named as torch names them are
+            checked: lr, eps, momentum, weight_decay :math:`\ge 0`, each of betas in :math:`[0, 1)`.
+        weight_decay: how params decay; None leaves that to the subclass. Default: None.
+        maximize: ascend. Default: False.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range or given twice, or a decay has no learning rate to scale it.
+        TypeError: `weight_decay` is a number, which does not say how it is applied.
+
+    Example:
+        >>> class Signum(fusedopt.GenericOptimizer):
+        ...     def __init__(self, params, lr=0.1, momentum=0.9, weight_decay=0.0):
+        ...         defaults = {"lr": lr, "momentum": momentum}
+        ...         super().__init__(params, defaults, weight_decay=fusedopt.WeightDecay(weight_decay))
+        ...
+        ...     def init_state(self, state, group, param):
+        ...         state["exp_avg"] = torch.zeros_like(param)
+        ...
+        ...     def step_param(self, state, group, grad, param):
+        ...         state["exp_avg"].lerp_(grad, 1 - group["momentum"])
+        ...         param.sub_(state["exp_avg"].sign(), alpha=group["lr"])
+        >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = Signum([param], lr=0.5)
+        >>> param.grad = torch.tensor([4.0, -0.25])
+        >>> optimizer.step()
+        >>> param.tolist()
+        [0.5, 2.5]
+    """
+
+    # Ends the refusal; a subclass may name another way out, or give a reason.
+    sparse_advice: ClassVar[str] = "please consider SparseAdam instead"
+    _decay: WeightDecay | None = None
+    _skipped = False
+    # The state dict being loaded, while it is.
+    _loading: Mapping[str, Any] | None = None
+
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        *,
+        weight_decay: WeightDecay | None = None,
+        maximize: bool = False,
+    ) -> None:
+        defaults = dict(defaults)
+        if weight_decay is not None:
+            if not isinstance(weight_decay, WeightDecay):
+                raise TypeError(f"weight_decay is {weight_decay!r}; give a WeightDecay, which says how it acts")
+            if "weight_decay" in defaults:
+                raise ValueError("weight_decay is among the defaults and in a WeightDecay; give the latter alone")
+            defaults["weight_decay"] = weight_decay.weight_decay
+        defaults.setdefault("maximize", maximize)
+        self._decay = weight_decay
+        # As in torch's constructors, before the params are looked at.
+        self.check_group(defaults)
+        super().__init__(params, defaults)
+
+    def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
+        """Put into `state` what one param needs before its first step; nothing, unless a subclass says otherwise.
+
+        Runs when the param first has a gradient, and on a `state` that is thrown away when torch has converted a tensor
+        of a checkpoint: the dtype given here is then the right one.
+
+        Args:
+            state: has "step", a 0-dim tensor that this class keeps.
+            group: the hyper-parameters.
+            param: not to be written here.
+        """
+
+    def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
+        """Step one param: update `state` and `param` in place.
+
+        Args:
+            state: what `init_state` made; its "step" counts this step already.
+            group: the hyper-parameters.
+            grad: unscaled, negated to maximize and decayed; a copy that may be written or kept.
+            param: to be written in place.
+
+        Raises:
+            NotImplementedError: the subclass has not written it.
+        """
+        raise self._lacks_step_param()
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Refuse bad hyper-parameters, of the defaults and of each new group; a subclass may add its own.
+
+        Args:
+            group: all hyper-parameters of a group.
+
+        Raises:
+            ValueError: one is negative, NaN or a tensor of more than one element, or a beta is not below 1.
+            TypeError: one is text or None.
+        """
+        check_common(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of params with hyper-parameters of its own; what it leaves out comes from `defaults`.
+
+        Args:
+            param_group: a dict with "params" and any of the hyper-parameters.
+
+        Raises:
+            ValueError: a hyper-parameter is out of range, or a param is in another group already.
+        """
+        if isinstance(param_group, dict):
+            group = {**self.defaults, **param_group}
+            self.check_group(group)
+            if self._decay is not None and self._decay.decoupled and not self._decay.absolute and "lr" not in group:
+                raise ValueError(
+                    "decoupled weight decay is scaled by lr, which is missing; add it or set absolute=True"
+                )
+        super().add_param_group(param_group)
+
+    @property
+    def step_skipped(self) -> Tensor:
+        """Whether the last step was skipped because a GradScaler found an infinity: a 0-dim bool tensor.
+
+        With `fusedopt.GradScaler`, that is; torch's unscales gradients itself and does not call what it skips.
+        """
+        return torch.tensor(self._skipped)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every param that has a gradient, in place.
+
+        Args:
+            closure: re-evaluates the model with gradients enabled and returns the loss. Default: None.
+
+        Returns:
+            What `closure` returned, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse or does not fit its param. Nothing has been written then.
+            NotImplementedError: the subclass has no `step_param`. Nothing has been written then.
+        """
+        # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
+        step = _observed_step if type(self).step is GenericOptimizer.step else GenericOptimizer._step
+        return step(self) if closure is None else step(self, closure)
+
+    # torch wraps the step of every class that does not say it is wrapped, and an override's hooks would run twice.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+            # GradScaler sums over devices: more than 1 is an overflow too.
+            self._skipped = found_inf is not None and float(found_inf) != 0
+            if not self._skipped:
+                self._update(None if scale is None else float(scale))
+        return loss
+
+    def _update(self, scale: float | None) -> None:
+        if getattr(self.step_param, "__func__", None) is GenericOptimizer.step_param:
+            raise self._lacks_step_param()
+        with_grad = [
+            (group, p, self._checked_grad(p, f"param {i} of group {g}"))
+            for g, group in enumerate(self.param_groups)
+            for i, p in enumerate(group["params"])
+            if p.grad is not None
+        ]
+        # All states are made before any is entered, so that a failing init_state leaves the optimizer as it was.
+        new = [(p, self._new_state(group, p)) for group, p, _ in with_grad if "step" not in self.state.get(p, {})]
+        for p, made in new:
+            state = self.state.setdefault(p, {})
+            for key, value in made.items():
+                state.setdefault(key, _stored(value, p))
+        for group, p, grad in with_grad:
+            self._update_param(group, p, grad, scale)
+
+    def _lacks_step_param(self) -> NotImplementedError:
+        return NotImplementedError(
+            f"{type(self).__name__} lacks step_param(self, state, group, grad, param): write there how grad changes "
+            "state and, in place, param"
+        )
+
+    def _checked_grad(self, p: Tensor, label: str) -> Tensor:
+        grad = p.grad
+        assert grad is not None
+        if grad.layout is not torch.strided:
+            advice = self.sparse_advice and f", {self.sparse_advice}"
+            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients{advice}")
+        if grad.shape != p.shape:
+            found, wanted = tuple(grad.shape), tuple(p.shape)
+            raise RuntimeError(f"{label}: its gradient has shape {found}, the param {wanted}; set .grad anew")
+        if grad.is_complex() != p.is_complex():
+            raise RuntimeError(f"{label}: its gradient is {grad.dtype}, the param {p.dtype}; convert the gradient")
+        return grad
+
+    def _new_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        state = {"step": torch.tensor(0.0, dtype=_torch_optimizer._get_scalar_dtype())}
+        self.init_state(state, group, _real(p))
+        return state
+
+    def _update_param(self, group: dict[str, Any], p: Tensor, given: Tensor, scale: float | None) -> None:
+        state, param, given = self.state[p], _real(p), _real(given.resolve_conj())
+        state["step"] += 1
+        grad = given if scale is None else given / scale
+        if group["maximize"]:
+            grad = -grad
+        if self._decay is not None:
+            grad = self._decay.apply(param, grad, group)
+        # Written or kept as state by step_param, p.grad would change under backward, clipping or zero_grad.
+        grad = grad.clone() if grad is given else grad
+        if not p.is_complex():
+            self.step_param(state, group, grad, param)
+            return
+        handed = {key: _real(value) for key, value in state.items()}
+        seen = dict(handed)
+        self.step_param(seen, group, grad, param)
+        for key in [key for key in state if key not in seen]:
+            del state[key]
+        state.update({key: _stored(value, p) for key, value in seen.items() if value is not handed.get(key)})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this class, or of one that keeps the same state.
+
+        As torch's, but tensors of state have the dtypes that `init_state` gives, not all that of their param.
+
+        Args:
+            state_dict: what `state_dict()` returned.
+        """
+        # The last pre-hook sees the dict as all others left it.
+        handle = self.register_load_state_dict_pre_hook(_remember)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_decay": self._decay}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                # torch adds this one to the defaults when it loads; no group of ours has it.
+                if key != "differentiable":
+                    group.setdefault(key, value)
+            for p in group["params"]:
+                step = self.state.get(p, {}).get("step")
+                if step is not None and not isinstance(step, Tensor):
+                    self.state[p]["step"] = torch.tensor(float(step), dtype=_torch_optimizer._get_scalar_dtype())
+        if self._loading is not None:
+            self._restore_dtypes(self._loading)
+
+    def _restore_dtypes(self, saved: Mapping[str, Any]) -> None:
+        """Undo torch's conversion of state to the param's dtype where the subclass keeps another."""
+        for group, saved_group in zip(self.param_groups, saved["param_groups"], strict=True):
+            for p, index in zip(group["params"], saved_group["params"], strict=True):
+                converted = {
+                    key: value
+                    for key, value in saved["state"].get(index, {}).items()
+                    if key != "step" and isinstance(value, Tensor) and value.dtype != self.state[p][key].dtype
+                }
+                if not converted:
+                    continue
+                with torch.no_grad():
+                    fresh = self._new_state(group, p)
+                for key, value in converted.items():
+                    self.state[p][key] = value.to(p.device, getattr(fresh.get(key), "dtype", value.dtype))
+
+
+def _real(value: Any) -> Any:
+    """A complex tensor as a real one of pairs, over the same memory; anything else as it is."""
+    return torch.view_as_real(value) if isinstance(value, Tensor) and value.is_complex() else value
+
+
+def _stored(value: Any, p: Tensor) -> Any:
+    """State in the shape of a complex param's pairs as complex numbers, which is how torch's checkpoints have it."""
+    pairs = p.is_complex() and isinstance(value, Tensor) and value.dtype in _PAIRABLE and value.shape == (*p.shape, 2)
+    if not pairs:
+        return value
+    try:
+        return torch.view_as_complex(value)
+    except RuntimeError:  # the two halves of a number are not neighbours
+        return torch.view_as_complex(value.contiguous())
+
+
+def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    assert isinstance(optimizer, GenericOptimizer)
+    optimizer._loading = state_dict
+
+
+_observed_step = Optimizer.profile_hook_step(GenericOptimizer._step)

@@ -1,0 +1,96 @@
+"""NAdam."""
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .._core.arguments import Options
+from .._core.optimizer import FusedStep
+from .._core.precision import MasterWeights, Rounding, StateDtype
+
+
+class NAdam(FusedStep, torch.optim.NAdam):
+    r"""Adam with Nesterov momentum, in one pass over memory.
+
+    .. math::
+        g \leftarrow \nabla f(p) + \lambda p, \quad
+        \mu_t = \beta_1 \left(1 - \tfrac{1}{2} 0.96^{t \psi}\right), \quad
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \\
+        p \leftarrow p - \gamma
+        \frac{(1 - \mu_t) g / (1 - \prod_{i \le t} \mu_i) + \mu_{t+1} m / (1 - \prod_{i \le t+1} \mu_i)}
+        {\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+    The product of the momenta is kept in the state as `mu_product`. As in torch, :math:`m` is averaged with the
+    constant :math:`\beta_1`, where the paper uses :math:`\mu_t`.
+
+    Args:
+        params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16, float16 or complex.
+        lr: the learning rate :math:`\gamma \ge 0`, a number or a tensor of one element. Default: 2e-3.
+        betas: :math:`\beta_1, \beta_2 \in [0, 1)`. Default: (0.9, 0.999).
+        eps: :math:`\epsilon \ge 0`, added to the root. Default: 1e-8.
+        weight_decay: :math:`\lambda \ge 0`, an L2 penalty. Default: 0.
+        momentum_decay: :math:`\psi \ge 0`, how fast the momentum warms up. Default: 4e-3.
+        decoupled_weight_decay: decay the param by :math:`1 - \gamma \lambda` instead of the penalty. Default: False.
+        foreach: accepted for torch's sake; changes nothing. Default: None.
+        maximize: ascend. Default: False.
+        capturable: let CUDA graphs capture the step; `step` is kept on the param's device then. Default: False.
+        differentiable: let autograd record the step, through torch's own code. Default: False.
+        fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
+            steps. Default: None.
+        max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
+            None.
+        ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
+        state_dtype: how states are stored: "float32", "bfloat16", "float16", "int8" or "int4" (blocks of 256 codes with
+            a float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by states' names. Default:
+            None.
+        master_weights: for params in 16 bits: keep a copy in "float32" to update, or as "remainder" only the low half
+            of it, beside bfloat16 params that are its upper half. Default: None.
+        rounding: of what has fewer bits than the arithmetic: to "nearest"; "stochastic", up or down by chance so that
+            the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
+            "nearest".
+        rounding_seed: where the draws of "stochastic" start. Default: 0.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+
+    Example:
+        >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = fusedopt.NAdam([param], lr=0.5, eps=0.0, betas=(0.5, 0.5), momentum_decay=0.0)
+        >>> param.grad = torch.tensor([4.0, -0.25])
+        >>> optimizer.step()
+        >>> [round(p, 4) for p in param.tolist()]
+        [0.4333, 2.5667]
+
+    Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam".
+    """
+
+    _rule = "nadam"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+    ) -> None:
+        given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        more = {"momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay}
+        flags = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        super().__init__(params, {**given, **more, **flags}, foreach=foreach, fused=fused, options=options)
