@@ -1,6 +1,7 @@
 // The Python module, and the only file that includes torch.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/view_as_real.h>
@@ -22,8 +23,7 @@ namespace py = pybind11;
 #include "bindings/history.h"
 #include "bindings/norm.h"
 #include "bindings/plugin.h"
-#include "bindings/run.h"
-#include "bindings/sweep.h"
+#include "bindings/products.h"
 
 namespace fusedopt {
 namespace {
@@ -34,23 +34,6 @@ float* float_data(const py::object& tensor, int64_t numel) {
   if (t.scalar_type() != at::kFloat || !t.is_contiguous() || t.numel() != numel || !t.is_cpu())
     throw py::value_error("adam_traffic takes four contiguous float32 CPU tensors of one size");
   return t.mutable_data_ptr<float>();
-}
-
-std::vector<at::Tensor> tensors(const py::sequence& list) {
-  std::vector<at::Tensor> result;
-  for (const py::handle tensor : list) {
-    if (!THPVariable_Check(tensor.ptr())) throw py::type_error("a sweep takes tensors");
-    result.push_back(unpack(tensor.ptr()));
-  }
-  return result;
-}
-
-void run_sweep(RuleSweep& sweep, const std::vector<double>& hypers, const std::vector<double>& counters,
-               const py::sequence& params, const py::sequence& grads, const py::sequence& states, double multiplier,
-               const py::sequence& slices) {
-  std::vector<std::vector<at::Tensor>> states_of;
-  for (const py::handle list : states) states_of.push_back(tensors(py::cast<py::sequence>(list)));
-  sweep.run(hypers, counters, tensors(params), tensors(grads), states_of, multiplier, tensors(slices));
 }
 
 }  // namespace
@@ -95,11 +78,6 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("skipped", &FactoredPlan::skipped)
       .def(
           py::pickle([](const FactoredPlan&) { return py::tuple(); }, [](const py::tuple&) { return FactoredPlan(); }));
-
-  py::class_<RuleSweep>(m, "Sweep", py::module_local(), "A rule run once over tensors that are given.")
-      .def(py::init<std::string>(), py::arg("rule"))
-      .def("__call__", &run_sweep, py::arg("hypers"), py::arg("counters"), py::arg("params"), py::arg("grads"),
-           py::arg("states"), py::arg("multiplier") = 1.0, py::arg("slices") = py::list());
 
   history::bind(m);
   bind_norm(m);

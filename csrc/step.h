@@ -117,6 +117,7 @@ struct Rule {
   const Kind* state_kinds;       // null: all are of kind other
   const double* hyper_defaults;  // null: there are none
   int hypers, states, counters, scalars, variants, sums;
+  bool indexed;  // it steps the rows that a sparse gradient holds
   int (*variant)(const double* hypers);
   bool (*keeps)(int variant, int state);
   bool (*like_grad)(int state);

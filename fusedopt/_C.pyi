@@ -22,19 +22,6 @@ class Plan:
     ) -> list[tuple[int, list[torch.Tensor]]] | None: ...
     def refresh(self, optimizer: torch.optim.Optimizer) -> None: ...
 
-class Sweep:
-    def __init__(self, rule: str) -> None: ...
-    def __call__(
-        self,
-        hypers: Sequence[float],
-        counters: Sequence[float],
-        params: Sequence[torch.Tensor],
-        grads: Sequence[torch.Tensor],
-        states: Sequence[Sequence[torch.Tensor]],
-        multiplier: float = 1.0,
-        slices: Sequence[torch.Tensor] = (),
-    ) -> None: ...
-
 class Gram:
     scale: float
     def __init__(self) -> None: ...

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from . import _C
 from . import _clipping as clipping
 from ._core.optimizer import FusedStep
-from ._core.sweeps import SweepStep, label
 from .optimizers.lbfgs import LBFGS
 
 # What GradScaler leaves on an optimizer whose step it calls.
@@ -115,7 +114,7 @@ class GradientRelease:
         optimizer._scale_givers += 1
         sizes = [len(group["params"]) for group in optimizer.param_groups]
         for param, place in places.items():
-            plan = None if isinstance(optimizer, SweepStep) else optimizer._make_plan()
+            plan = optimizer._make_plan()
             if isinstance(plan, _C.Plan):
                 # Draws are by the place among all params, as in a step of all of them.
                 plan.first_slot = sum(sizes[: place[0]]) + place[1]
@@ -206,7 +205,7 @@ class _ParamStep:
     Between steps it refers neither to the param nor to its state: a hook that did would be a cycle.
     """
 
-    def __init__(self, release: GradientRelease, plan: _C.Plan | None, place: tuple[int, int]) -> None:
+    def __init__(self, release: GradientRelease, plan: _C.Plan, place: tuple[int, int]) -> None:
         self.release = release
         self.plan = plan
         self.place = place  # the group's index, and the param's in it
@@ -251,8 +250,7 @@ class _ParamStep:
         found = optimizer.state.get(param)
         self.state = {} if found is None else {param: found}
         try:
-            by_plan = self.plan is not None and optimizer._known_to_torch_alone() is None
-            if not by_plan or cast(_C.Plan, self.plan).step(cast(Optimizer, self)):
+            if optimizer._known_to_torch_alone() is not None or self.plan.step(cast(Optimizer, self)):
                 self._step_whole(optimizer, group)
             elif found is None and param in self.state:
                 optimizer.state[param] = self.state[param]
@@ -269,10 +267,16 @@ class _ParamStep:
 
     @staticmethod
     def _step_whole(optimizer: FusedStep, group: dict[str, Any]) -> None:
-        """The optimizer's own step, reduced to one param: for optimizers of several sweeps and for torch's step."""
+        """The optimizer's own step, reduced to one param: for torch's."""
         _refuse_differentiable(0, group)
         with optimizer._only([group]):
             optimizer._fused_step()
+
+
+def _label(group: dict[str, Any], group_index: int, index: int) -> str:
+    """How errors call a param: "param 3 of group 0 ('layer.weight')"."""
+    names = group.get("param_names")
+    return f"param {index} of group {group_index}" + (f" ({names[index]!r})" if names else "")
 
 
 def _checked(optimizer: Optimizer) -> FusedStep:
@@ -318,7 +322,7 @@ def _places(model: nn.Module, optimizer: FusedStep) -> dict[Tensor, tuple[int, i
                 # One whose optimizer is gone has nothing to say any more.
                 if isinstance(hook, _ParamStep) and hook.release._optimizer() is not None:
                     raise ValueError(
-                        f"{label(group, group_index, index)} is stepped in backward already, by "
+                        f"{_label(group, group_index, index)} is stepped in backward already, by "
                         f"{hook.release._name}; remove() that handle first"
                     )
                 if isinstance(hook, _ParamStep):

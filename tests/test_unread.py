@@ -18,6 +18,7 @@ from fusedopt import _C
 from fusedopt._core.arguments import Options
 from fusedopt._core.optimizer import FusedStep
 from fusedopt._core.unread import Unread, unread_by
+from fusedopt.optimizers import muon as muon_module
 
 TWINS = [name for name in fusedopt.__all__ if inspect.isclass(getattr(torch.optim, name, None))]
 # Beside the hyper-parameters of the rule.
@@ -305,7 +306,7 @@ def test_a_name_that_torch_alone_knows_goes_to_its_step(monkeypatch: pytest.Monk
 
     unread = Unread(torch.optim.Muon, {**fusedopt.Muon._reads, "adjust_lr_fn": (None, "original")})
     monkeypatch.setattr(fusedopt.Muon, "_unread", unread)
-    monkeypatch.setattr(fusedopt.Muon, "_sweep", None)
+    monkeypatch.setattr(muon_module, "_multiply", None)
     assert_identical(snapshot(muon(fusedopt)), snapshot(muon(torch.optim)))
 
 

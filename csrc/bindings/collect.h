@@ -57,7 +57,7 @@ inline bool Plan::settled(int slot, size_t at) {
   for (int c = 0; c < rule_->counters; ++c)
     source.count[c] = data_of(*source.counter[c], source.counter_type[c].itemsize());
   read_counts(source);
-  address(row, source);
+  rows_changed_ = address(row, source) || rows_changed_;
   return true;
 }
 
@@ -79,7 +79,9 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   source.slot = slot;
   source.device = device_index(*param);
   row.slot = static_cast<uint32_t>(slot);
-  if (group.differentiable || !plain(*param) || !plain(*grad) || grad->device() != param->device()) {
+  if (rule_->indexed) return collect_slices(row, source);
+  if (group.differentiable || !plain(*param) || !plain(*grad) || grad->device() != param->device() ||
+      (products_ && is_complex(*param))) {
     // torch refuses inference tensors outside inference mode only after it has written them.
     if (param->is_inference()) param->bump_version();
     if (plain(*param) && !dispatches_to_python(*grad) && !grad->is_sparse() && grad->device() != param->device())
@@ -106,7 +108,7 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
                                           PySequence_Fast_GET_ITEM(group_list_, slots_[slot].group));
   if (source.first || source.missing) return Found::row;
   read_counts(source);
-  address(row, source);
+  rows_changed_ = address(row, source) || rows_changed_;
   if (!source.settled) return Found::row;
   source.state_version = slots_[slot].state ? version_of(slots_[slot].state) : 1;
   source.settled = source.state_version != 0;
@@ -129,8 +131,9 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   return Found::row;
 }
 
-inline void Plan::address(Row& row, const Source& source) {
-  if (row.numel == 0) return;
+// Says where a row's operands lie; whether that is elsewhere than before.
+inline bool Plan::address(Row& row, const Source& source) const {
+  if (row.numel == 0) return false;
   const int complex = is_complex(*source.param) ? 2 : 1;
   bool changed = false;
   const auto set = [&](auto& pointer, auto* to) {
@@ -143,7 +146,7 @@ inline void Plan::address(Row& row, const Source& source) {
   for (int k = 0; k < rule_->states; ++k)
     if (source.state[k]) set(row.state[k], data_of(*source.state[k], complex * element_size(row.state_dtype[k])));
   if (row.extras) {
-    Extras& extras = extras_[row.extras - extras_.data()];
+    Extras& extras = const_cast<Extras&>(*row.extras);  // the plan's own
     const auto attach = [&](auto& pointer, const TensorImpl* tensor) {
       if (tensor)
         set(pointer, static_cast<std::decay_t<decltype(pointer)>>(data_of(*tensor, tensor->dtype().itemsize())));
@@ -153,7 +156,7 @@ inline void Plan::address(Row& row, const Source& source) {
     for (int k = 0; k < rule_->states; ++k) attach(extras.scales[k], source.attached[kScaleTensor + k]);
     if (extras.clears_grad) set(row.grad, data_of(*source.grad, complex * element_size(row.grad_dtype)));
   }
-  rows_changed_ = rows_changed_ || changed;
+  return changed;
 }
 
 inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
@@ -183,6 +186,9 @@ inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
 // Leftover where torch's own step has to make sense of the counter.
 inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
   const auto name = [&] { return std::string("its state '") + rule_->counter_names[c] + "' "; };
+  source.counter_object[c] = value;
+  // Where torch counts in Python.
+  if (rule_->indexed && PyLong_Check(value)) return Found::row;
   if (!THPVariable_Check(value)) {
     fail(source, name() + "is not a tensor; assign torch.tensor(float(value))");
   }
@@ -196,7 +202,6 @@ inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
     return Found::leftover;
   }
   source.counter[c] = counter;
-  source.counter_object[c] = value;
   source.count[c] = data_of(*counter);
   return Found::row;
 }
@@ -290,6 +295,7 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
 
 // The layout of a row, where its operands are not all dense in one order. False if it has too many dimensions.
 inline bool Plan::lay_out(Row& row, Source& source) {
+  if (rule_->indexed) return lay_out_slices(row, source);
   row.layout = nullptr;
   TensorImpl* exact = exact_param(source);
   const TensorImpl* operands[kOperands] = {exact, source.grad};

@@ -120,7 +120,8 @@ inline void Plan::make_attached(size_t i, py::dict& entry) {
     if (at >= kScaleTensor ? !source.first || !wants(rows_[i], source, at) : !(source.missing >> at & 1)) continue;
     at::Tensor made;
     if (at >= kScaleTensor) {
-      made = at::zeros({blocks_of(*source.param)}, param.options().dtype(at::kFloat));
+      // What zeros have for a scale (precision.h): slices without a gradient keep it.
+      made = at::full({blocks_of(*source.param)}, 0x1p-126, param.options().dtype(at::kFloat));
     } else if (at == kAverageTensor) {
       const at::ScalarType own = param.scalar_type();
       made = at::zeros_like(param, param.options().dtype(in_16_bits(*source.param) ? at::kFloat : own));
@@ -171,13 +172,14 @@ inline void Plan::refuse_leftover(const py::list& leftover) const {
 // What changes from step to step.
 inline void Plan::set_draws(double ema_decay) {
   if (!has_options_) return;
-  step_.key = stream(options_.seed, draws_);
-  step_.first_slot = first_slot_;
-  step_.average_weight = 1 - ema_decay;
+  cuda::Step& step = work_.step;
+  step.key = stream(options_.seed, draws_);
+  step.first_slot = first_slot_;
+  step.average_weight = 1 - ema_decay;
   for (size_t i = 0; i < count_; ++i) {
     if (!rows_[i].extras) continue;
-    extras_[i].key = stream(step_.key, first_slot_ + rows_[i].slot);
-    extras_[i].average_weight = step_.average_weight;
+    extras_[i].key = stream(step.key, first_slot_ + rows_[i].slot);
+    extras_[i].average_weight = step.average_weight;
   }
 }
 

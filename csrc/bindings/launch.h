@@ -17,6 +17,10 @@ inline void Plan::make_ready(const py::object& optimizer) {
   }
   if (!capturing_) return;
 
+  if (rule_->indexed || products_)
+    throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
+                             std::string(py::str(py::type::of(optimizer).attr("__name__"))) +
+                             ", which torch.optim does not have capturable either: step outside of the capture");
   for (const Group& group : groups_)
     if (group.refuses_capture)
       throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
@@ -41,7 +45,7 @@ inline void Plan::make_ready(const py::object& optimizer) {
 // to make no states in a step that is none. That waits for the device, but not in steady state. Returns whether to
 // skip.
 inline bool Plan::settle_scaling(bool leftover) {
-  bool host = leftover || (!new_states_.empty() && !capturing_);
+  bool host = leftover || (!new_states_.empty() && !capturing_) || rule_->indexed;
   for (const Pass& pass : passes_) host = host || pass.device == kHost;
   if (host && grad_scale_.defined()) {
     multiplier_ = 1 / grad_scale_.item().toDouble();
@@ -56,7 +60,7 @@ inline bool Plan::settle_scaling(bool leftover) {
 // Whether a param's counters belong on its device: where torch has them there, where the host cannot know whether a
 // step takes place, and where one of them is there already, since loading a checkpoint moves all but `step`.
 inline bool Plan::counts_on_device(const Source& source) const {
-  if (source.device == kHost) return false;
+  if (source.device == kHost || rule_->indexed) return false;
   bool one = found_inf_.defined() || device_counters_ || groups_[slots_[source.slot].group].device_counters;
   for (int c = 0; c < rule_->counters; ++c) one = one || source.before[c].device;
   return one;
@@ -66,7 +70,7 @@ inline bool Plan::counts_on_device(const Source& source) const {
 inline void Plan::move_counters() {
   bool wanted = found_inf_.defined() || device_counters_ || rule_->counters > 1;
   for (const Group& group : groups_) wanted = wanted || group.device_counters;
-  if (!wanted || rule_->counters == 0) return;
+  if (!wanted || rule_->counters == 0 || rule_->indexed) return;
   std::vector<std::tuple<size_t, int, at::Tensor>> moved;
   for (size_t i = 0; i < count_; ++i) {
     const Source& source = sources_[i];
@@ -94,7 +98,8 @@ inline void Plan::give_groups(cuda::Step& step) const {
   for (const Group& group : groups_) step.groups.push_back({group.hypers.data(), group.sign});
 }
 
-inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, int wave, std::list<DeviceTable>& captured) {
+inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, const Work& work,
+                                          std::list<DeviceTable>& captured) {
   // A table belongs to one stream: its memory is used in the order in which torch's allocator knows it.
   constexpr size_t kKept = 16;
   if (!capturing_) {
@@ -102,7 +107,8 @@ inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, int wave, st
     auto oldest = tables_.end();
     for (auto table = tables_.begin(); table != tables_.end(); ++table) {
       if (table->captured) continue;
-      if (table->place.device == place.device && table->place.stream == place.stream && table->wave == wave)
+      if (table->place.device == place.device && table->place.stream == place.stream && table->wave == work.wave &&
+          table->stage == work.stage)
         return *table;
       if (eager++ == 0) oldest = table;
     }
@@ -111,7 +117,8 @@ inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, int wave, st
   // A captured step's is kept once the capture has it.
   DeviceTable& table = (capturing_ ? captured : tables_).emplace_back();
   table.place = place;
-  table.wave = wave;
+  table.wave = work.wave;
+  table.stage = work.stage;
   table.captured = capturing_;
   for (const Group& group : groups_) table.variants.push_back(group.variant);
   return table;
@@ -125,17 +132,11 @@ inline const at::Tensor& Plan::skip_flag(int device) {
 }
 
 // Steps rows on a CUDA device.
-inline void Plan::launch(const Pass& pass) {
-  const int device = pass.device;
+inline void Plan::launch(Work& work, int device) {
   const OnDevice guard(device);
   const cuda::Place place = {device, current_stream(device)};
-  cuda::Step& step = step_;
-  give_groups(step);
-  step.first = rows_.data() + pass.first;
-  step.last = rows_.data() + pass.last;
-  step.rows_version = rows_version_;
+  cuda::Step& step = work.step;
   step.slots = slots_.size();
-  step.multiplier = multiplier_;
   const auto here = [&](const at::Tensor& tensor, Number& number) {
     number = {};
     if (!tensor.defined()) return at::Tensor();
@@ -152,7 +153,7 @@ inline void Plan::launch(const Pass& pass) {
   }
 
   std::list<DeviceTable> captured;
-  DeviceTable& table = table_for(place, pass.wave, captured);
+  DeviceTable& table = table_for(place, work, captured);
   const size_t bytes = table.table.lacks(step);
   const auto allocate = [&] {
     table.memory = at::zeros({static_cast<int64_t>(bytes)}, at::TensorOptions(torch_device(device)).dtype(at::kByte));

@@ -21,6 +21,18 @@ namespace fusedopt {
 
 class NewEntries;
 
+// What a step is whose rule prepares matrices for products: these, between the rule and another that applies what comes
+// out of them.
+struct Products {
+  const Rule* after;
+  GroupNames names;
+  // (group, matrices) -> (their products, what their shape does to the learning rate); the matrices are one tensor
+  // [n, rows, columns] of bfloat16, which it may use up.
+  py::object multiply;
+  int64_t most_bytes;  // of the matrices that go through it together
+  std::vector<Group> groups = {};
+};
+
 class Plan {
  public:
   // `defaults` are values of hyper-parameters that groups may lack; `device_counters`: torch keeps the counters of this
@@ -29,7 +41,7 @@ class Plan {
       : rule_name_(std::move(rule)),
         defaults_(std::move(defaults)),
         device_counters_(device_counters),
-        rule_(find()),
+        rule_(find(rule_name_)),
         given_options_(std::move(options)),
         names_(*rule_, defaults_, names_in("flags"), names_in("refused")),
         options_(*rule_, given_options_),
@@ -37,6 +49,14 @@ class Plan {
     for (int k = 0; k < rule_->states; ++k) keys_.push_back(GroupNames::intern(rule_->state_names[k]));
     for (int c = 0; c < rule_->counters; ++c) keys_.push_back(GroupNames::intern(rule_->counter_names[c]));
     for (const Options::Key& key : options_.keys) keys_.push_back(key.name);
+    if (!given_options_.contains("products")) return;
+    const auto given = given_options_["products"].cast<py::dict>();
+    const Rule* after = find(given["rule"].cast<std::string>());
+    // The last of its numbers is no group's: it is of the matrices.
+    py::dict none;
+    none[after->hyper_names[after->hypers - 1]] = 1.0;
+    products_ = std::make_unique<Products>(Products{after, GroupNames(*after, none, names_in("flags"), {}),
+                                                    given["multiply"], given["most_bytes"].cast<int64_t>()});
   }
 
   // One step of `optimizer`. Everything is checked first; then either all is written or an exception leaves all as it
@@ -83,6 +103,8 @@ class Plan {
     TensorImpl *param, *grad, *state[kMaxStates], *counter[kMaxCounters], *attached[kAttached];
     void* count[kMaxCounters];    // a counter's data, float or double
     Number before[kMaxCounters];  // a counter's value, or where a device has it
+    const int64_t* index;         // of a sparse gradient: the slices that it has, and how many
+    int64_t slices;
     int slot, device;
     bool first;
     unsigned missing;  // bit a: attached a has yet to be made
@@ -102,12 +124,18 @@ class Plan {
   struct Prepared {
     double scalars[kMaxScalars], after[kMaxCounters];
   };
+  // Rows that go to an engine together, as entries and groups that `step` has, which is the CUDA engine's form of it.
+  struct Work {
+    cuda::Step step;
+    std::vector<Prepared> prepared;  // for each entry
+    int wave = 0, stage = 0;
+  };
   // A table and its memory, for the steps of one wave on one stream, or for one step that a graph has captured.
   struct DeviceTable {
     cuda::Table table;
     at::Tensor memory;
     cuda::Place place;
-    int wave;
+    int wave, stage;
     bool captured;
     std::vector<int> variants;  // of the groups, which a captured step cannot change
   };
@@ -122,9 +150,9 @@ class Plan {
   py::set names_in(const char* option) const {
     return given_options_.contains(option) ? py::set(given_options_[option]) : py::set();
   }
-  const Rule* find() const {
-    const Rule* rule = cpu::find_rule(rule_name_);
-    if (!rule) throw py::value_error("no rule is named '" + rule_name_ + "'");
+  static const Rule* find(const std::string& name) {
+    const Rule* rule = cpu::find_rule(name);
+    if (!rule) throw py::value_error("no rule is named '" + name + "'");
     return rule;
   }
 
@@ -134,6 +162,8 @@ class Plan {
   bool settled(int slot, size_t at);
   Found collect(int slot, size_t at);
   Found read_state(Row& row, Source& source);
+  Found collect_slices(Row& row, Source& source);
+  bool lay_out_slices(Row& row, Source& source);
   bool grads_overlap() const;
   Found read_counter(Source& source, int c, PyObject* value);
   const Signature* signature_of(PyObject* dict);
@@ -149,7 +179,7 @@ class Plan {
   void set_draws(double ema_decay);
   [[noreturn]] void refuse_leftover(const py::list& leftover) const;
   bool lay_out(Row& row, Source& source);
-  void address(Row& row, const Source& source);
+  bool address(Row& row, const Source& source) const;
   py::list collect_all();
   bool settle_scaling(bool leftover);
   void make_ready(const py::object& optimizer);
@@ -160,13 +190,19 @@ class Plan {
   void find_passes();
   void run();
   void prepare_rows(const Pass& pass);
-  void sweep(const Pass& pass);
-  void launch(const Pass& pass);
+  void run(Work& work, Row* first, Row* last, int device);
+  void run_with_products(const Pass& pass);
+  struct Batch;
+  std::vector<Batch> batches_of(const Pass& pass) const;
+  void multiply(Batch& batch);
+  void sweep(const Work& work, Row* first, Row* last);
+  void launch(Work& work, int device);
   void give_groups(cuda::Step& step) const;
-  DeviceTable& table_for(const cuda::Place& place, int wave, std::list<DeviceTable>& captured);
+  DeviceTable& table_for(const cuda::Place& place, const Work& work, std::list<DeviceTable>& captured);
   const at::Tensor& skip_flag(int device);
   void read_counts(Source& source) const;
   void write_counts(const Pass& pass);
+  void count_in_python(size_t i, int c, double value);
   void bump_versions() const;
 
   std::string label(int group, int position) const;
@@ -199,7 +235,8 @@ class Plan {
   // GradScaler's tensors, where the host has not read them.
   at::Tensor found_inf_, grad_scale_;
   bool skipped_ = false, busy_ = false, capturing_ = false;
-  PyObject* group_list_ = nullptr;  // borrowed, valid during a step
+  PyObject* group_list_ = nullptr;  // borrowed, valid during a step, as is the next
+  PyObject* state_of_all_ = nullptr;
 
   // rows_[i], sources_[i] and extras_[i] belong together; the first count_ of them are this step's.
   std::vector<Row> rows_;
@@ -213,8 +250,9 @@ class Plan {
   bool rows_changed_ = true;
   uint64_t rows_version_ = 0;
   std::deque<Layout> layouts_;
-  cuda::Step step_;                 // a pass; its entries are the CPU's as well
-  std::vector<Prepared> prepared_;  // for each entry
+  Work work_;                     // a pass
+  std::vector<at::Tensor> held_;  // what a step makes for itself, until its end
+  std::unique_ptr<Products> products_;
 
   std::list<DeviceTable> tables_;
   std::vector<at::Tensor> skip_flags_;  // one for each device that has needed it
@@ -235,6 +273,10 @@ inline void Plan::read_groups(PyObject* groups) {
         std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
     group.same_as = equal ? groups_[g - 1].same_as : g;
   }
+  if (!products_) return;
+  products_->groups.resize(groups_.size());
+  for (int g = 0; g < static_cast<int>(groups_.size()); ++g)
+    products_->groups[g].read(PySequence_Fast_GET_ITEM(groups, g), products_->names, *products_->after, g);
 }
 
 inline bool Plan::slots_match(PyObject* state) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "launch.h"
+#include "slices.h"
 
 namespace fusedopt {
 
@@ -55,6 +56,11 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
   const std::array<double, kMaxHypers> hypers = group.numbers();
   const bool on_device = counts_on_device(source);
   for (int c = 0; c < rule_->counters; ++c) {
+    if (rule_->indexed) {
+      entry[keys_[rule_->states + c]] = py::int_(static_cast<int64_t>(rule_->initial_counter(hypers.data(), c)));
+      source.counter_object[c] = PyDict_GetItem(entry.ptr(), keys_[rule_->states + c].ptr());
+      continue;
+    }
     const at::Tensor counter = at::full(
         {}, rule_->initial_counter(hypers.data(), c),
         at::TensorOptions(torch_device(on_device ? source.device : kHost)).dtype(fused ? at::kFloat : default_dtype));
@@ -95,6 +101,7 @@ inline void Plan::make_states(NewEntries& new_entries) {
     if (!is_new) {
       std::copy_n(sources_[twin->second].state, kMaxStates, source.state);
       std::copy_n(sources_[twin->second].counter, kMaxCounters, source.counter);
+      std::copy_n(sources_[twin->second].counter_object, kMaxCounters, source.counter_object);
       std::copy_n(sources_[twin->second].attached, kAttached, source.attached);
       source.missing = 0;
       std::copy_n(rows_[twin->second].state_dtype, kMaxStates, rows_[i].state_dtype);
@@ -112,8 +119,13 @@ inline void Plan::make_states(NewEntries& new_entries) {
 
 inline void Plan::read_counts(Source& source) const {
   for (int c = 0; c < rule_->counters; ++c) {
-    const bool wide = is_double(*source.counter[c]);
     Number& before = source.before[c];
+    if (!source.counter[c]) {
+      before = {PyLong_AsDouble(source.counter_object[c])};
+      if (PyErr_Occurred()) throw py::error_already_set();
+      continue;
+    }
+    const bool wide = is_double(*source.counter[c]);
     if (source.device != kHost && number_on_device(*source.counter[c]))
       before = {0, source.count[c], wide ? Dtype::f64 : Dtype::f32};
     else
@@ -121,13 +133,25 @@ inline void Plan::read_counts(Source& source) const {
   }
 }
 
+// Gives a counter that is a Python number its next value, in all rows of a param that is listed twice.
+inline void Plan::count_in_python(size_t i, int c, double value) {
+  const Slot& slot = slots_[sources_[i].slot];
+  const Ref dict = slot.state ? borrow(slot.state) : Ref(borrow(state_of_all_)[borrow(slot.param)]);
+  dict[keys_[rule_->states + c]] = py::int_(static_cast<int64_t>(value));
+  for (size_t k = i; k < count_; ++k)
+    if (slots_[sources_[k].slot].param == slot.param)
+      sources_[k].counter_object[c] = PyDict_GetItem(dict.ptr(), keys_[rule_->states + c].ptr());
+}
+
 inline void Plan::write_counts(const Pass& pass) {
   for (size_t i = pass.first; i < pass.last; ++i) {
     const Source& source = sources_[i];
     for (int c = 0; c < rule_->counters; ++c) {
       if (source.before[c].device) continue;
-      const double value = prepared_[rows_[i].entry].after[c];
-      if (is_double(*source.counter[c]))
+      const double value = work_.prepared[rows_[i].entry].after[c];
+      if (!source.counter[c])
+        count_in_python(i, c, value);
+      else if (is_double(*source.counter[c]))
         *static_cast<double*>(source.count[c]) = value;
       else
         *static_cast<float*>(source.count[c]) = static_cast<float>(value);
@@ -138,19 +162,20 @@ inline void Plan::write_counts(const Pass& pass) {
 // prepare() once for each run of rows with the same hyper-parameters and counters, which is nearly always all of them.
 // Where a device has the counters it does this, too.
 inline void Plan::prepare_rows(const Pass& pass) {
-  step_.entries.clear();
-  prepared_.clear();
+  std::vector<cuda::Entry>& entries = work_.step.entries;
+  entries.clear();
+  work_.prepared.clear();
   bool changed = false;
   for (size_t i = pass.first; i < pass.last; ++i) {
     const Source& source = sources_[i];
     // A captured step keeps to its own group: its numbers may come to differ from the others' before a replay.
     const int own = slots_[source.slot].group, group = capturing_ ? own : groups_[own].same_as;
     const bool wide = rows_[i].param_dtype == Dtype::f64;
-    const cuda::Entry* known = step_.entries.empty() ? nullptr : &step_.entries.back();
+    const cuda::Entry* known = entries.empty() ? nullptr : &entries.back();
     if (!known || known->group != group || known->first != source.first || known->wide != wide ||
         !std::equal(source.before, source.before + rule_->counters, known->counter) || rule_->sums > 0) {
-      cuda::Entry& entry = step_.entries.emplace_back();
-      Prepared& prepared = prepared_.emplace_back();
+      cuda::Entry& entry = entries.emplace_back();
+      Prepared& prepared = work_.prepared.emplace_back();
       entry.group = group;
       entry.first = source.first;
       entry.wide = wide;
@@ -164,7 +189,7 @@ inline void Plan::prepare_rows(const Pass& pass) {
       if (!on_device)
         rule_->prepare(groups_[group].numbers().data(), prepared.after, entry.first, prepared.scalars + 1);
     }
-    const uint32_t entry = static_cast<uint32_t>(prepared_.size() - 1);
+    const uint32_t entry = static_cast<uint32_t>(work_.prepared.size() - 1);
     changed = changed || rows_[i].entry != entry;
     rows_[i].entry = entry;
   }
@@ -193,7 +218,8 @@ inline void Plan::bump_versions() const {
   for (size_t i = 0; i < count_; ++i) {
     const Source& source = sources_[i];
     source.param->bump_version();
-    for (int c = 0; c < rule_->counters; ++c) source.counter[c]->bump_version();
+    for (int c = 0; c < rule_->counters; ++c)
+      if (source.counter[c]) source.counter[c]->bump_version();
     for (int k = 0; k < rule_->states; ++k)
       if (source.state[k]) source.state[k]->bump_version();
     for (TensorImpl* tensor : source.attached)
@@ -203,22 +229,20 @@ inline void Plan::bump_versions() const {
 }
 
 // Steps rows on the CPU.
-inline void Plan::sweep(const Pass& pass) {
+inline void Plan::sweep(const Work& work, Row* first, Row* last) {
   // From this many elements on other Python threads may run meanwhile; what they could free is held.
   constexpr int64_t kReleaseGil = 1 << 21;
   std::vector<c10::intrusive_ptr<TensorImpl>> held;
   const auto hold = [&](TensorImpl* impl) {
     if (impl) held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
   };
-  int64_t work = 0;
-  for (size_t i = pass.first; i < pass.last; ++i) {
-    rows_[i].work_end = work += rows_[i].numel + cpu::kRowOverhead;
-    rows_[i].scalars = prepared_[rows_[i].entry].scalars;
+  int64_t total = 0;
+  for (Row* row = first; row < last; ++row) {
+    row->work_end = total += row->numel + cpu::kRowOverhead;
+    row->scalars = const_cast<double*>(work.prepared[row->entry].scalars);
   }
-  const auto all = [&] {
-    cpu::sweep(*rule_, rows_.data() + pass.first, rows_.data() + pass.last, at::get_num_threads());
-  };
-  if (work < kReleaseGil) return all();
+  const auto all = [&] { cpu::sweep(*work.step.rule, first, last, at::get_num_threads()); };
+  if (total < kReleaseGil) return all();
   for (size_t i = 0; i < count_; ++i) {
     hold(sources_[i].param);
     hold(sources_[i].grad);
@@ -234,12 +258,26 @@ inline void Plan::sweep(const Pass& pass) {
   busy_ = false;
 }
 
+inline void Plan::run(Work& work, Row* first, Row* last, int device) {
+  if (device == kHost) return sweep(work, first, last);
+  work.step.first = first;
+  work.step.last = last;
+  launch(work, device);
+}
+
 inline void Plan::run() {
   for (const Pass& pass : passes_) {
     if (pass.wave > 0)
       for (size_t i = pass.first; i < pass.last; ++i) read_counts(sources_[i]);
     prepare_rows(pass);
-    pass.device == kHost ? sweep(pass) : launch(pass);
+    work_.wave = pass.wave;
+    give_groups(work_.step);
+    work_.step.rows_version = rows_version_;
+    work_.step.multiplier = multiplier_;
+    if (products_)
+      run_with_products(pass);
+    else
+      run(work_, rows_.data() + pass.first, rows_.data() + pass.last, pass.device);
     write_counts(pass);
   }
   bump_versions();
@@ -247,7 +285,8 @@ inline void Plan::run() {
 
 inline py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad) {
   if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
-  rule_ = find();
+  rule_ = find(rule_name_);
+  if (products_) products_->after = find(products_->after->name);
   const Ref dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
   const auto attribute = [&](const char* name) {
     PyObject* found = PyDict_GetItemString(dict.ptr(), name);
@@ -262,9 +301,12 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
     return number.device ? absent : number.value;
   };
   struct Release {
-    at::Tensor &found_inf, &grad_scale;
-    ~Release() { found_inf = grad_scale = at::Tensor(); }
-  } const release{found_inf_, grad_scale_};
+    Plan& plan;
+    ~Release() {
+      plan.found_inf_ = plan.grad_scale_ = at::Tensor();
+      plan.held_.clear();
+    }
+  } const release{*this};
   skipped_there_ = at::Tensor();
   skipped_ = scaling(attribute("found_inf"), "found_inf", 0, found_inf_) != 0;
   // Under a dispatch mode torch steps all params, and a number may be one that must not be read.
@@ -283,13 +325,14 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
   };
   const Ref state = member("state");
   if (!PyDict_Check(state.ptr())) throw py::type_error("optimizer.state is not a dict");
+  state_of_all_ = state.ptr();
   const Ref groups = member("param_groups");
   read_groups(groups.ptr());
   if (!slots_match(state.ptr())) rebuild_slots(state.ptr());
 
   // All that can be refused is refused here; after it only memory can be lacking.
   py::list leftover = collect_all();
-  if (clears_grad_ && grads_overlap()) {
+  if (clears_grad_ && (rule_->indexed || grads_overlap())) {
     shares_grads_ = true;
     clears_grad_ = false;
     leftover = collect_all();
@@ -307,8 +350,9 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
     Source& source = sources_[i];
     outfit(i);
     lay_out(row, source);
-    address(row, source);
-    for (int c = 0; c < rule_->counters; ++c) source.count[c] = data_of(*source.counter[c]);
+    rows_changed_ = address(row, source) || rows_changed_;
+    for (int c = 0; c < rule_->counters; ++c)
+      if (source.counter[c]) source.count[c] = data_of(*source.counter[c]);
     read_counts(source);
   }
   if (has_options_) {

@@ -308,6 +308,7 @@ struct Entry {
     rule.scalars = Shape<R>::kScalars;
     rule.variants = R::variants;
     rule.sums = R::sums;
+    rule.indexed = R::indexed;
     rule.variant = variant;
     rule.keeps = keeps;
     rule.like_grad = like_grad;

@@ -170,12 +170,17 @@ class TileOperand {
 };
 
 // Calls f(code, words, scale, at) for each block of codes of a tile: `at` is its first element in the tile. What lies
-// beyond the row's end are zeros, so all blocks are whole.
+// beyond the row's end are zeros, so all blocks are whole; slices that are looked up are whole blocks, too.
 template <class F>
 inline void each_block(const Row& row, int state, int64_t begin, int64_t n, F&& f) {
   with_code(row.state_dtype[state], [&](auto code) {
     for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
-      const int64_t block = (begin + at) / fusedopt::kCodeBlock;
+      int64_t element = begin + at;
+      if (row.layout && row.layout->index) {
+        const int64_t width = row.layout->size[1];
+        element = slice_start(*row.layout, element / width) + element % width;
+      }
+      const int64_t block = element / fusedopt::kCodeBlock;
       f(code, static_cast<uint32_t*>(row.state[state]) + block * code.kWords, row.extras->scales[state][block], at);
     }
   });

@@ -143,16 +143,22 @@ struct AnyCodes {
   uint32_t* words;
   float* scales;
   Dtype dtype;
+  AnyOperand where;  // the same elements, were they numbers
 
+  // Slices that are looked up are whole blocks.
+  __device__ int64_t block(const Share& share) const {
+    const bool looked_up = where.layout && where.layout[1] != 0;
+    return (looked_up ? where.offset(share.begin) : share.begin) / kAnyTile;
+  }
   template <class C>
   __device__ uint32_t* of_lane(const Share& share) const {
-    return words + share.begin / kAnyTile * C::kWords + threadIdx.x % kLanes;
+    return words + block(share) * C::kWords + threadIdx.x % kLanes;
   }
 };
 
 template <class T>
 __device__ __noinline__ void load_codes(const AnyCodes codes, const Share share, const Column<T> to) {
-  const float scale = codes.scales[share.begin / kAnyTile];
+  const float scale = codes.scales[codes.block(share)];
   with_code(codes.dtype, [&](auto code) {
     using C = decltype(code);
     constexpr int kWords = C::kWords / kLanes;
@@ -188,7 +194,7 @@ __device__ __noinline__ void store_codes(const AnyCodes codes, const Share share
     uint32_t* words = codes.of_lane<C>(share);
     const float scale = scale_of<C>(largest);
     const Coder<C> coder(scale);
-    if (threadIdx.x % kLanes == 0) codes.scales[share.begin / kAnyTile] = scale;
+    if (threadIdx.x % kLanes == 0) codes.scales[codes.block(share)] = scale;
 #pragma unroll 1
     for (int w = 0; w < kWords; ++w) {
       uint32_t word = 0;
@@ -331,7 +337,7 @@ class AnyTile {
  private:
   __device__ bool coded(int k) const { return extras_ && (extras_->coded >> k & 1); }
   __device__ AnyCodes codes(int k) const {
-    return {static_cast<uint32_t*>(row_.state[k]), extras_->scales[k], row_.dtypes[2 + k]};
+    return {static_cast<uint32_t*>(row_.state[k]), extras_->scales[k], row_.dtypes[2 + k], state(k)};
   }
   __device__ AnyOperand state(int k) const { return operand(row_.state[k], row_.dtypes[2 + k], 2 + k); }
   __device__ AnyOperand operand(void* data, Dtype dtype, int place) const {

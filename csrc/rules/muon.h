@@ -37,9 +37,9 @@ struct MuonMomentum : RuleDefaults {
 struct MuonUpdate : RuleDefaults {
   static constexpr const char* name = "muon_update";
   struct Hypers {
-    double lr, adjusted_lr, weight_decay;
+    double lr, weight_decay, ratio;  // the last is of the matrix: what its shape does to the learning rate
   };
-  static constexpr const char* hyper_names[] = {"lr", "adjusted_lr", "weight_decay"};
+  static constexpr const char* hyper_names[] = {"lr", "weight_decay", "ratio"};
   static constexpr const char* state_names[] = {"momentum_buffer"};
   FUSEDOPT_HD static constexpr bool keeps(int, int) { return false; }
   static constexpr int counters = 0;
@@ -50,7 +50,7 @@ struct MuonUpdate : RuleDefaults {
   };
 
   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double*, bool) {
-    return {h.adjusted_lr, 1 - decay_of(h.lr, h.weight_decay)};
+    return {h.lr * h.ratio, 1 - decay_of(h.lr, h.weight_decay)};
   }
 
   template <int variant, class T>

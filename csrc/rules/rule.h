@@ -24,6 +24,7 @@
 //   state_kinds[]           what kind of number each state is, which decides in what it can be stored (Kind, below);
 //                           unless it says so all are `other`
 //   like_grad(state)        the new state has the gradient's strides, not the param's (where torch clones the gradient)
+//   indexed                 it steps the rows that a sparse gradient holds, and takes no other gradients
 //   hyper_defaults[]        for a class made of the rule: NaN where the caller has to give the value
 //
 // A rule that needs norms of whole tensors before it can update them has also
@@ -92,6 +93,7 @@ struct RuleDefaults {
   static constexpr bool like_grad(int) { return false; }
   static constexpr const double* hyper_defaults = nullptr;
   static constexpr int sums = 0;
+  static constexpr bool indexed = false;
 };
 
 FUSEDOPT_HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }

@@ -14,6 +14,7 @@ struct SparseAdam : RuleDefaults {
   static constexpr const char* hyper_names[] = {"lr", "betas.0", "betas.1", "eps"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq"};
   static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude};
+  static constexpr bool indexed = true;
 
   template <class T>
   struct Scalars {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch.optim import optimizer as _torch_optimizer
@@ -18,6 +18,16 @@ from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_t
 from .kept import KeptState, refuse_options
 from .precision import Precision
 from .unread import FLAGS, Reads, Unread, unread_by
+
+
+class Products(NamedTuple):
+    """What stands between a class's rule and another, `rule`, which applies it: products of matrices."""
+
+    rule: str
+    # (group, matrices as one tensor [n, rows, columns] that it may use up) -> (products, factor of the learning rate)
+    multiply: Callable[[dict[str, Any], torch.Tensor], tuple[torch.Tensor, float]]
+    most_bytes: int  # of the matrices that go through it together
+
 
 Leftover = list[tuple[int, list[torch.Tensor]]]
 
@@ -224,9 +234,14 @@ class FusedStep(KeptState):
         # A wrapper need not have run a constructor.
         refused = {name for name in Options._fields if name not in getattr(self, "defaults", ())}
         options = {**self._precision.for_plan(self._copies), "flags": _flags(cast(Any, type(self))), "refused": refused}
+        if products := self._products():
+            options["products"] = products._asdict()
         plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters, options)
         plan.draws = self._draws
         return plan
+
+    def _products(self) -> Products | None:
+        return None
 
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's own step, without the hooks torch may have wrapped around it."""

@@ -99,7 +99,7 @@ def course_of(options: argparse.Namespace) -> Course:
         kinds = {suite.name: kind for kind, suite in found}
     baselines = selection.choose_baselines(options.baseline, options.quick)
     if options.sweep or options.training:
-        # The kernel alone steps one tensor of its own, which is no loop and has no number of tensors.
+        # One tensor is no loop and has no number of tensors.
         baselines = tuple(name for name in baselines if name != KERNEL)
     contests = selection.contests_of(
         suites,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .baselines import BASELINES, CONTROL, OURS, Baseline
 from .clock import Clock, Cpu
-from .kernel import KERNEL, Sweep
+from .kernel import KERNEL, OneTensor
 from .method import Contestant
 from .placement import CONTIGUOUS, place
 from .streaming import BARE, FLOORS, BareLoop
@@ -227,7 +227,7 @@ def enter(contest: Contest, clock: Clock | None = None) -> tuple[dict[str, Entra
     entrants = {name: stage.entrant(name) for name in names}
     contestants = [entrant.contestant(name, clock) for name, entrant in entrants.items()]
     if KERNEL in contest.rivals:
-        contestants.append(Contestant(KERNEL, Sweep(contest, stage.pool.total)))
+        contestants.append(Contestant(KERNEL, OneTensor(contest, stage.pool.total)))
     if BARE in contest.rivals:
         contestants.append(Contestant(BARE, BareLoop(stage.pool.total)))
     return entrants, contestants

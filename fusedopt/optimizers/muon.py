@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,7 +12,8 @@ from torch.optim.optimizer import ParamsT
 
 from .. import _C
 from .._core.arguments import Options
-from .._core.sweeps import SweepStep
+from .._core.optimizer import FusedStep, Products
+from .._core.precision import MasterWeights, Rounding, StateDtype
 
 # Matrices of one shape go through the products together, as many as fit into this.
 _BATCH_BYTES = 64 * 2**20
@@ -32,8 +32,8 @@ _RATIOS: dict[str | None, Callable[[int, int], float]] = {
 }
 
 
-class Muon(SweepStep, torch.optim.Muon):
-    r"""Muon, momentum made orthogonal: two fused sweeps around products of all matrices of one shape together.
+class Muon(FusedStep, torch.optim.Muon):
+    r"""Muon, momentum made orthogonal: two fused passes around products of all matrices of one shape together.
 
     .. math::
         b \leftarrow \mu b + (1 - \mu) g, \quad
@@ -62,6 +62,16 @@ class Muon(SweepStep, torch.optim.Muon):
             steps. Default: None.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
+        ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
+        state_dtype: how states are stored: "float32", "bfloat16", "float16", "int8" or "int4" (blocks of 256 codes with
+            a float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by states' names. Default:
+            None.
+        master_weights: for params in 16 bits: keep a copy in "float32" to update, or as "remainder" only the low half
+            of it, beside bfloat16 params that are its upper half. Default: None.
+        rounding: of what has fewer bits than the arithmetic: to "nearest"; "stochastic", up or down by chance so that
+            the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
+            "nearest".
+        rounding_seed: where the draws of "stochastic" start. Default: 0.
 
     Raises:
         ValueError: a hyper-parameter is out of range, or a param is no matrix.
@@ -79,7 +89,6 @@ class Muon(SweepStep, torch.optim.Muon):
     """
 
     _rule = "muon_momentum"
-    _rule_after = "muon_update"
     _reads: ClassVar = {
         **dict.fromkeys(("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps")),
         "adjust_lr_fn": tuple(_RATIOS),
@@ -100,49 +109,36 @@ class Muon(SweepStep, torch.optim.Muon):
         foreach: bool | None = None,
         fused: bool | None = None,
         max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
     ) -> None:
         given = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
         more = {"ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
-        super().__init__(params, {**given, **more}, foreach=foreach, fused=fused, options=Options(max_grad_norm))
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        super().__init__(params, {**given, **more}, foreach=foreach, fused=fused, options=options)
 
-    def _sweep(self, multiplier: float) -> None:
-        batches: dict[Any, list[torch.Tensor]] = defaultdict(list)
-        for group, name, param in self._with_grads():
-            assert param.grad is not None
-            if param.grad.is_sparse:
-                raise RuntimeError("Muon does not support sparse gradients")
-            if param.grad.ndim != 2 or param.grad.shape != param.shape:
-                shape = list(param.grad.shape)
-                raise ValueError(f"Param gradient must be a 2D matrix: {name} has one of shape {shape}; set it anew")
+    def _products(self) -> Products:
+        return Products("muon_update", _multiply, _BATCH_BYTES)
+
+    def _fused_step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
+        for group in self.param_groups:
             if group["ns_steps"] >= 100:
                 raise ValueError("Number of steps must be less than 100 for computational efficiency")
             if len(group["ns_coefficients"]) != 3:
                 raise ValueError("Coefficients must be a tuple of exactly 3 values")
-            batches[id(group), param.shape, param.device].append(param)
-        groups = {id(group): group for group in self.param_groups}
-        for (group_id, size_of, _), params in batches.items():
-            size = max(1, _BATCH_BYTES // max(1, 2 * size_of.numel()))
-            for first in range(0, len(params), size):
-                self._step_batch(groups[group_id], params[first : first + size], multiplier)
-
-    def _step_batch(self, group: dict[str, Any], params: list[torch.Tensor], multiplier: float) -> None:
-        grads = [param.grad for param in params if param.grad is not None]
-        for param, grad in zip(params, grads, strict=True):
-            if "momentum_buffer" not in self.state[param]:
-                self.state[param]["momentum_buffer"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
-        buffers = [[self.state[param]["momentum_buffer"]] for param in params]
-        directions = torch.empty(len(params), *params[0].shape, dtype=torch.bfloat16, device=params[0].device)
-        hypers = [group["momentum"], float(bool(group["nesterov"]))]
-        _C.Sweep(self._rule)(hypers, [], list(directions), grads, buffers, multiplier)
-        orthogonal = _orthogonal(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
-        lr = float(group["lr"])
-        hypers = [lr, lr * _RATIOS[group["adjust_lr_fn"]](*params[0].shape), group["weight_decay"]]
-        _C.Sweep(self._rule_after)(hypers, [], params, list(orthogonal), [[] for _ in params])
+        return super()._fused_step(closure, zero_grad)
 
 
-def _orthogonal(
-    matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> torch.Tensor:
+def _multiply(group: dict[str, Any], matrices: Tensor) -> tuple[Tensor, float]:
+    """A batch of matrices made orthogonal, and what their shape makes of the learning rate."""
+    orthogonal = _orthogonal(matrices, group["ns_coefficients"], group["ns_steps"], group["eps"])
+    return orthogonal, _RATIOS[group["adjust_lr_fn"]](*matrices.shape[1:])
+
+
+def _orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
     """Newton-Schulz on each of a batch of bfloat16 matrices, which it uses up."""
     a, b, c = coefficients
     x = matrices.div_(torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp_(min=eps))
@@ -152,7 +148,7 @@ def _orthogonal(
     if widened:
         x = x.float()
 
-    def rounded(product: torch.Tensor) -> torch.Tensor:
+    def rounded(product: Tensor) -> Tensor:
         return product.copy_(product.bfloat16()) if widened else product
 
     tall = x.size(1) > x.size(2)

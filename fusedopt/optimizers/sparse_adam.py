@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _C
 from .._core.arguments import Options
-from .._core.sweeps import SweepStep
+from .._core.optimizer import FusedStep
+from .._core.precision import MasterWeights, Rounding, StateDtype
 
 
-class SparseAdam(SweepStep, torch.optim.SparseAdam):
+class SparseAdam(FusedStep, torch.optim.SparseAdam):
     r"""Adam on the rows that a sparse gradient holds, in one pass over these rows.
 
     .. math::
@@ -23,7 +20,8 @@ class SparseAdam(SweepStep, torch.optim.SparseAdam):
         p \leftarrow p - \gamma \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m}{\sqrt{v} + \epsilon}
 
     for the rows in the gradient of an `nn.Embedding(sparse=True)`; all others, and their averages, stay as they are. As
-    in torch, `step` is a Python number in the state, and a gradient without rows counts as a step.
+    in torch, `step` is a Python number in the state, and a gradient without rows counts as a step. States in 8 or 4
+    bits need rows of a multiple of 256 elements. There is no `ema_decay`: an average moves in every row at every step.
 
     Args:
         params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16 or float16.
@@ -36,6 +34,15 @@ class SparseAdam(SweepStep, torch.optim.SparseAdam):
             steps. Default: None.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
+        state_dtype: how states are stored: "float32", "bfloat16", "float16", "int8" or "int4" (blocks of 256 codes with
+            a float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by states' names. Default:
+            None.
+        master_weights: for params in 16 bits: keep a copy in "float32" to update, or as "remainder" only the low half
+            of it, beside bfloat16 params that are its upper half. Default: None.
+        rounding: of what has fewer bits than the arithmetic: to "nearest"; "stochastic", up or down by chance so that
+            the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
+            "nearest".
+        rounding_seed: where the draws of "stochastic" start. Default: 0.
 
     Raises:
         ValueError: a hyper-parameter is out of range, or a param is sparse or complex.
@@ -53,7 +60,6 @@ class SparseAdam(SweepStep, torch.optim.SparseAdam):
     """
 
     _rule = "sparse_adam"
-    _reads: ClassVar = dict.fromkeys(("lr", "betas", "eps", "maximize"))
 
     def __init__(
         self,
@@ -66,55 +72,11 @@ class SparseAdam(SweepStep, torch.optim.SparseAdam):
         foreach: bool | None = None,
         fused: bool | None = None,
         max_grad_norm: float | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
     ) -> None:
         given = {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize}
-        super().__init__(params, given, foreach=foreach, fused=fused, options=Options(max_grad_norm))
-
-    def _takes(self, param: torch.Tensor) -> bool:
-        # Slices are told by where they are in memory, so all have to lie alike.
-        tensors = (param, *self.state.get(param, {}).values())
-        alike = all(tensor.is_contiguous() for tensor in tensors if isinstance(tensor, torch.Tensor))
-        return super()._takes(param) and alike
-
-    def _sweep(self, multiplier: float) -> None:
-        found = []
-        for group, name, param in self._with_grads():
-            assert param.grad is not None
-            if not param.grad.is_sparse:
-                raise RuntimeError("SparseAdam does not support dense gradients, please consider Adam instead")
-            # The update is not linear: rows that occur twice have to be added first.
-            grad = param.grad.coalesce()
-            found.append((group, param, _slices(grad, param, name), grad._values().contiguous()))
-        calls: dict[Any, list[Any]] = defaultdict(list)
-        for group, param, slices, values in found:
-            state = self.state[param]
-            if not state:
-                state["step"] = 0
-                for key in ("exp_avg", "exp_avg_sq"):
-                    state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            state["step"] += 1
-            if slices.numel() > 0:
-                hypers = (float(group["lr"]), *map(float, group["betas"]), float(group["eps"]))
-                sign = -1.0 if group.get("maximize") else 1.0
-                call = (param.device, hypers, state["step"], sign)
-                calls[call].append((param, values, [state["exp_avg"], state["exp_avg_sq"]], slices))
-        for (_, hypers, step, sign), rows in calls.items():
-            params, grads, states, where = zip(*rows, strict=True)
-            _C.Sweep(self._rule)(hypers, [step - 1], params, grads, states, sign * multiplier, where)
-
-
-def _slices(grad: torch.Tensor, param: torch.Tensor, name: str) -> torch.Tensor:
-    """Where each of a sparse gradient's values belongs, among all of the param's slices of their size."""
-    indices, sparse_dims = grad._indices(), grad.sparse_dim()
-    if grad.shape != param.shape:
-        shapes = f"its gradient has shape {list(grad.shape)}, the param {list(param.shape)}"
-        raise RuntimeError(f"{name}: {shapes}; set .grad anew")
-    slices = torch.zeros(indices.shape[1], dtype=torch.int64, device=indices.device)
-    for dim in range(sparse_dims):
-        slices = slices * param.shape[dim] + indices[dim]
-    # A sparse tensor may be made without a check of its indices; on a GPU looking at them would wait for it.
-    if not slices.is_cuda and slices.numel() > 0:
-        outside = (indices < 0) | (indices >= torch.tensor(param.shape[:sparse_dims])[:, None])
-        if outside.any():
-            raise RuntimeError(f"{name}: its gradient has indices outside of the param; check how it was made")
-    return slices
+        options = Options(max_grad_norm, None, state_dtype, master_weights, rounding, rounding_seed)
+        super().__init__(params, given, foreach=foreach, fused=fused, options=options)

@@ -1,0 +1,150 @@
+// Steps with products of matrices in them (Muon): the rule writes matrices, torch multiplies those of one shape
+// together, and a second rule applies what comes out. Included by bindings.cpp, after torch.
+//
+// A row is divided for it: its gradient and states belong to the first pass, its param and what hangs on that to the
+// second.
+#pragma once
+
+#include "run.h"
+
+namespace fusedopt {
+
+// Matrices of one group, shape and memory order.
+struct Plan::Batch {
+  int group;
+  std::vector<size_t> rows;
+  at::Tensor matrices;  // before the products, and after
+  double ratio = 1;
+};
+
+inline std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
+  std::vector<Batch> batches;
+  std::vector<std::pair<const TensorImpl*, bool>> like;
+  for (size_t i = pass.first; i < pass.last; ++i) {
+    const Source& source = sources_[i];
+    const TensorImpl& param = *exact_param(source);
+    if (param.numel() == 0) continue;
+    const int group = slots_[source.slot].group;
+    // Codes lie in the order of the param, and so must what they are made of.
+    const bool by_columns = has_codes(rows_[i], source) && order_of(param)[0] == 1;
+    const size_t most = std::max<int64_t>(1, products_->most_bytes / (2 * param.numel()));
+    size_t at = 0;
+    while (at < batches.size() && !(batches[at].group == group && equal(like[at].first->sizes(), param.sizes()) &&
+                                    like[at].second == by_columns && batches[at].rows.size() < most))
+      ++at;
+    if (at == batches.size()) {
+      batches.push_back({group, {}, {}});
+      like.emplace_back(&param, by_columns);
+    }
+    batches[at].rows.push_back(i);
+  }
+  for (size_t b = 0; b < batches.size(); ++b) {
+    const auto& [param, by_columns] = like[b];
+    const int64_t count = static_cast<int64_t>(batches[b].rows.size()), rows = param->sizes()[0],
+                  columns = param->sizes()[1];
+    const auto options = at::TensorOptions(param->device()).dtype(at::kBFloat16);
+    batches[b].matrices = by_columns ? at::empty({count, columns, rows}, options).transpose(1, 2)
+                                     : at::empty({count, rows, columns}, options);
+  }
+  return batches;
+}
+
+inline void Plan::multiply(Batch& batch) {
+  const auto made = products_
+                        ->multiply(borrow(PySequence_Fast_GET_ITEM(group_list_, batch.group)),
+                                   py::reinterpret_steal<py::object>(THPVariable_Wrap(batch.matrices)))
+                        .cast<py::tuple>();
+  batch.matrices = unpack(made[0].ptr());
+  batch.ratio = made[1].cast<double>();
+}
+
+inline void Plan::run_with_products(const Pass& pass) {
+  std::vector<Batch> batches = batches_of(pass);
+  std::vector<Row> rows;
+  std::deque<Extras> extras;
+  // A row of a pass: that of its param, with other operands.
+  const auto add = [&](size_t i, Source source, const TensorImpl& matrix, auto&& change) {
+    Row row = rows_[i];
+    held_.push_back(at::Tensor(c10::intrusive_ptr<TensorImpl>::reclaim_copy(const_cast<TensorImpl*>(&matrix))));
+    Extras* own = row.extras ? &extras.emplace_back(*row.extras) : nullptr;
+    row.extras = own;
+    change(row, source, own);
+    if (!lay_out(row, source))
+      fail(source, "its gradient, states and itself lie too differently; make them contiguous");
+    address(row, source);
+    rows.push_back(row);
+  };
+
+  for (const Batch& batch : batches) {
+    for (size_t k = 0; k < batch.rows.size(); ++k) {
+      const at::Tensor matrix = batch.matrices.select(0, k);
+      add(batch.rows[k], sources_[batch.rows[k]], *matrix.unsafeGetTensorImpl(),
+          [&](Row& row, Source& source, Extras* own) {
+            source.param = matrix.unsafeGetTensorImpl();
+            source.attached[kPartnerTensor] = source.attached[kAverageTensor] = nullptr;
+            row.param_dtype = Dtype::bf16;
+            if (!own) return;
+            own->partner = own->average = nullptr;
+            own->pair = Pair::none;
+            own->stochastic = false;
+          });
+    }
+  }
+  const auto by_slot = [](const Row& a, const Row& b) { return a.slot < b.slot; };
+  std::sort(rows.begin(), rows.end(), by_slot);
+  work_.step.rows_version = 0;
+  for (cuda::Entry& entry : work_.step.entries) entry.wide = false;
+  run(work_, rows.data(), rows.data() + rows.size(), pass.device);
+
+  Work after;
+  after.wave = pass.wave;
+  after.stage = 1;
+  after.step = work_.step;
+  after.step.rule = products_->after;
+  after.step.multiplier = 1;
+  after.step.groups.clear();
+  after.step.entries.clear();
+  std::vector<std::array<Number, kMaxHypers>> hypers(batches.size());
+  rows.clear();
+  extras.clear();
+  for (size_t b = 0; b < batches.size(); ++b) {
+    Batch& batch = batches[b];
+    multiply(batch);
+    const Group& group = products_->groups[batch.group];
+    hypers[b] = group.hypers;
+    hypers[b][products_->after->hypers - 1] = {batch.ratio};
+    after.step.groups.push_back({hypers[b].data(), 1});
+    cuda::Entry& entry = after.step.entries.emplace_back();
+    entry = {};
+    entry.group = static_cast<int>(b);
+    entry.wide = rows_[batch.rows[0]].param_dtype == Dtype::f64;
+    Prepared& prepared = after.prepared.emplace_back();
+    prepared.scalars[0] = 1;
+    std::array<double, kMaxHypers> numbers = group.numbers();
+    numbers[products_->after->hypers - 1] = batch.ratio;
+    products_->after->prepare(numbers.data(), prepared.after, false, prepared.scalars + 1);
+    for (size_t k = 0; k < batch.rows.size(); ++k) {
+      const at::Tensor matrix = batch.matrices.select(0, k);
+      add(batch.rows[k], sources_[batch.rows[k]], *matrix.unsafeGetTensorImpl(),
+          [&](Row& row, Source& source, Extras* own) {
+            source.grad = matrix.unsafeGetTensorImpl();
+            storage_of(*source.grad, row.grad_dtype);
+            for (int s = 0; s < kMaxStates; ++s) {
+              source.state[s] = source.attached[kScaleTensor + s] = nullptr;
+              row.state[s] = nullptr;
+              row.state_dtype[s] = Dtype::f32;
+              if (own) own->scales[s] = nullptr;
+            }
+            row.variant = 0;
+            row.entry = static_cast<uint32_t>(b);
+            if (!own) return;
+            own->states_by_chance = 0;
+            own->clears_grad = false;
+          });
+    }
+  }
+  std::sort(rows.begin(), rows.end(), by_slot);
+  run(after, rows.data(), rows.data() + rows.size(), pass.device);
+}
+
+}  // namespace fusedopt
