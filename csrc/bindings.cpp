@@ -23,7 +23,6 @@ namespace py = pybind11;
 #include "bindings/history.h"
 #include "bindings/norm.h"
 #include "bindings/plugin.h"
-#include "bindings/products.h"
 
 namespace fusedopt {
 namespace {
@@ -69,16 +68,6 @@ PYBIND11_MODULE(_C, m) {
                         made[3].cast<py::dict>());
           }));
 
-  py::class_<FactoredPlan>(m, "FactoredPlan", py::module_local(), "Adafactor's steps over one optimizer's params.")
-      .def(py::init<>())
-      .def("step", &FactoredPlan::step, py::arg("optimizer"), py::arg("engine_only") = false,
-           py::arg("divisor") = py::none())
-      .def(
-          "refresh", [](const FactoredPlan&, const py::object&) {}, py::arg("optimizer"))
-      .def_property_readonly("skipped", &FactoredPlan::skipped)
-      .def(
-          py::pickle([](const FactoredPlan&) { return py::tuple(); }, [](const py::tuple&) { return FactoredPlan(); }));
-
   history::bind(m);
   bind_norm(m);
 
@@ -104,6 +93,7 @@ PYBIND11_MODULE(_C, m) {
     const Rule* rules = cpu::chosen_isa().rules(count);
     py::dict result;
     for (int i = 0; i < count; ++i) result[rules[i].name] = describe(rules[i]);
+    result[cpu::factored_rule().name] = describe(cpu::factored_rule());
     return result;
   });
   m.def("load_rule", &load_rule, py::arg("path"));
@@ -111,8 +101,8 @@ PYBIND11_MODULE(_C, m) {
       "counters",
       [](const std::string& name) {
         const Rule* rule = cpu::find_rule(name);
-        return rule ? std::vector<std::string>(rule->counter_names, rule->counter_names + rule->counters)
-                    : std::vector<std::string>{"step"};
+        if (!rule) throw py::value_error("no rule is named '" + name + "'");
+        return std::vector<std::string>(rule->counter_names, rule->counter_names + rule->counters);
       },
       py::arg("rule"), "The per-param counters of any rule, one from a shared object included.");
   m.def(

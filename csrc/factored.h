@@ -19,7 +19,16 @@ struct FactoredOperand {
   Dtype dtype;
 };
 
-enum FactoredRole { kFactoredParam, kFactoredGrad, kRowVar, kColVar, kFactoredOperands, kVariance = kRowVar };
+enum FactoredRole {
+  kFactoredParam,
+  kFactoredGrad,
+  kRowVar,
+  kColVar,
+  kFactoredPartner,
+  kFactoredAverage,
+  kFactoredOperands,
+  kVariance = kRowVar
+};
 
 // A param of `matrices` matrices, which its leading dimensions count; or a vector, which is cut into rows of kChunk
 // elements, the last of them perhaps shorter, and keeps the whole variance.
@@ -35,6 +44,9 @@ struct Factored {
   Number step;        // before this one; in device memory it is advanced there
   double multiplier;  // of the gradient
   double scalars[kFactoredScalars];
+
+  bool has_extras;
+  Extras extras;  // where partner and average lie, the operands say
 };
 
 // Memory for the sums of one tensor.

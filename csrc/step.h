@@ -117,7 +117,8 @@ struct Rule {
   const Kind* state_kinds;       // null: all are of kind other
   const double* hyper_defaults;  // null: there are none
   int hypers, states, counters, scalars, variants, sums;
-  bool indexed;  // it steps the rows that a sparse gradient holds
+  bool indexed;   // it steps the rows that a sparse gradient holds
+  bool factored;  // its states are sums of rows and columns (variant 0), or of a vector's elements (1): factored.h
   int (*variant)(const double* hypers);
   bool (*keeps)(int variant, int state);
   bool (*like_grad)(int state);

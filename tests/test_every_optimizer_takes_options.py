@@ -1,4 +1,4 @@
-"""The options of optimizers that tests/cases.py does not drive: what steps rows, and what multiplies matrices."""
+"""The options of optimizers that tests/cases.py does not drive: of rows, of products of matrices, of factors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ import fusedopt
 from fusedopt import _C
 
 # Rows of a multiple of 256, in which codes are possible, and others.
-SHAPES = {"SparseAdam": [(40, 256), (9, 512), (30, 7), (50,)], "Muon": [(70, 60), (60, 70), (70, 60), (5, 3)]}
+SHAPES = {
+    "SparseAdam": [(40, 256), (9, 512), (30, 7), (50,)],
+    "Muon": [(70, 60), (60, 70), (70, 60), (5, 3)],
+    "Adafactor": [(70, 60), (3, 5, 40), (1030, 9), (5, 1100), (2100,), (), (2, 0)],
+}
 NAMES = [name for name in SHAPES if hasattr(fusedopt, name)]
-LACKS = {"SparseAdam": {"ema_decay"}}
+LACKS = {"SparseAdam": {"ema_decay"}, "Adafactor": {"state_dtype"}}
 
 every_optimizer = pytest.mark.parametrize("name", NAMES)
 
@@ -29,6 +33,8 @@ def options_for(name: str, options: Options) -> dict[str, Any]:
     if LACKS.get(name, set()) & set(options.kwargs):
         pytest.skip(f"{name} has no {', '.join(LACKS[name])}")
     kinds = _C.states(getattr(fusedopt, name)._rule)
+    if options.codes and name == "Adafactor":
+        pytest.skip("Adafactor has no state_dtype")
     codes = [state for state, kind in kinds.items() if kind in ("average", "magnitude")] if options.codes else []
     return {**options.kwargs, **({"state_dtype": dict.fromkeys(codes, options.codes)} if codes else {})}
 

@@ -184,7 +184,7 @@ OURS: dict[str, tuple[Callable[[Subject, Any], None], frozenset[str], str]] = {
     "refresh_hyperparameters": (lambda s, o: o.refresh_hyperparameters(), FUSED, ""),
     "ema_decay": (_ema_decay, AVERAGING, "ema_decay is None or a number from the constructor on"),
     "ema_parameters": (_ema_parameters, AVERAGING, "there is no average of the params; construct the optimizer with"),
-    "copy_params_to": (_copy_params_to, FUSED - {"Adafactor"}, ""),
+    "copy_params_to": (_copy_params_to, FUSED, ""),
     "replace": (_replace, FUSED | {"LBFGS"}, "fusedopt has no replacement for prototypes.Adam"),
 }
 

@@ -81,7 +81,7 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
   row.slot = static_cast<uint32_t>(slot);
   if (rule_->indexed) return collect_slices(row, source);
   if (group.differentiable || !plain(*param) || !plain(*grad) || grad->device() != param->device() ||
-      (products_ && is_complex(*param))) {
+      ((products_ || rule_->factored) && is_complex(*param))) {
     // torch refuses inference tensors outside inference mode only after it has written them.
     if (param->is_inference()) param->bump_version();
     if (plain(*param) && !dispatches_to_python(*grad) && !grad->is_sparse() && grad->device() != param->device())
@@ -97,7 +97,7 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
          "its gradient is " + dtype_name(*grad) + ", the param " + dtype_name(*param) + "; convert the gradient");
   if (!equal(grad->sizes(), param->sizes()))
     fail(source, "its gradient has shape " + shape_of(*grad) + ", the param " + shape_of(*param) + "; set .grad anew");
-  row.variant = static_cast<uint8_t>(group.variant);
+  row.variant = static_cast<uint8_t>(rule_->factored ? param->dim() <= 1 : group.variant);
   row.numel = param->numel() * (is_complex(*param) ? 2 : 1);
   const Found state = read_state(row, source);
   if (state != Found::row) return state;
@@ -229,7 +229,6 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     }
   }
 
-  const unsigned keeps = groups_[slot.group].keeps;
   int needed = rule_->counters, present = 0;
   const char* missing = nullptr;
   for (int c = 0; c < rule_->counters; ++c) {
@@ -239,7 +238,7 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
       missing = rule_->counter_names[c];
   }
   for (int k = 0; k < rule_->states; ++k) {
-    if (!(keeps >> k & 1)) continue;
+    if (!rule_->keeps(row.variant, k)) continue;
     ++needed;
     if (found[k] && found[k] != Py_None)
       ++present;
@@ -261,7 +260,7 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     if (counter != Found::row) return counter;
   }
   for (int k = 0; k < rule_->states; ++k) {
-    if (!(keeps >> k & 1)) continue;
+    if (!rule_->keeps(row.variant, k)) continue;
     const auto name = [&] { return std::string("its state '") + rule_->state_names[k] + "' "; };
     if (!THPVariable_Check(found[k])) {
       fail(source, name() + "is not a tensor");
@@ -272,7 +271,8 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     const bool fits =
         codes || (storage_of(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param));
     if (!codes) row.state_dtype[k] = options_.meant(k, row.state_dtype[k]);
-    if (!reachable || !fits || (!codes && !equal(state->sizes(), source.param->sizes()))) {
+    const std::vector<int64_t> shape = state_shape(row, *source.param, k);
+    if (!reachable || !fits || (!codes && !equal(state->sizes(), shape))) {
       if (state->is_inference()) state->bump_version();
       if (state->is_inference() || dispatches_to_python(*state)) return Found::leftover;
       if (!reachable)
@@ -283,7 +283,9 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
                          shape_of(*source.param) + "; load the state anew");
       if (!fits)
         fail(source, name() + "is " + dtype_name(*state) + ", the param " + dtype_name(*source.param) + "; convert it");
-      fail(source, name() + "has shape " + shape_of(*state) + ", the param " + shape_of(*source.param) +
+      std::ostringstream expected;
+      expected << c10::IntArrayRef(shape);
+      fail(source, name() + "has shape " + shape_of(*state) + ", not " + expected.str() +
                        "; the checkpoint is of another model");
     }
     source.state[k] = state;
@@ -296,6 +298,7 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
 // The layout of a row, where its operands are not all dense in one order. False if it has too many dimensions.
 inline bool Plan::lay_out(Row& row, Source& source) {
   if (rule_->indexed) return lay_out_slices(row, source);
+  if (rule_->factored) return lay_out_factored(row, source);
   row.layout = nullptr;
   TensorImpl* exact = exact_param(source);
   const TensorImpl* operands[kOperands] = {exact, source.grad};

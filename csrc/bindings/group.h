@@ -83,13 +83,14 @@ struct GroupNames {
   std::vector<double> defaults;  // NaN where torch's group must have the key
   py::set flags;                 // those that say yes or no
   py::set refused;               // options of the optimizer, which a group cannot have
+  bool factored;                 // see Rule
   Ref params = intern("params"), maximize = intern("maximize"), differentiable = intern("differentiable"),
       capturable = intern("capturable"), fused = intern("fused");
 
   static Ref intern(const char* text) { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text)); }
 
   GroupNames(const Rule& rule, const py::dict& given, py::set flags, py::set refused)
-      : flags(std::move(flags)), refused(std::move(refused)) {
+      : flags(std::move(flags)), refused(std::move(refused)), factored(rule.factored) {
     for (int i = 0; i < rule.hypers; ++i) {
       const std::string name = rule.hyper_names[i];
       const size_t dot = name.find('.');
@@ -116,7 +117,6 @@ class Group {
   bool device_counters = false;  // it wants them on the param's device
   bool fused = false;
   int variant = 0;             // of the rule, under these hyper-parameters
-  unsigned keeps = 0;          // bit k: the variant has state k
   int same_as = 0;             // the first group with equal numbers: its scalars serve both
   PyObject* params = nullptr;  // borrowed from the dict
 
@@ -125,8 +125,6 @@ class Group {
     if (!unchanged(dict)) {
       parse(dict, names, index);
       variant = rule.variant(numbers().data());
-      keeps = 0;
-      for (int k = 0; k < rule.states; ++k) keeps |= rule.keeps(variant, k) ? 1u << k : 0u;
     }
     if (!params) throw py::key_error("param_groups[" + std::to_string(index) + "] has no 'params'");
     if (!is_sequence(params)) {
@@ -219,8 +217,12 @@ class Group {
         value = PySequence_Fast_GET_ITEM(entries.ptr(), entry);
         name += "[" + std::to_string(entry) + "]";
       }
-      // torch asks of a flag no more than whether it is true.
-      hypers[i] = value == Py_None && names.flags.contains(key) ? Number{0} : to_number(value, name);
+      // torch asks of a flag no more than whether it is true. Of several numbers one that is None says that the param's
+      // dtype has it: no number that a group may have is negative there.
+      hypers[i] = value != Py_None               ? to_number(value, name)
+                  : names.flags.contains(key)    ? Number{0}
+                  : names.factored && entry >= 0 ? Number{-1}
+                                                 : to_number(value, name);
       if (hypers[i].device) {
         const int where = device_index(*unpack(value).unsafeGetTensorImpl());
         device = device == kHost || device == where ? where : kSeveral;

@@ -1,6 +1,7 @@
 // The part of a step that is particular to CUDA. Included by bindings.cpp, after torch.
 #pragma once
 
+#include "../cuda/factored.h"
 #include "collect.h"
 
 namespace fusedopt {
@@ -13,11 +14,12 @@ inline void Plan::make_ready(const py::object& optimizer) {
     on_host = on_host || pass.device == kHost;
     if (pass.device == kHost || pass.wave > 0) continue;
     const OnDevice guard(pass.device);
-    capturing_ = cuda::ready({pass.device, current_stream(pass.device)}, *rule_) || capturing_;
+    const cuda::Place place = {pass.device, current_stream(pass.device)};
+    capturing_ = (rule_->factored ? cuda::ready_for_factored(place) : cuda::ready(place, *rule_)) || capturing_;
   }
   if (!capturing_) return;
 
-  if (rule_->indexed || products_)
+  if (rule_->indexed || rule_->factored || products_)
     throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
                              std::string(py::str(py::type::of(optimizer).attr("__name__"))) +
                              ", which torch.optim does not have capturable either: step outside of the capture");
@@ -131,26 +133,31 @@ inline const at::Tensor& Plan::skip_flag(int device) {
   return skip_flags_.emplace_back(at::zeros({}, at::TensorOptions(torch_device(device)).dtype(at::kInt)));
 }
 
+// A number of GradScaler's on a device, and the tensor that holds it there.
+inline at::Tensor Plan::bring(const at::Tensor& tensor, int device, Number& number) const {
+  number = {};
+  if (!tensor.defined()) return at::Tensor();
+  const at::Tensor copy = tensor.to(torch_device(device), /*non_blocking=*/true);
+  number.device = copy.unsafeGetTensorImpl()->data();
+  storage_of(*copy.unsafeGetTensorImpl(), number.dtype);
+  return copy;
+}
+
+// Where a device says whether this step was skipped.
+inline uint32_t* Plan::tell_skipped(int device) {
+  skipped_there_ = skip_flag(device);
+  return static_cast<uint32_t*>(data_of(*skipped_there_.unsafeGetTensorImpl()));
+}
+
 // Steps rows on a CUDA device.
 inline void Plan::launch(Work& work, int device) {
   const OnDevice guard(device);
   const cuda::Place place = {device, current_stream(device)};
   cuda::Step& step = work.step;
   step.slots = slots_.size();
-  const auto here = [&](const at::Tensor& tensor, Number& number) {
-    number = {};
-    if (!tensor.defined()) return at::Tensor();
-    const at::Tensor copy = tensor.to(torch_device(device), /*non_blocking=*/true);
-    number.device = copy.unsafeGetTensorImpl()->data();
-    storage_of(*copy.unsafeGetTensorImpl(), number.dtype);
-    return copy;
-  };
-  const at::Tensor scale = here(grad_scale_, step.grad_scale), found = here(found_inf_, step.found_inf);
-  step.skipped = nullptr;
-  if (found.defined()) {
-    skipped_there_ = skip_flag(device);
-    step.skipped = static_cast<uint32_t*>(data_of(*skipped_there_.unsafeGetTensorImpl()));
-  }
+  const at::Tensor scale = bring(grad_scale_, device, step.grad_scale),
+                   found = bring(found_inf_, device, step.found_inf);
+  step.skipped = found.defined() ? tell_skipped(device) : nullptr;
 
   std::list<DeviceTable> captured;
   DeviceTable& table = table_for(place, work, captured);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../cpu/engine.h"
+#include "../factored.h"
 #include "../precision.h"
 #include "group.h"
 #include "options.h"
@@ -164,6 +165,10 @@ class Plan {
   Found read_state(Row& row, Source& source);
   Found collect_slices(Row& row, Source& source);
   bool lay_out_slices(Row& row, Source& source);
+  std::vector<int64_t> state_shape(const Row& row, const TensorImpl& param, int k) const;
+  bool describe(const Row& row, const Source& source, Factored& t) const;
+  bool lay_out_factored(Row& row, Source& source) const;
+  Factored factored_row(const Row& row, const Source& source) const;
   bool grads_overlap() const;
   Found read_counter(Source& source, int c, PyObject* value);
   const Signature* signature_of(PyObject* dict);
@@ -192,6 +197,11 @@ class Plan {
   void prepare_rows(const Pass& pass);
   void run(Work& work, Row* first, Row* last, int device);
   void run_with_products(const Pass& pass);
+  void run_factored(const Pass& pass);
+  template <class F>
+  void without_gil(int64_t work, F&& f);
+  at::Tensor bring(const at::Tensor& tensor, int device, Number& number) const;
+  uint32_t* tell_skipped(int device);
   struct Batch;
   std::vector<Batch> batches_of(const Pass& pass) const;
   void multiply(Batch& batch);

@@ -18,6 +18,8 @@ inline py::dict kinds_of(const Rule& rule) {
         return "magnitude";
       case Kind::total:
         return "total";
+      case Kind::factor:
+        return "factor";
       case Kind::other:
         break;
     }
@@ -37,6 +39,7 @@ inline py::dict describe(const Rule& rule) {
   entry["kinds"] = kinds_of(rule);
   entry["counters"] = strings(rule.counter_names, rule.counters);
   entry["sums"] = rule.sums;
+  entry["factored"] = rule.factored;
   if (rule.hyper_defaults)
     entry["defaults"] = std::vector<double>(rule.hyper_defaults, rule.hyper_defaults + rule.hypers);
   return entry;

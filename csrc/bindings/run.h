@@ -68,7 +68,7 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
     source.counter[c] = counter.unsafeGetTensorImpl();
   }
   for (int k = 0; k < rule_->states; ++k) {
-    if (!(groups_[slot.group].keeps >> k & 1)) continue;
+    if (!rule_->keeps(row.variant, k)) continue;
     const at::Tensor& param = unpack(slot.param);
     const double initial = rule_->initial_state(hypers.data(), k);
     at::Tensor value;
@@ -78,7 +78,9 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
       value = new_codes(row.state_dtype[k], param.detach());
     } else {
       const at::ScalarType storage = options_.storage_of_state(k, *source.param);
-      value = at::zeros_like(rule_->like_grad(k) ? param.grad() : param, param.options().dtype(storage));
+      const auto as = param.options().dtype(storage);
+      value = rule_->factored && row.variant == 0 ? at::zeros(state_shape(row, *source.param, k), as)
+                                                  : at::zeros_like(rule_->like_grad(k) ? param.grad() : param, as);
       const double start = options_.state[k] == Dtype::r16 ? std::sqrt(initial) : initial;
       if (start != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(start) : value.fill_(start);
       storage_of(*value.unsafeGetTensorImpl(), row.state_dtype[k]);
@@ -228,21 +230,15 @@ inline void Plan::bump_versions() const {
   }
 }
 
-// Steps rows on the CPU.
-inline void Plan::sweep(const Work& work, Row* first, Row* last) {
-  // From this many elements on other Python threads may run meanwhile; what they could free is held.
+// Calls f while other Python threads may run, if that is worth it; what they could free is held.
+template <class F>
+void Plan::without_gil(int64_t work, F&& f) {
   constexpr int64_t kReleaseGil = 1 << 21;
+  if (work < kReleaseGil) return f();
   std::vector<c10::intrusive_ptr<TensorImpl>> held;
   const auto hold = [&](TensorImpl* impl) {
     if (impl) held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
   };
-  int64_t total = 0;
-  for (Row* row = first; row < last; ++row) {
-    row->work_end = total += row->numel + cpu::kRowOverhead;
-    row->scalars = const_cast<double*>(work.prepared[row->entry].scalars);
-  }
-  const auto all = [&] { cpu::sweep(*work.step.rule, first, last, at::get_num_threads()); };
-  if (total < kReleaseGil) return all();
   for (size_t i = 0; i < count_; ++i) {
     hold(sources_[i].param);
     hold(sources_[i].grad);
@@ -250,12 +246,23 @@ inline void Plan::sweep(const Work& work, Row* first, Row* last) {
     for (TensorImpl* counter : sources_[i].counter) hold(counter);
     for (TensorImpl* tensor : sources_[i].attached) hold(tensor);
   }
-  busy_ = true;
-  {
-    const py::gil_scoped_release release;
-    all();
+  struct Busy {
+    bool& flag;
+    explicit Busy(bool& flag) : flag(flag) { flag = true; }
+    ~Busy() { flag = false; }
+  } const busy(busy_);
+  const py::gil_scoped_release release;
+  f();
+}
+
+// Steps rows on the CPU.
+inline void Plan::sweep(const Work& work, Row* first, Row* last) {
+  int64_t total = 0;
+  for (Row* row = first; row < last; ++row) {
+    row->work_end = total += row->numel + cpu::kRowOverhead;
+    row->scalars = const_cast<double*>(work.prepared[row->entry].scalars);
   }
-  busy_ = false;
+  without_gil(total, [&] { cpu::sweep(*work.step.rule, first, last, at::get_num_threads()); });
 }
 
 inline void Plan::run(Work& work, Row* first, Row* last, int device) {
@@ -276,6 +283,8 @@ inline void Plan::run() {
     work_.step.multiplier = multiplier_;
     if (products_)
       run_with_products(pass);
+    else if (rule_->factored)
+      run_factored(pass);
     else
       run(work_, rows_.data() + pass.first, rows_.data() + pass.last, pass.device);
     write_counts(pass);

@@ -121,6 +121,7 @@ const Rule* find_rule(const std::string& name) {
       if (name == rules[i].name) return &rules[i];
     return nullptr;
   };
+  if (name == factored_rule().name) return &factored_rule();
   if (const Rule* rule = find(chosen_isa().rules)) return rule;
   for (const Plugin* plugin : g_plugins)
     if (const Rule* rule = find(plugin->rules[chosen_isa().place])) return rule;

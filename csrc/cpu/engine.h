@@ -46,6 +46,8 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads);
 
 // Steps tensors whose second moments are factored. Results do not depend on `threads`.
 void step_factored(Factored* first, Factored* last, int threads);
+// Adafactor's names and states, whose steps are step_factored's.
+const Rule& factored_rule();
 
 // What a row costs beside its elements, in elements: finding it, and ending the vector loop early.
 constexpr int64_t kRowOverhead = 64;

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "../rules/rule.h"
 #include "../tiling.h"
 #include "engine.h"
 #include "parallel.h"
@@ -71,6 +72,34 @@ void step_share(const FactoredKernels& kernels, Factored& t, const FactoredSums&
 }
 
 }  // namespace
+
+const Rule& factored_rule() {
+  static constexpr const char* hypers[] = {"lr", "beta2_decay", "eps.0", "eps.1", "d", "weight_decay"};
+  static constexpr const char* states[] = {"row_var", "col_var", "variance"};
+  static constexpr const char* counters[] = {"step"};
+  static constexpr Kind kinds[] = {Kind::factor, Kind::factor, Kind::factor};
+  static const Rule rule = [] {
+    Rule rule = {};
+    rule.name = "adafactor";
+    rule.hyper_names = hypers;
+    rule.state_names = states;
+    rule.counter_names = counters;
+    rule.state_kinds = kinds;
+    rule.hypers = kFactoredHypers;
+    rule.states = 3;
+    rule.counters = 1;
+    rule.variants = 2;
+    rule.factored = true;
+    rule.variant = [](const double*) { return 0; };
+    rule.keeps = [](int variant, int state) { return (state == 2) == (variant == 1); };
+    rule.like_grad = [](int state) { return state == 2; };
+    rule.initial_state = [](const double*, int) { return 0.0; };
+    rule.initial_counter = [](const double*, int) { return 0.0; };
+    rule.prepare = [](const double*, double* counters, bool, double*) { counters[0] += 1; };
+    return rule;
+  }();
+  return rule;
+}
 
 void step_factored(Factored* first, Factored* last, int threads) {
   const FactoredKernels& kernels = *chosen_isa().factored();

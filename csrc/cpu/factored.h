@@ -6,17 +6,16 @@
 #include "../codec.h"
 #include "../rules/adafactor.h"
 #include "../tiling.h"
+#include "factored_row.h"
 #include "sum.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
-using fusedopt::Factored;
-using fusedopt::FactoredOperand;
 using fusedopt::FactoredSums;
 using fusedopt::kAccumulators;
 using fusedopt::kChunk;
 
-// n elements of an operand: where they are if that will do, else decoded into the buffer.
+// n elements of row_var or col_var: where they are if that will do, else decoded into the buffer.
 template <class T>
 inline const T* read(const FactoredOperand& operand, int64_t at, int64_t stride, int64_t n, T* buffer) {
   if (operand.dtype == dtype_of(T()) && stride == 1) return static_cast<const T*>(operand.data) + at;
@@ -86,6 +85,7 @@ class FactoredKernel {
     const FactoredKernel kernel(t);
     Factors factors;
     alignas(64) T buffer[kChunk], sum[kAccumulators];
+    const TileOperand<T> grad = kernel.row_.grad(buffer);
     for (int64_t tile = first; tile < last; ++tile) {
       double squares = 0;
       kernel.each_strip(tile, [&](const Strip& strip) {
@@ -93,7 +93,7 @@ class FactoredKernel {
         const int width = width_for(strip.cols);
         std::memset(sum, 0, width * sizeof(T));
         for (int r = 0; r < strip.rows; ++r) {
-          const T* g = kernel.elements(fusedopt::kFactoredGrad, strip, r, buffer);
+          const T* g = grad.load(kernel.start(strip, r), strip.cols);
           const T row = kernel.row_factor(factors, strip, r), limit = kernel.limit_, multiplier = kernel.multiplier_;
           kernel.each_part(strip.cols, [&](int64_t at, int64_t n) {
 #pragma GCC ivdep
@@ -113,19 +113,19 @@ class FactoredKernel {
     const FactoredKernel kernel(t);
     const T keep = static_cast<T>(kernel.scalars_.keep), scale = static_cast<T>(kernel.scalars_.scale);
     const T limit = kernel.limit_, multiplier = kernel.multiplier_;
-    const FactoredOperand& param = t.operand[fusedopt::kFactoredParam];
-    const bool in_place = param.dtype == dtype_of(T()) && param.col == 1;
     Factors factors;
     alignas(64) T g_buffer[kChunk], p_buffer[kChunk], v_buffer[kChunk];
+    const TileParam<T> param = kernel.row_.param(p_buffer);
+    const TileOperand<T> grad = kernel.row_.grad(g_buffer), variance = kernel.row_.variance(v_buffer);
     for (int64_t tile = first; tile < last; ++tile) {
       kernel.each_strip(tile, [&](const Strip& strip) {
         if (!t.vector) kernel.find(factors, strip);
         for (int r = 0; r < strip.rows; ++r) {
-          const int64_t n = row_length(t, strip, strip.row + r);
-          const T* g = kernel.elements(fusedopt::kFactoredGrad, strip, r, g_buffer);
-          T* p = const_cast<T*>(kernel.elements(fusedopt::kFactoredParam, strip, r, p_buffer));
+          const int64_t n = row_length(t, strip, strip.row + r), start = kernel.start(strip, r);
+          const T* g = grad.load(start, n);
+          T* p = param.load(start, n);
           if (t.vector) {
-            const T* v = kernel.elements(fusedopt::kVariance, strip, r, v_buffer);
+            const T* v = variance.load(start, n);
 #pragma GCC ivdep
             for (int64_t i = 0; i < n; ++i)
               p[i] = Adafactor::step(p[i], Adafactor::update(g[i] * multiplier, v[i], limit), keep, scale);
@@ -136,7 +136,7 @@ class FactoredKernel {
               p[i] =
                   Adafactor::step(p[i], Adafactor::update(g[i] * multiplier, row, factors.col[i], limit), keep, scale);
           }
-          if (!in_place) write(param, kernel.start(fusedopt::kFactoredParam, strip, r), param.col, n, p);
+          param.store(p, start, n);
         }
       });
     }
@@ -150,7 +150,7 @@ class FactoredKernel {
     alignas(64) T col[kChunk];
   };
 
-  explicit FactoredKernel(const Factored& t) : t_(t), tiling_(t) {
+  explicit FactoredKernel(const Factored& t) : t_(t), tiling_(t), row_(t) {
     std::memcpy(&scalars_, t.scalars, sizeof(scalars_));
     limit_ = static_cast<T>(1 / scalars_.eps1);
     weight_ = static_cast<T>(scalars_.weight);
@@ -174,17 +174,16 @@ class FactoredKernel {
     if (at < n) f(at, n - at);
   }
 
-  int64_t start(int role, const Strip& strip, int r) const {
-    return element_start(t_, role, strip.matrix, strip.row + r, strip.col);
-  }
-  const T* elements(int role, const Strip& strip, int r, T* buffer) const {
-    return read(t_.operand[role], start(role, strip, r), t_.operand[role].col, row_length(t_, strip, strip.row + r),
-                buffer);
+  // The number of the first element of a strip's row.
+  int64_t start(const Strip& strip, int r) const {
+    return (strip.matrix * t_.rows + strip.row + r) * t_.cols + strip.col;
   }
 
   void measure_tile(const FactoredSums& sums, int64_t tile) const {
     alignas(64) T g_buffer[kChunk], p_buffer[kChunk], tile_cols[kChunk], strip_cols[kChunk];
     alignas(64) T row_sum[kAccumulators], param_sum[kAccumulators];
+    const TileOperand<T> grad = row_.grad(g_buffer);
+    const TileParam<T> param = row_.param(p_buffer);
     double squares = 0;
     each_strip(tile, [&](const Strip& strip) {
       const int64_t cols = strip.cols;
@@ -193,8 +192,8 @@ class FactoredKernel {
       std::memset(col_sum, 0, cols * sizeof(T));
       std::memset(param_sum, 0, width * sizeof(T));
       for (int r = 0; r < strip.rows; ++r) {
-        const T* g = elements(fusedopt::kFactoredGrad, strip, r, g_buffer);
-        const T* p = elements(fusedopt::kFactoredParam, strip, r, p_buffer);
+        const T* g = grad.load(start(strip, r), cols);
+        const T* p = param.load(start(strip, r), cols);
         std::memset(row_sum, 0, width * sizeof(T));
         each_part(cols, [&, multiplier = multiplier_](int64_t at, int64_t n) {
 #pragma GCC ivdep
@@ -227,28 +226,27 @@ class FactoredKernel {
   }
 
   void measure_vector(const FactoredSums& sums, int64_t tile) const {
-    alignas(64) T g_buffer[kChunk], p_buffer[kChunk], v_buffer[kChunk], new_v[kChunk];
+    alignas(64) T g_buffer[kChunk], p_buffer[kChunk], v_buffer[kChunk];
     alignas(64) T param_sum[kAccumulators], update_sum[kAccumulators];
-    const FactoredOperand& variance = t_.operand[fusedopt::kVariance];
+    const TileOperand<T> grad = row_.grad(g_buffer), variance = row_.variance(v_buffer);
+    const TileParam<T> param = row_.param(p_buffer);
     double squares = 0, update_squares = 0;
     each_strip(tile, [&](const Strip& strip) {
       const int width = width_for(strip.cols);
       std::memset(param_sum, 0, width * sizeof(T));
       std::memset(update_sum, 0, width * sizeof(T));
       for (int r = 0; r < strip.rows; ++r) {
-        const int64_t length = row_length(t_, strip, strip.row + r);
-        const int64_t at_v = start(fusedopt::kVariance, strip, r);
-        const T* g = elements(fusedopt::kFactoredGrad, strip, r, g_buffer);
-        const T* p = elements(fusedopt::kFactoredParam, strip, r, p_buffer);
-        const T* before = elements(fusedopt::kVariance, strip, r, v_buffer);
+        const int64_t length = row_length(t_, strip, strip.row + r), at_row = start(strip, r);
+        const T* g = grad.load(at_row, length);
+        const T* p = param.load(at_row, length);
+        T* v = variance.load(at_row, length);
 #pragma GCC ivdep
         for (int64_t i = 0; i < length; ++i) {
           const T x = g[i] * multiplier_;
-          new_v[i] = lerp(before[i], x * x, weight_);
+          v[i] = lerp(v[i], x * x, weight_);
         }
-        write(variance, at_v, variance.col, length, new_v);
-        // As stored, which is what the update will find.
-        const T* v = read(variance, at_v, variance.col, length, v_buffer);
+        variance.store(at_row, length);
+        v = variance.load(at_row, length);  // as stored, which is what the update will find
         each_part(length, [&](int64_t at, int64_t n) {
 #pragma GCC ivdep
           for (int64_t i = 0; i < n; ++i) {
@@ -338,6 +336,7 @@ class FactoredKernel {
   const Tiling tiling_;
   Adafactor::Scalars scalars_;
   T limit_, weight_, multiplier_;
+  const FactoredRow row_;
 };
 
 inline void prepare_factored(Factored& t) {

@@ -4,13 +4,13 @@
 
 #include "../precision.h"
 #include "../step.h"
+#include "../write_back.h"
 #include "half.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
 using fusedopt::Extras;
 using fusedopt::Layout;
-using fusedopt::Operand;
 using fusedopt::Row;
 
 // Elements decoded at a time where storage and arithmetic differ: four float operands of a tile are 16 KiB, half of L1.
@@ -90,8 +90,6 @@ template <>
 struct ElementOf<8> {
   using type = Bytes<uint64_t>;
 };
-
-enum class Access { reads, writes, both };
 
 // One operand of a tile. Where it lies dense in the type of the arithmetic it is its own buffer.
 template <class T>
@@ -267,7 +265,7 @@ class TileState {
   T* buffer_;
 };
 
-// The param of a row with extras, and what is made of it once it is updated.
+// The param of a row with all that hangs on it.
 template <class T>
 class TileParam {
  public:
@@ -280,47 +278,42 @@ class TileParam {
 
   FUSEDOPT_ONCE T* load(int64_t begin, int64_t n) const {
     T* p = param_.load(begin, n);
-    if (extras_.pair == Pair::remainder)
-      partner_.template each_of<Access::reads, int16_t>(
-          begin, n, [p](const int16_t& x, int64_t i) { p[i] = static_cast<T>(join(static_cast<float>(p[i]), x)); });
-    if (extras_.pair == Pair::master)
-      partner_.template each<Access::reads>(begin, n, [p](const auto& x, int64_t i) { p[i] = unless_edited(p[i], x); });
-    if (extras_.pair == Pair::compensation)
-      partner_.template each<Access::reads>(begin, n, [p](const auto& x, int64_t i) { p[i] = complete(p[i], x); });
+    complete_param<T>(Part{*this, begin, n}, extras_.pair, p);
     return p;
   }
 
   FUSEDOPT_ONCE void store(T* p, int64_t begin, int64_t n) const {
-    if (extras_.pair == Pair::remainder) {
-      param_.template each_of<Access::writes, bf16>(
-          begin, n, [p](bf16& x, int64_t i) { x = upper_half(static_cast<float>(p[i])); });
-      partner_.template each_of<Access::writes, int16_t>(
-          begin, n, [p](int16_t& x, int64_t i) { x = lower_half(static_cast<float>(p[i])); });
-    } else if (extras_.stochastic && extras_.pair == Pair::none) {
-      param_.store_by_chance(begin, n);
-    } else {
-      param_.store(begin, n);
-    }
-    if (extras_.pair == Pair::copy || extras_.pair == Pair::master) partner_.store_of(p, begin, n);
-    if (extras_.pair == Pair::compensation) {
-      partner_.template each<Access::writes>(begin, n, [p](auto& x, int64_t i) {
-        const float exact = static_cast<float>(p[i]);
-        encode(exact, x);
-        encode(lacking(exact, static_cast<float>(decode(x))), x);
-      });
-    }
-    if (extras_.average) {
-      // Of the number that there is from now on, which without a partner is the rounded one.
-      if (extras_.pair == Pair::none) p = param_.load(begin, n);
-      const T weight = extras_.new_average ? T(1) : static_cast<T>(extras_.average_weight);
-      average_.template each<Access::both>(
-          begin, n, [=](auto& x, int64_t i) { encode(lerp(static_cast<T>(decode(x)), p[i], weight), x); });
-    }
-    if (extras_.clears_grad) grad_.template each<Access::writes>(begin, n, [](auto& x, int64_t) { encode(T(0), x); });
+    const WriteBack<T> how = {extras_.pair,        extras_.stochastic,  extras_.average != nullptr,
+                              extras_.new_average, extras_.clears_grad, static_cast<T>(extras_.average_weight)};
+    write_back(Part{*this, begin, n}, how, p);
   }
 
  private:
-  using Pair = fusedopt::Pair;
+  // Elements [begin, begin + n), as write_back.h wants them.
+  struct Part {
+    const TileParam& of;
+    int64_t begin, n;
+
+    template <Access access, class F>
+    void each(Operand operand, const F& f) const {
+      of.operand(operand).template each<access>(begin, n, f);
+    }
+    template <Access access, class Stored, class F>
+    void each_of(Operand operand, const F& f) const {
+      of.operand(operand).template each_of<access, Stored>(begin, n, f);
+    }
+    T* reload(T*) const { return of.param_.load(begin, n); }
+    void store(T*) const { of.param_.store(begin, n); }
+    void store_as(Operand operand, const T* p) const { of.operand(operand).store_of(p, begin, n); }
+    void store_by_chance(T*) const { of.param_.store_by_chance(begin, n); }
+  };
+  const TileOperand<T>& operand(Operand operand) const {
+    return operand == fusedopt::kParam     ? param_
+           : operand == fusedopt::kPartner ? partner_
+           : operand == fusedopt::kAverage ? average_
+                                           : grad_;
+  }
+
   static constexpr Extras kNone = {};
   const Extras& extras_;
   TileOperand<T> param_, partner_, average_, grad_;

@@ -3,11 +3,11 @@
 #pragma once
 
 #include "../precision.h"
+#include "../write_back.h"
 #include "kernels.cuh"
 
 namespace FUSEDOPT_NAMESPACE {
 
-using fusedopt::Pair;
 using fusedopt::cuda::kAnyWarps;
 using fusedopt::cuda::TableExtras;
 
@@ -221,49 +221,56 @@ struct AnyRow {
   __device__ uint64_t stream_of(int operand) const { return stream(key, operand); }
 };
 
+// A share of a row, as write_back.h wants it.
+template <class T>
+struct AnyPart {
+  AnyRow& row;
+  const Share& share;
+
+  template <Access access, class F>
+  __device__ void each(Operand operand, F&& f) const {
+    FUSEDOPT_NAMESPACE::each<access != Access::writes, access != Access::reads>(
+        of(operand), share, row.staging, [&](auto& x, int j, int64_t) { f(x, j); });
+  }
+  template <Access access, class Stored, class F>
+  __device__ void each_of(Operand operand, F&& f) const {
+    FUSEDOPT_NAMESPACE::each_of<Stored, access != Access::writes, access != Access::reads>(
+        of(operand), share, row.staging, [&](auto& x, int j, int64_t) { f(x, j); });
+  }
+  __device__ Column<T> reload(Column<T> p) const {
+    load_operand(row.param, share, row.staging, p);
+    return p;
+  }
+  __device__ void store(Column<T> p) const { store_operand(row.param, share, row.staging, p); }
+  __device__ void store_as(Operand operand, Column<T> p) const { store_operand(of(operand), share, row.staging, p); }
+  __device__ void store_by_chance(Column<T> p) const {
+    FUSEDOPT_NAMESPACE::store_by_chance(row.param, share, row.staging, p, row.stream_of(fusedopt::kParam));
+  }
+
+ private:
+  __device__ const AnyOperand& of(Operand operand) const {
+    return operand == fusedopt::kParam     ? row.param
+           : operand == fusedopt::kPartner ? row.partner
+           : operand == fusedopt::kAverage ? row.average
+                                           : row.grad;
+  }
+};
+
 template <class T>
 __device__ __noinline__ void load_param(AnyRow& row, const Share share, const Column<T> p) {
-  Staging& staging = row.staging;
-  load_operand(row.param, share, staging, p);
-  if (row.pair == Pair::remainder)
-    each_of<int16_t, true, false>(row.partner, share, staging, [&](int16_t& x, int j, int64_t) {
-      p[j] = static_cast<T>(join(static_cast<float>(p[j]), x));
-    });
-  if (row.pair == Pair::master)
-    each<true, false>(row.partner, share, staging, [&](auto& x, int j, int64_t) { p[j] = unless_edited(T(p[j]), x); });
-  if (row.pair == Pair::compensation)
-    each<true, false>(row.partner, share, staging, [&](auto& x, int j, int64_t) { p[j] = complete(T(p[j]), x); });
+  load_operand(row.param, share, row.staging, p);
+  complete_param<T>(AnyPart<T>{row, share}, row.pair, p);
 }
 
 template <class T>
 __device__ __noinline__ void store_param(AnyRow& row, const Share share, const Column<T> p) {
-  Staging& staging = row.staging;
-  if (row.pair == Pair::remainder) {
-    each_of<bf16, false, true>(row.param, share, staging,
-                               [&](bf16& x, int j, int64_t) { x = upper_half(static_cast<float>(p[j])); });
-    each_of<int16_t, false, true>(row.partner, share, staging,
-                                  [&](int16_t& x, int j, int64_t) { x = lower_half(static_cast<float>(p[j])); });
-  } else if (row.has(fusedopt::cuda::kStochastic) && row.pair == Pair::none) {
-    store_by_chance(row.param, share, staging, p, row.stream_of(fusedopt::kParam));
-  } else {
-    store_operand(row.param, share, staging, p);
-  }
-  if (row.pair == Pair::copy || row.pair == Pair::master) store_operand(row.partner, share, staging, p);
-  if (row.pair == Pair::compensation)
-    each<false, true>(row.partner, share, staging, [&](auto& x, int j, int64_t) {
-      const float exact = static_cast<float>(p[j]);
-      encode(exact, x);
-      encode(lacking(exact, static_cast<float>(decode(x))), x);
-    });
-  if (row.average.data) {
-    // Of the number that there is from now on, which without a partner is the rounded one.
-    if (row.pair == Pair::none) load_operand(row.param, share, staging, p);
-    const T weight = row.has(fusedopt::cuda::kNewAverage) ? T(1) : static_cast<T>(row.average_weight);
-    each<true, true>(row.average, share, staging,
-                     [&](auto& x, int j, int64_t) { encode(lerp(static_cast<T>(decode(x)), p[j], weight), x); });
-  }
-  if (row.has(fusedopt::cuda::kClearsGrad))
-    each<false, true>(row.grad, share, staging, [](auto& x, int, int64_t) { encode(T(0), x); });
+  const WriteBack<T> how = {row.pair,
+                            row.has(fusedopt::cuda::kStochastic),
+                            row.average.data != nullptr,
+                            row.has(fusedopt::cuda::kNewAverage),
+                            row.has(fusedopt::cuda::kClearsGrad),
+                            static_cast<T>(row.average_weight)};
+  write_back(AnyPart<T>{row, share}, how, p);
 }
 
 // Numbers of a warp's tile in shared memory, the row that they are from, and how they come and go.

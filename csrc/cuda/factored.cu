@@ -15,15 +15,21 @@ struct FactoredClass {
   void (*update)(FactoredArguments);
 };
 
-template <class T, class S>
+template <class T, class P, class G = P>
 FactoredClass factored_class() {
-  return {factored_measure<T, S, S>, factored_finish<T>, factored_square<T, S, S>, factored_update<T, S, S>};
+  return {factored_measure<T, P, G>, factored_finish<T>, factored_square<T, P, G>, factored_update<T, P, G>};
 }
 
 inline const FactoredClass& factored_class_of(int kind) {
   static const FactoredClass classes[fusedopt::cuda::FactoredLaunch::kClasses] = {
-      factored_class<float, float>(),   factored_class<float, bf16>(),      factored_class<float, f16>(),
-      factored_class<double, double>(), factored_class<float, AnyStored>(), factored_class<double, AnyStored>()};
+      factored_class<float, float>(),
+      factored_class<float, bf16>(),
+      factored_class<float, f16>(),
+      factored_class<double, double>(),
+      factored_class<float, AnyStored>(),
+      factored_class<double, AnyStored>(),
+      factored_class<float, WithExtras, AnyStored>(),
+      factored_class<double, WithExtras, AnyStored>()};
   return classes[kind];
 }
 
@@ -41,6 +47,7 @@ bool is_wide(const Factored& t) { return t.operand[kFactoredParam].dtype == Dtyp
 
 int class_of(const Factored& t) {
   const Dtype param = t.operand[kFactoredParam].dtype, grad = t.operand[kFactoredGrad].dtype;
+  if (t.has_extras) return 6 + is_wide(t);
   if (param != grad) return 4 + is_wide(t);
   return param == Dtype::f32 ? 0 : param == Dtype::bf16 ? 1 : param == Dtype::f16 ? 2 : 3;
 }

@@ -50,12 +50,12 @@ __device__ void set_col(const FactoredBlock<T>& block, int64_t matrix, int64_t c
 template <class T, class P, class G>
 __device__ void measure_vector(const FactoredBlock<T>& block, const Strip& strip) {
   const Factored& t = block.entry->tensor;
-  const FactoredOperand &param = t.operand[fusedopt::kFactoredParam], &grad = t.operand[fusedopt::kFactoredGrad],
-                        &variance = t.operand[fusedopt::kVariance];
+  const FactoredOperand &grad = t.operand[fusedopt::kFactoredGrad], &variance = t.operand[fusedopt::kVariance];
   const int lane = threadIdx.x % kLanes;
   T squares[kSumsPerLane] = {}, update_squares[kSumsPerLane] = {};
   for (int r = 0; r < strip.rows; ++r) {
     const int n = row_length(t, strip, strip.row + r);
+    const FactoredParam<T, P> param(t, 0, strip.row + r, 0);
     for (int k = 0; k < kPerLane; k += kSumsPerLane) {
 #pragma unroll
       for (int j = 0; j < kSumsPerLane; ++j) {
@@ -64,7 +64,7 @@ __device__ void measure_vector(const FactoredBlock<T>& block, const Strip& strip
         const int64_t e = (strip.row + r) * kChunk + i, at = e * variance.col;
         const T g = get<T, G>(grad, e * grad.col) * block.multiplier;
         set<T, AnyStored>(variance, at, lerp(get<T, AnyStored>(variance, at), g * g, block.weight));
-        const T p = get<T, P>(param, e * param.col);
+        const T p = param.load(i);
         const T u = Adafactor::update(g, get<T, AnyStored>(variance, at), block.limit);
         squares[j] = fma(p, p, squares[j]);
         update_squares[j] = fma(u, u, update_squares[j]);
@@ -96,20 +96,20 @@ __global__ void __launch_bounds__(kThreads) factored_measure(const __grid_consta
   const Strip strip(t, tiling, block.index, warp);
   if (t.vector) return measure_vector<T, P, G>(block, strip);
 
-  const FactoredOperand &param = t.operand[fusedopt::kFactoredParam], &grad = t.operand[fusedopt::kFactoredGrad];
+  const FactoredOperand& grad = t.operand[fusedopt::kFactoredGrad];
   const fusedopt::FactoredSums& sums = block.entry->sums;
   T col_sum[kPerLane] = {}, squares[kSumsPerLane] = {};
   for (int r = 0; r < strip.rows; ++r) {
     const int64_t row = strip.row + r;
-    const int64_t at_p = element_start(t, fusedopt::kFactoredParam, strip.matrix, row, strip.col),
-                  at_g = element_start(t, fusedopt::kFactoredGrad, strip.matrix, row, strip.col);
+    const int64_t at_g = element_start(t, fusedopt::kFactoredGrad, strip.matrix, row, strip.col);
+    const FactoredParam<T, P> param(t, strip.matrix, row, strip.col);
     T row_sum[kSumsPerLane] = {};
 #pragma unroll
     for (int k = 0; k < kPerLane; ++k) {
       const int i = k * kLanes + lane;
       if (i >= strip.cols) continue;
       const T g = get<T, G>(grad, at_g + i * grad.col) * block.multiplier;
-      const T p = get<T, P>(param, at_p + i * param.col);
+      const T p = param.load(i);
       row_sum[k % kSumsPerLane] = fma(g, g, row_sum[k % kSumsPerLane]);
       col_sum[k] = fma(g, g, col_sum[k]);
       squares[k % kSumsPerLane] = fma(p, p, squares[k % kSumsPerLane]);
@@ -261,33 +261,33 @@ __global__ void __launch_bounds__(kThreads) factored_update(const __grid_constan
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
   const Strip strip(t, Tiling(t), block.index, threadIdx.x / kLanes);
-  const FactoredOperand &param = t.operand[fusedopt::kFactoredParam], &grad = t.operand[fusedopt::kFactoredGrad],
-                        &variance = t.operand[fusedopt::kVariance];
+  const FactoredOperand &grad = t.operand[fusedopt::kFactoredGrad], &variance = t.operand[fusedopt::kVariance];
   const T keep = static_cast<T>(block.scalars.keep), scale = static_cast<T>(block.scalars.scale);
-  const auto step = [&](int64_t at_p, int64_t at_g, auto&& updated) {
+  const auto step = [&](const FactoredParam<T, P>& param, int i, int64_t at_g, auto&& updated) {
     const T g = get<T, G>(grad, at_g) * block.multiplier;
-    set<T, P>(param, at_p, Adafactor::step(get<T, P>(param, at_p), updated(g), keep, scale));
+    param.store(i, Adafactor::step(param.load(i), updated(g), keep, scale));
   };
   if (t.vector) {
-    for (int r = 0; r < strip.rows; ++r)
+    for (int r = 0; r < strip.rows; ++r) {
+      const FactoredParam<T, P> param(t, 0, strip.row + r, 0);
       for (int i = threadIdx.x % kLanes; i < row_length(t, strip, strip.row + r); i += kLanes) {
         const int64_t e = (strip.row + r) * kChunk + i;
-        step(e * param.col, e * grad.col,
+        step(param, i, e * grad.col,
              [&](T g) { return Adafactor::update(g, get<T, AnyStored>(variance, e * variance.col), block.limit); });
       }
+    }
     return;
   }
   const StripFactors<T> factors(block, strip);
   for (int r = 0; r < strip.rows; ++r) {
-    const int64_t at_p = element_start(t, fusedopt::kFactoredParam, strip.matrix, strip.row + r, strip.col),
-                  at_g = element_start(t, fusedopt::kFactoredGrad, strip.matrix, strip.row + r, strip.col);
+    const FactoredParam<T, P> param(t, strip.matrix, strip.row + r, strip.col);
+    const int64_t at_g = element_start(t, fusedopt::kFactoredGrad, strip.matrix, strip.row + r, strip.col);
     const T row = __shfl_sync(~0u, factors.rows, r);
 #pragma unroll
     for (int k = 0; k < kPerLane; ++k) {
       const int i = k * kLanes + threadIdx.x % kLanes;
       if (i >= strip.cols) continue;
-      step(at_p + i * param.col, at_g + i * grad.col,
-           [&](T g) { return Adafactor::update(g, row, factors.cols[k], block.limit); });
+      step(param, i, at_g + i * grad.col, [&](T g) { return Adafactor::update(g, row, factors.cols[k], block.limit); });
     }
   }
 }

@@ -31,8 +31,9 @@ class FactoredLaunch {
   void fill(void* image, void* memory) const;
   void launch(const Place& place, void* memory) const;
 
-  // The storages that have kernels of their own, and two for any others: arithmetic in float, and in double.
-  static constexpr int kClasses = 6;
+  // The storages that have kernels of their own, two for any others, and two for params with extras: arithmetic in
+  // float, and in double.
+  static constexpr int kClasses = 8;
 
  private:
   // Running totals of blocks before each tensor, of one class.

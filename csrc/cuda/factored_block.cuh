@@ -7,6 +7,7 @@
 
 #include "../rules/adafactor.h"
 #include "../tiling.h"
+#include "../write_back.h"
 #include "kernels.cuh"
 #include "sum.cuh"
 
@@ -64,6 +65,90 @@ __device__ void set(const FactoredOperand& operand, int64_t at, T value) {
     with_storage(operand.dtype, [&](auto type) { encode(value, static_cast<decltype(type)*>(operand.data)[at]); });
   }
 }
+
+// Params that have extras, in any storage.
+struct WithExtras {};
+
+// Part of a row of a param: where it lies, and how its elements come and go.
+template <class T, class P>
+struct FactoredParam {
+  const Factored& t;
+  int64_t at;
+
+  __device__ FactoredParam(const Factored& t, int64_t matrix, int64_t row, int64_t col)
+      : t(t), at(element_start(t, fusedopt::kFactoredParam, matrix, row, col)) {}
+  __device__ T load(int64_t i) const { return get<T, P>(operand(), at + i * operand().col); }
+  __device__ void store(int64_t i, T p) const { set<T, P>(operand(), at + i * operand().col, p); }
+
+ private:
+  __device__ const FactoredOperand& operand() const { return t.operand[fusedopt::kFactoredParam]; }
+};
+
+template <class T>
+struct FactoredParam<T, WithExtras> {
+  const Factored& t;
+  int64_t matrix, row, col;
+
+  __device__ FactoredParam(const Factored& t, int64_t matrix, int64_t row, int64_t col)
+      : t(t), matrix(matrix), row(row), col(col) {}
+  __device__ T load(int64_t i) const {
+    const Element element = {*this, i};
+    T p;
+    element.reload(&p);
+    complete_param<T>(element, t.extras.pair, &p);
+    return p;
+  }
+  __device__ void store(int64_t i, T p) const {
+    const fusedopt::Extras& x = t.extras;
+    const WriteBack<T> how = {x.pair,        x.stochastic,  t.operand[fusedopt::kFactoredAverage].data != nullptr,
+                              x.new_average, x.clears_grad, static_cast<T>(x.average_weight)};
+    write_back(Element{*this, i}, how, &p);
+  }
+
+ private:
+  // As write_back.h wants it.
+  struct Element {
+    const FactoredParam& of;
+    int64_t i;
+
+    template <Access access, class F>
+    __device__ void each(Operand operand, F&& f) const {
+      with_storage(role(operand).dtype, [&](auto type) { each_of<access, decltype(type)>(operand, f); });
+    }
+    template <Access access, class Stored, class F>
+    __device__ void each_of(Operand operand, F&& f) const {
+      f(static_cast<Stored*>(role(operand).data)[place(operand)], 0);
+    }
+    __device__ T* reload(T* p) const {
+      *p = get<T, AnyStored>(role(fusedopt::kParam), place(fusedopt::kParam));
+      return p;
+    }
+    __device__ void store(const T* p) const { store_as(fusedopt::kParam, p); }
+    __device__ void store_as(Operand operand, const T* p) const {
+      set<T, AnyStored>(role(operand), place(operand), *p);
+    }
+    __device__ void store_by_chance(const T* p) const {
+      const int64_t e = (of.matrix * of.t.rows + of.row) * of.t.cols + of.col + i;
+      const uint32_t random = draw(stream(of.t.extras.key, fusedopt::kParam), e);
+      with_storage(role(fusedopt::kParam).dtype, [&](auto type) {
+        encode_by_chance(*p, random,
+                         static_cast<decltype(type)*>(role(fusedopt::kParam).data)[place(fusedopt::kParam)]);
+      });
+    }
+
+   private:
+    __device__ static int number(Operand operand) {
+      return operand == fusedopt::kParam     ? fusedopt::kFactoredParam
+             : operand == fusedopt::kPartner ? fusedopt::kFactoredPartner
+             : operand == fusedopt::kAverage ? fusedopt::kFactoredAverage
+                                             : fusedopt::kFactoredGrad;
+    }
+    __device__ const FactoredOperand& role(Operand operand) const { return of.t.operand[number(operand)]; }
+    __device__ int64_t place(Operand operand) const {
+      return element_start(of.t, number(operand), of.matrix, of.row, of.col) + i * role(operand).col;
+    }
+  };
+};
 
 // The tensor of a block, and which of its blocks this is.
 template <class T>

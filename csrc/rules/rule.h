@@ -52,6 +52,7 @@ enum class Kind : uint8_t {
   average,    // of either sign, and it forgets
   magnitude,  // never negative, and it forgets
   total,      // never negative, and it does not forget
+  factor,     // one of many rows or columns: it takes so little that fewer bits would save nothing
 };
 
 }  // namespace fusedopt

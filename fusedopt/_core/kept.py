@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -48,8 +48,6 @@ class KeptState(ClippedStep, ScaledStep):
     # The state dict being loaded, while it is.
     _loading: Mapping[str, Any] | None = None
 
-    # Whether the constructor takes the options of precision.py, which a plan can serve. All take max_grad_norm.
-    _has_options: ClassVar[bool] = True
     _precision = Precision()
     _ema_decay: float | None = None
     # Where params are copied to in fewer bits.
@@ -160,7 +158,6 @@ class KeptState(ClippedStep, ScaledStep):
                 `load_state_dict`. `deepcopy` and `pickle` take copies along; checkpoints do not.
 
         Raises:
-            TypeError: this is an optimizer whose step is more than one pass.
             ValueError: a tensor does not fit its param, or this optimizer keeps master weights or compensations, which
                 are for params in 16 bits.
 
@@ -173,11 +170,6 @@ class KeptState(ClippedStep, ScaledStep):
             >>> copy.tolist()
             [-1.0, -1.0]
         """
-        if not self._has_options:
-            raise TypeError(
-                f"{type(self).__name__} cannot copy params out: its step is more than one pass, and copies are written "
-                "by those that are one; call copy.copy_(param) after step()"
-            )
         if self._precision.partner is not None:
             raise ValueError(
                 "copies are for float32 params, and this optimizer was constructed with master_weights or "
@@ -191,6 +183,9 @@ class KeptState(ClippedStep, ScaledStep):
                     f"copy {index} is {copy.dtype} of shape {list(copy.shape)} on {copy.device}; give for a float32 "
                     "param of this optimizer a bfloat16 or float16 tensor of its shape on its device"
                 )
+        with torch.no_grad():
+            for param, copy in copies.items():
+                copy.copy_(param)
         self._draws = self._draws_so_far()
         self._copies = {**(self._copies or {}), **copies}
         self._plan = None
@@ -309,7 +304,7 @@ class KeptState(ClippedStep, ScaledStep):
         """Bring what torch has loaded to this optimizer's options, from what torch was given."""
         params = [p for group in self.param_groups for p in group["params"]]
         saved = [index for group in loading["param_groups"] for index in group["params"]]
-        counters = _C.counters(getattr(self, "_rule", ""))
+        counters = _C.counters(cast(Any, self)._rule)
         losses: list[str | None] = []
         for index, param in zip(saved, params, strict=True):
             for key, value in loading["state"].get(index, {}).items():

@@ -66,7 +66,7 @@ class FusedStep(KeptState):
         self._fused_given = bool(fused)
         self.max_grad_norm = options.max_grad_norm
         self._precision = Precision.of(
-            _C.states(self._rule) if self._has_options else {},
+            _C.states(self._rule),
             options.state_dtype,
             options.master_weights,
             options.rounding,
@@ -164,7 +164,7 @@ class FusedStep(KeptState):
             plan = self._plan = self._make_plan()
         norm, divisor = self._clip()
         # Of a step that a GPU alone knows to be skipped the engine would leave the gradients.
-        in_pass = zero_grad and "found_inf" not in self.__dict__ and self._has_options
+        in_pass = zero_grad and "found_inf" not in self.__dict__
         flags = {"clears_grad": True} if in_pass else {}
         leftover = plan.step(self, divisor=divisor, **flags)
         in_pass = in_pass and not leftover

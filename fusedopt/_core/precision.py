@@ -50,6 +50,7 @@ class Precision:
     stochastic: bool = False
     seed: int = 0  # of what is rounded by chance
     average: bool = False
+    factors: bool = field(default=False, compare=False)  # some states are those of csrc/rules/rule.h's kind factor
 
     @classmethod
     def of(
@@ -76,7 +77,8 @@ class Precision:
         partner = "compensation" if rounding == "kahan" else _PARTNERS.get(master_weights or "")
         made = cls((), _storages(kinds, state_dtype), partner, rounding == "stochastic", 0, ema_decay is not None)
         # So that options which change nothing are none.
-        return made if made == cls() else replace(made, names=tuple(kinds), seed=rounding_seed if made.draws else 0)
+        seed, factors = rounding_seed if made.draws else 0, "factor" in kinds.values()
+        return made if made == cls() else replace(made, names=tuple(kinds), seed=seed, factors=factors)
 
     @property
     def draws(self) -> bool:
@@ -92,9 +94,10 @@ class Precision:
         """What states of params in 16 bits are stored in that the user has not named.
 
         Who asks for a remedy wants no average that stands still, nor squares that are 0 in float16. Stochastic rounding
-        is one for bfloat16 itself.
+        is one for bfloat16 itself, but of factors, which are few, and which nothing rounds by chance.
         """
-        remedied = ["bfloat16", "float16"] if self.partner else ["float16"] if self.stochastic else []
+        every = self.partner or (self.stochastic and self.factors)
+        remedied = ["bfloat16", "float16"] if every else ["float16"] if self.stochastic else []
         return dict.fromkeys(remedied, "float32")
 
     def rounds(self, name: str, param: Tensor) -> bool:

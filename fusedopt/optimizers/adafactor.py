@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _C
 from .._core.arguments import Options
-from .._core.kept import refuse_options
 from .._core.optimizer import FusedStep
-from .._core.unread import FLAGS
+from .._core.precision import MasterWeights, Rounding
 
 
 class Adafactor(FusedStep, torch.optim.Adafactor):
@@ -28,7 +22,8 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         \frac{\max(\epsilon_2, \mathrm{RMS}(p)) \min(\gamma, t^{-1/2})}{\max(1, \mathrm{RMS}(u) / d)} u
 
     The last two dimensions of a param make its matrices, and others count them. Vectors and scalars keep the average of
-    :math:`g^2` itself. No temporary is as large as a param: a step takes up to a part in 60 of the largest.
+    :math:`g^2` itself. No temporary is as large as a param: a step takes up to a part in 60 of the largest. There is no
+    `state_dtype`: a row and a column are small already, and in fewer bits they would stand still.
 
     Args:
         params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16 or float16.
@@ -45,6 +40,13 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
             steps. Default: None.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
+        ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
+        master_weights: for params in 16 bits: keep a copy in "float32" to update, or as "remainder" only the low half
+            of it, beside bfloat16 params that are its upper half. Default: None.
+        rounding: of what has fewer bits than the arithmetic: to "nearest"; "stochastic", up or down by chance so that
+            the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
+            "nearest".
+        rounding_seed: where the draws of "stochastic" start. Default: 0.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -61,8 +63,7 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
     :math:`\gamma` and :math:`\epsilon_1` are torch's.
     """
 
-    _has_options = False
-    _reads = dict.fromkeys(("lr", "beta2_decay", "eps", "d", "weight_decay", *FLAGS))
+    _rule = "adafactor"
 
     def __init__(
         self,
@@ -77,14 +78,12 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         maximize: bool = False,
         fused: bool | None = None,
         max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
     ) -> None:
         given = {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay}
         given["maximize"] = maximize
-        super().__init__(params, given, foreach=foreach, fused=fused, options=Options(max_grad_norm))
-
-    def _fused_step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
-        refuse_options(self.param_groups, self.defaults)
-        return super()._fused_step(closure, zero_grad)
-
-    def _make_plan(self, engine: ModuleType = _C) -> Any:
-        return engine.FactoredPlan()
+        options = Options(max_grad_norm, ema_decay, None, master_weights, rounding, rounding_seed)
+        super().__init__(params, given, foreach=foreach, fused=fused, options=options)
