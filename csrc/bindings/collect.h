@@ -52,7 +52,7 @@ inline bool Plan::settled(int slot, size_t at) {
       return false;
   }
   if (source.coded && !equal(strides, source.strides)) return false;
-  if (!attached_as_before(source)) return false;
+  if (!attached_as_before(row, source)) return false;
   source.grad = grad;
   for (int c = 0; c < rule_->counters; ++c)
     source.count[c] = data_of(*source.counter[c], source.counter_type[c].itemsize());
@@ -164,14 +164,8 @@ inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
   PyObject *key, *value;
   for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) {
     int role = -1;
-    for (size_t i = 0; i < keys_.size(); ++i) {
-      const int known = static_cast<int>(i);
-      if (PyUnicode_Check(key) && PyUnicode_Compare(key, keys_[i].ptr()) == 0)
-        role = known < rule_->states ? known
-               : known < rule_->states + rule_->counters
-                   ? kMaxStates + known - rule_->states
-                   : kOwn + options_.keys[known - rule_->states - rule_->counters].at;
-    }
+    for (const StateKey& known : keys_)
+      if (PyUnicode_Check(key) && PyUnicode_Compare(key, known.name.ptr()) == 0) role = known.role;
     signature.keys.push_back(borrow(key));
     signature.role.push_back(role);
   }
@@ -208,7 +202,8 @@ inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
 
 inline Plan::Found Plan::read_state(Row& row, Source& source) {
   Slot& slot = slots_[source.slot];
-  PyObject* found[kOwn + kOrder + 1] = {};
+  PyObject* found[kOwn + kNames] = {};
+  const Options& options = options_of(source);
   if (slot.state && !PyDict_Check(slot.state)) {
     fail(source, "its entry in optimizer.state is not a dict");
   }
@@ -267,10 +262,10 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
     }
     TensorImpl* state = unpack(found[k]).unsafeGetTensorImpl();
     const bool reachable = plain(*state) && state->device() == source.param->device();
-    const bool codes = options_.coded(k) && codes_of(*state, *source.param, row.state_dtype[k]);
+    const bool codes = options.coded(k) && codes_of(*state, *source.param, row.state_dtype[k]);
     const bool fits =
         codes || (storage_of(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param));
-    if (!codes) row.state_dtype[k] = options_.meant(k, row.state_dtype[k]);
+    if (!codes) row.state_dtype[k] = options.meant(k, row.state_dtype[k]);
     const std::vector<int64_t> shape = state_shape(row, *source.param, k);
     if (!reachable || !fits || (!codes && !equal(state->sizes(), shape))) {
       if (state->is_inference()) state->bump_version();
@@ -278,7 +273,7 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
       if (!reachable)
         fail(source, name() + "is not a dense tensor on " + source.param->device().str() + " but on " +
                          state->device().str() + "; move it to the param's device");
-      if (!fits && options_.coded(k) && state->dtype().itemsize() == 1)
+      if (!fits && options.coded(k) && state->dtype().itemsize() == 1)
         fail(source, name() + "has codes of shape " + shape_of(*state) + ", which are not those of a param of shape " +
                          shape_of(*source.param) + "; load the state anew");
       if (!fits)

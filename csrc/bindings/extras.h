@@ -12,14 +12,25 @@ inline bool Plan::wants(const Row& row, const Source& source, int at) const {
 }
 
 // Finds the tensors that a row has beside its rule's, and notes those that have yet to be made.
-inline void Plan::read_attached(Row& row, Source& source, PyObject* const* found) {
-  if (options_.pair == Pair::remainder && source.param->dtype().toScalarType() == at::kHalf)
+inline void Plan::read_attached(Row& row, Source& source, PyObject** found) {
+  const Options& options = options_of(source);
+  for (int n = 0; n < kNames - kPartnerNames; ++n) {
+    PyObject* partner = found[kPartnerNames + n];
+    if (n == options.partner_name())
+      found[kPartnerTensor] = partner;
+    else if (partner && THPVariable_Check(partner) && in_16_bits(*source.param) &&
+             equal(unpack(partner).sizes(), source.param->sizes()))
+      fail(source, std::string("its state has a '") + kPartnerName[n] +
+                       "', which its group's options would leave behind; they are fixed once states are made, so load "
+                       "state_dict() into an optimizer that is constructed with others");
+  }
+  if (options.pair == Pair::remainder && source.param->dtype().toScalarType() == at::kHalf)
     fail(source, "master_weights='remainder' keeps the low half of a float32 beside a bfloat16, and it is " +
                      dtype_name(*source.param) + "; use master_weights='float32'");
-  if (options_.pair == Pair::copy)
-    if (PyObject* copy = PyDict_GetItem(options_.copies.ptr(), slots_[source.slot].param))
+  if (options.pair == Pair::copy)
+    if (PyObject* copy = PyDict_GetItem(options.copies.ptr(), slots_[source.slot].param))
       attach(source, kPartnerTensor, copy, "its copy ");
-  for (const Options::Key& key : options_.keys) {
+  for (const Options::Key& key : options.keys) {
     const int at = key.at;
     if (at == kOrder || !wants(row, source, at)) continue;
     const std::string name = "its state '" + std::string(py::str(key.name)) + "' ";
@@ -47,10 +58,10 @@ inline void Plan::attach(Source& source, int at, PyObject* value, const std::str
     if (!equal(tensor->sizes(), source.param->sizes()))
       fail(source, name + "has shape " + shape_of(*tensor) + ", the param " + shape_of(*source.param));
     Dtype dtype;
-    const bool fits = at == kAverageTensor               ? storage_of(*tensor, dtype)
-                      : options_.pair == Pair::master    ? type == at::kFloat
-                      : options_.pair == Pair::remainder ? type == at::kShort
-                                                         : in_16_bits(*tensor);
+    const bool fits = at == kAverageTensor                         ? storage_of(*tensor, dtype)
+                      : options_of(source).pair == Pair::master    ? type == at::kFloat
+                      : options_of(source).pair == Pair::remainder ? type == at::kShort
+                                                                   : in_16_bits(*tensor);
     if (!fits || is_complex(*tensor) != is_complex(*source.param))
       fail(source, name + "is " + dtype_name(*tensor) + ", which does not go with a param that is " +
                        dtype_name(*source.param));
@@ -76,8 +87,8 @@ inline bool Plan::codes_in_order(const Row& row, const Source& source, PyObject*
   for (size_t d = 0; d < now.size(); ++d) {
     if (PyLong_AsLong(PyTuple_GET_ITEM(order, d)) == now[d]) continue;
     const at::Tensor model(c10::intrusive_ptr<TensorImpl>::reclaim_copy(const_cast<TensorImpl*>(exact)));
-    options_.reorder(borrow(slots_[source.slot].state),
-                     py::reinterpret_steal<py::object>(THPVariable_Wrap(model.detach())));
+    options_of(source).reorder(borrow(slots_[source.slot].state),
+                               py::reinterpret_steal<py::object>(THPVariable_Wrap(model.detach())));
     return false;
   }
   return true;
@@ -88,18 +99,19 @@ inline void Plan::outfit(size_t at) {
   Row& row = rows_[at];
   Source& source = sources_[at];
   row.extras = nullptr;
-  if (!has_options_ && !clears_grad_) return;
+  const Options& options = options_of(source);
+  if (!options.any() && !clears_grad_) return;
   Extras& extras = extras_[at];
   extras = Extras{};
   row.extras = &extras;
-  extras.stochastic = options_.stochastic;
-  for (int k = 0; k < rule_->states; ++k) extras.states_by_chance |= options_.by_chance(k) ? 1 << k : 0;
+  extras.stochastic = options.stochastic;
+  for (int k = 0; k < rule_->states; ++k) extras.states_by_chance |= options.by_chance(k) ? 1 << k : 0;
   extras.clears_grad = clears_grad_;
   if (const TensorImpl* partner = source.attached[kPartnerTensor]) {
-    extras.pair = options_.pair;
-    const bool master = options_.pair == Pair::master;
+    extras.pair = options.pair;
+    const bool master = options.pair == Pair::master;
     const TensorImpl& stored = master ? *source.param : *partner;
-    if (options_.pair != Pair::remainder) storage_of(stored, extras.partner_dtype);
+    if (options.pair != Pair::remainder) storage_of(stored, extras.partner_dtype);
     if (master) storage_of(*partner, row.param_dtype);
   }
   if (source.attached[kAverageTensor]) storage_of(*source.attached[kAverageTensor], extras.average_dtype);
@@ -110,7 +122,8 @@ inline void Plan::outfit(size_t at) {
 inline void Plan::make_attached(size_t i, py::dict& entry) {
   Source& source = sources_[i];
   const at::Tensor param = unpack(slots_[source.slot].param).detach();
-  for (const Options::Key& key : options_.keys) {
+  const Options& options = options_of(source);
+  for (const Options::Key& key : options.keys) {
     const int at = key.at;
     if (at == kOrder) {
       if (source.first && has_codes(rows_[i], source))
@@ -125,11 +138,11 @@ inline void Plan::make_attached(size_t i, py::dict& entry) {
     } else if (at == kAverageTensor) {
       const at::ScalarType own = param.scalar_type();
       made = at::zeros_like(param, param.options().dtype(in_16_bits(*source.param) ? at::kFloat : own));
-    } else if (options_.pair == Pair::master) {
+    } else if (options.pair == Pair::master) {
       made = param.to(at::kFloat);
     } else {
       made = at::zeros_like(param,
-                            param.options().dtype(options_.pair == Pair::remainder ? at::kShort : param.scalar_type()));
+                            param.options().dtype(options.pair == Pair::remainder ? at::kShort : param.scalar_type()));
     }
     entry[key.name] = py::reinterpret_steal<py::object>(THPVariable_Wrap(made));
     source.attached[at] = made.unsafeGetTensorImpl();
@@ -139,11 +152,11 @@ inline void Plan::make_attached(size_t i, py::dict& entry) {
 // The tensor that a row's param is computed from.
 inline TensorImpl* Plan::exact_param(const Source& source) const {
   TensorImpl* partner = source.attached[kPartnerTensor];
-  return options_.pair == Pair::master && partner ? partner : source.param;
+  return partner && options_of(source).pair == Pair::master ? partner : source.param;
 }
 
-inline bool Plan::attached_as_before(const Source& source) const {
-  if (!has_options_) return true;
+inline bool Plan::attached_as_before(const Row& row, const Source& source) const {
+  if (!row.extras) return true;
   for (int at = 0; at < kAttached; ++at) {
     TensorImpl* before = source.attached[at];
     if (!before) continue;
@@ -159,14 +172,15 @@ inline bool Plan::attached_as_before(const Source& source) const {
 }
 
 inline void Plan::refuse_leftover(const py::list& leftover) const {
-  const auto first = leftover[0].cast<py::tuple>();
-  const int group = first[0].cast<int>();
-  PyObject *param = first[1].cast<py::list>()[0].ptr(), *params = groups_[group].params;
-  int position = 0;
-  while (PySequence_Fast_GET_ITEM(params, position) != param) ++position;
-  throw std::runtime_error(label(group, position) +
-                           ": with its gradient it can only take torch's own step, which knows no state_dtype, "
-                           "master_weights, rounding, ema_decay or copies; use an optimizer without these for it");
+  for (const py::handle one : leftover) {
+    const auto [group, params] = one.cast<std::pair<int, py::list>>();
+    if (!options_of(group).any()) continue;
+    int position = 0;
+    while (PySequence_Fast_GET_ITEM(groups_[group].params, position) != params[0].ptr()) ++position;
+    throw std::runtime_error(label(group, position) +
+                             ": with its gradient it can only take torch's own step, which knows no state_dtype, "
+                             "master_weights, rounding, ema_decay or copies; use an optimizer without these for it");
+  }
 }
 
 // What changes from step to step.
@@ -175,11 +189,12 @@ inline void Plan::set_draws(double ema_decay) {
   cuda::Step& step = work_.step;
   step.key = stream(options_.seed, draws_);
   step.first_slot = first_slot_;
-  step.average_weight = 1 - ema_decay;
   for (size_t i = 0; i < count_; ++i) {
     if (!rows_[i].extras) continue;
     extras_[i].key = stream(step.key, first_slot_ + rows_[i].slot);
-    extras_[i].average_weight = step.average_weight;
+    const double weight = 1 - groups_[slots_[sources_[i].slot].group].ema_decay.value_or(ema_decay);
+    rows_version_ += extras_[i].average_weight != weight;
+    extras_[i].average_weight = weight;
   }
 }
 

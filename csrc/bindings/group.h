@@ -6,27 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "device.h"
+#include "options.h"
 
 namespace fusedopt {
-
-// An owned Python reference.
-using Ref = py::object;
-
-inline Ref borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
-
-// A number that no two contents of any dicts share, so that a dict whose number is the same has the same keys and
-// values (PEP 509). 0 where Python does not keep it, which is from 3.14 on.
-inline uint64_t version_of(PyObject* dict) {
-#if PY_VERSION_HEX < 0x030E0000
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
-#pragma GCC diagnostic pop
-#else
-  return 0;
-#endif
-}
 
 // A hyper-parameter of several numbers as a list or a tuple; it may be any sequence (a configuration's own kind of
 // list, an array) or a tensor. Null if it is none of `of` entries.
@@ -83,14 +65,19 @@ struct GroupNames {
   std::vector<double> defaults;  // NaN where torch's group must have the key
   py::set flags;                 // those that say yes or no
   py::set refused;               // options of the optimizer, which a group cannot have
+  py::set options;               // options that a group may have for itself,
+  py::object resolve;            // and (group, index) -> what options.h reads
   bool factored;                 // see Rule
   Ref params = intern("params"), maximize = intern("maximize"), differentiable = intern("differentiable"),
       capturable = intern("capturable"), fused = intern("fused");
 
-  static Ref intern(const char* text) { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text)); }
-
-  GroupNames(const Rule& rule, const py::dict& given, py::set flags, py::set refused)
-      : flags(std::move(flags)), refused(std::move(refused)), factored(rule.factored) {
+  // `given` are values that groups may lack; `settings` are the plan's.
+  GroupNames(const Rule& rule, const py::dict& given, const py::dict& settings)
+      : flags(names_in(settings, "flags")),
+        refused(names_in(settings, "refused")),
+        options(names_in(settings, "options")),
+        factored(rule.factored) {
+    if (settings.contains("resolve")) resolve = settings["resolve"];
     for (int i = 0; i < rule.hypers; ++i) {
       const std::string name = rule.hyper_names[i];
       const size_t dot = name.find('.');
@@ -100,6 +87,11 @@ struct GroupNames {
     }
     for (Hyper& hyper : hypers)
       for (const Hyper& other : hypers) hyper.of += other.key.is(hyper.key);
+  }
+
+ private:
+  static py::set names_in(const py::dict& settings, const char* name) {
+    return settings.contains(name) ? py::set(settings[name]) : py::set();
   }
 };
 
@@ -116,14 +108,16 @@ class Group {
   bool refuses_capture = false;  // it says that it is not capturable
   bool device_counters = false;  // it wants them on the param's device
   bool fused = false;
-  int variant = 0;             // of the rule, under these hyper-parameters
-  int same_as = 0;             // the first group with equal numbers: its scalars serve both
-  PyObject* params = nullptr;  // borrowed from the dict
+  int variant = 0;                         // of the rule, under these hyper-parameters
+  int same_as = 0;                         // the first group with equal numbers: its scalars serve both
+  PyObject* params = nullptr;              // borrowed from the dict
+  std::shared_ptr<const Options> options;  // its own; null: the optimizer's
+  std::optional<double> ema_decay;         // the same
 
   void read(PyObject* dict, const GroupNames& names, const Rule& rule, int index) {
     if (!PyDict_Check(dict)) throw py::type_error("param_groups[" + std::to_string(index) + "] is not a dict");
     if (!unchanged(dict)) {
-      parse(dict, names, index);
+      parse(dict, names, rule, index);
       variant = rule.variant(numbers().data());
     }
     if (!params) throw py::key_error("param_groups[" + std::to_string(index) + "] has no 'params'");
@@ -158,7 +152,7 @@ class Group {
   }
 
  private:
-  enum Role : uint8_t { kIgnored, kNumber, kParams };
+  enum Role : uint8_t { kIgnored, kNumber, kOption, kParams };
   struct Entry {
     Ref key, value;
     Role role;
@@ -177,7 +171,7 @@ class Group {
     for (const Entry& entry : entries_) {
       if (!PyDict_Next(dict, &position, &key, &value) || key != entry.key.ptr()) return false;
       if (entry.role == kParams) params = value;
-      if (entry.role == kNumber && value != entry.value.ptr()) return false;
+      if ((entry.role == kNumber || entry.role == kOption) && value != entry.value.ptr()) return false;
     }
     version_ = version;
     return true;
@@ -192,7 +186,7 @@ class Group {
     return value == Py_None || PyFloat_Check(value) || PyLong_Check(value);
   }
 
-  void parse(PyObject* dict, const GroupNames& names, int index) {
+  void parse(PyObject* dict, const GroupNames& names, const Rule& rule, int index) {
     const auto label = [&](const Ref& key) {
       return "param_groups[" + std::to_string(index) + "]['" + std::string(py::str(key)) + "']";
     };
@@ -240,7 +234,9 @@ class Group {
     device_counters = is_true(names.capturable) || fused || device != kHost;
 
     entries_.clear();
-    bool constant = true;
+    options.reset();
+    ema_decay.reset();
+    bool constant = true, own_options = false;
     PyObject *key, *value;
     Py_ssize_t position = 0;
     while (PyDict_Next(dict, &position, &key, &value)) {
@@ -252,6 +248,12 @@ class Group {
         if (is(*name)) role = kNumber;
       for (const auto& hyper : names.hypers)
         if (is(hyper.key)) role = kNumber;
+      if (role == kIgnored && names.options.contains(borrow(key))) {
+        role = kOption;
+        own_options = true;
+        if (PyUnicode_CompareWithASCIIString(key, "ema_decay") == 0 && value != Py_None)
+          ema_decay = to_number(value, label(borrow(key))).value;
+      }
       if (role == kIgnored && names.refused.contains(borrow(key)))
         throw py::value_error(
             label(borrow(key)) +
@@ -259,8 +261,10 @@ class Group {
             "give it to the constructor");
       if (role == kParams) params = value;
       if (role == kNumber) constant = constant && immutable(value);
-      entries_.push_back({borrow(key), role == kNumber && constant ? borrow(value) : Ref(), role});
+      const bool held = role == kOption || (role == kNumber && constant);
+      entries_.push_back({borrow(key), held ? borrow(value) : Ref(), role});
     }
+    if (own_options) options = std::make_shared<Options>(rule, names.resolve(borrow(dict), index).cast<py::dict>());
     constant_ = constant;
   }
 };

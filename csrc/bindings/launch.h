@@ -28,7 +28,9 @@ inline void Plan::make_ready(const py::object& optimizer) {
       throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
                                std::string(py::str(py::type::of(optimizer).attr("__name__"))) +
                                " but param_groups' capturable is False: construct it with capturable=True");
-  if (options_.draws())
+  bool draws = false;
+  for (int g = 0; g < static_cast<int>(groups_.size()); ++g) draws = draws || options_of(g).draws();
+  if (draws)
     throw std::runtime_error(
         "rounding='stochastic', and a state_dtype of 16 bits, draw anew in each step, which a replay of a CUDA graph "
         "cannot; step outside the capture");
@@ -86,7 +88,7 @@ inline void Plan::move_counters() {
   for (const auto& [i, c, counter] : moved) {
     Source& source = sources_[i];
     const Ref value = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
-    if (PyDict_SetItem(slots_[source.slot].state, keys_[rule_->states + c].ptr(), value.ptr()) != 0)
+    if (PyDict_SetItem(slots_[source.slot].state, keys_[rule_->states + c].name.ptr(), value.ptr()) != 0)
       throw py::error_already_set();
     source.counter[c] = counter.unsafeGetTensorImpl();
     source.count[c] = data_of(*source.counter[c]);

@@ -5,7 +5,8 @@
 #include <numeric>
 #include <optional>
 
-#include "group.h"
+#include "device.h"
+#include "python.h"
 
 namespace fusedopt {
 
@@ -14,14 +15,18 @@ namespace fusedopt {
 constexpr int64_t kLeastCoded = 4096;
 
 // The tensors of a param's state that are none of its rule's: places in a row's list of them. After them the order of
-// the dimensions in which states in codes lie, which is no tensor.
+// the dimensions in which states in codes lie, which is no tensor; and the partners by their names, of which a row has
+// one.
 enum Attached {
   kPartnerTensor,
   kAverageTensor,
   kScaleTensor,
   kAttached = kScaleTensor + kMaxStates,
-  kOrder = kAttached
+  kOrder = kAttached,
+  kPartnerNames,
+  kNames = kPartnerNames + 3
 };
+constexpr const char* kPartnerName[] = {"master", "remainder", "compensation"};
 
 struct Options {
   std::vector<std::optional<Dtype>> state;  // of each of the rule's
@@ -47,7 +52,7 @@ struct Options {
   }
 
   Options(const Rule& rule, const py::dict& given) : state(rule.states) {
-    const auto add = [&](const std::string& name, int at) { keys.push_back({GroupNames::intern(name.c_str()), at}); };
+    const auto add = [&](const std::string& name, int at) { keys.push_back({intern(name.c_str()), at}); };
     if (given.contains("partner")) {
       const auto name = given["partner"].cast<std::string>();
       pair = named(kPairs, name);
@@ -90,6 +95,10 @@ struct Options {
   bool by_chance(int k) const {
     return stochastic || (state[k] && (*state[k] == Dtype::bf16 || *state[k] == Dtype::f16 || *state[k] == Dtype::r16));
   }
+  // The place of its partner among their names; -1: it has none in the state.
+  int partner_name() const {
+    return pair == Pair::master ? 0 : pair == Pair::remainder ? 1 : pair == Pair::compensation ? 2 : -1;
+  }
   bool draws() const {
     bool draws = stochastic;
     for (size_t k = 0; k < state.size(); ++k) draws = draws || by_chance(static_cast<int>(k));
@@ -120,7 +129,7 @@ struct Options {
     throw py::value_error("no storage and no partner is named '" + name + "'");
   }
   static constexpr std::pair<const char*, Pair> kPairs[] = {
-      {"master", Pair::master}, {"remainder", Pair::remainder}, {"compensation", Pair::compensation}};
+      {kPartnerName[0], Pair::master}, {kPartnerName[1], Pair::remainder}, {kPartnerName[2], Pair::compensation}};
   static constexpr std::pair<const char*, Dtype> kStorages[] = {
       {"float32", Dtype::f32}, {"bfloat16", Dtype::bf16}, {"float16", Dtype::f16}, {"float16_root", Dtype::r16},
       {"int8", Dtype::i8},     {"uint8", Dtype::u8},      {"int4", Dtype::i4},     {"uint4", Dtype::u4}};

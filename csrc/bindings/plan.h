@@ -44,20 +44,23 @@ class Plan {
         device_counters_(device_counters),
         rule_(find(rule_name_)),
         given_options_(std::move(options)),
-        names_(*rule_, defaults_, names_in("flags"), names_in("refused")),
-        options_(*rule_, given_options_),
-        has_options_(options_.any()) {
-    for (int k = 0; k < rule_->states; ++k) keys_.push_back(GroupNames::intern(rule_->state_names[k]));
-    for (int c = 0; c < rule_->counters; ++c) keys_.push_back(GroupNames::intern(rule_->counter_names[c]));
-    for (const Options::Key& key : options_.keys) keys_.push_back(key.name);
+        names_(*rule_, defaults_, given_options_),
+        options_(*rule_, given_options_) {
+    const auto add = [&](const std::string& key, int role) { keys_.push_back({intern(key.c_str()), role}); };
+    for (int k = 0; k < rule_->states; ++k) add(rule_->state_names[k], k);
+    for (int c = 0; c < rule_->counters; ++c) add(rule_->counter_names[c], kMaxStates + c);
+    for (int n = 0; n < kNames - kPartnerNames; ++n) add(kPartnerName[n], kOwn + kPartnerNames + n);
+    add("ema", kOwn + kAverageTensor);
+    add("code_order", kOwn + kOrder);
+    for (int k = 0; k < rule_->states; ++k) add(std::string(rule_->state_names[k]) + "_scale", kOwn + kScaleTensor + k);
     if (!given_options_.contains("products")) return;
     const auto given = given_options_["products"].cast<py::dict>();
     const Rule* after = find(given["rule"].cast<std::string>());
     // The last of its numbers is no group's: it is of the matrices.
     py::dict none;
     none[after->hyper_names[after->hypers - 1]] = 1.0;
-    products_ = std::make_unique<Products>(Products{after, GroupNames(*after, none, names_in("flags"), {}),
-                                                    given["multiply"], given["most_bytes"].cast<int64_t>()});
+    products_ = std::make_unique<Products>(
+        Products{after, GroupNames(*after, none, py::dict()), given["multiply"], given["most_bytes"].cast<int64_t>()});
   }
 
   // One step of `optimizer`. Everything is checked first; then either all is written or an exception leaves all as it
@@ -148,9 +151,6 @@ class Plan {
   // What a slot turned out to be: without a gradient, a row for the engine, or torch's to step.
   enum class Found { nothing, row, leftover };
 
-  py::set names_in(const char* option) const {
-    return given_options_.contains(option) ? py::set(given_options_[option]) : py::set();
-  }
   static const Rule* find(const std::string& name) {
     const Rule* rule = cpu::find_rule(name);
     if (!rule) throw py::value_error("no rule is named '" + name + "'");
@@ -173,16 +173,18 @@ class Plan {
   Found read_counter(Source& source, int c, PyObject* value);
   const Signature* signature_of(PyObject* dict);
   bool wants(const Row& row, const Source& source, int at) const;
-  void read_attached(Row& row, Source& source, PyObject* const* found);
+  void read_attached(Row& row, Source& source, PyObject** found);
   void attach(Source& source, int at, PyObject* value, const std::string& name) const;
   bool has_codes(const Row& row, const Source& source) const;
   bool codes_in_order(const Row& row, const Source& source, PyObject* order) const;
   void outfit(size_t at);
   void make_attached(size_t i, py::dict& entry);
   TensorImpl* exact_param(const Source& source) const;
-  bool attached_as_before(const Source& source) const;
+  bool attached_as_before(const Row& row, const Source& source) const;
+  const Options& options_of(const Source& source) const { return options_of(slots_[source.slot].group); }
+  const Options& options_of(int group) const { return groups_[group].options ? *groups_[group].options : options_; }
   void set_draws(double ema_decay);
-  [[noreturn]] void refuse_leftover(const py::list& leftover) const;
+  void refuse_leftover(const py::list& leftover) const;
   bool lay_out(Row& row, Source& source);
   bool address(Row& row, const Source& source) const;
   py::list collect_all();
@@ -228,13 +230,17 @@ class Plan {
   const Rule* rule_;
   py::dict given_options_;
   GroupNames names_;
-  Options options_;
-  bool has_options_;
+  Options options_;           // of groups that have none of their own
+  bool has_options_ = false;  // of any group
   uint64_t draws_ = 0;
   uint32_t first_slot_ = 0;
   bool clears_grad_ = false;   // in this step's pass
   bool shares_grads_ = false;  // so that none may be cleared before all are read
-  std::vector<Ref> keys_;
+  struct StateKey {
+    Ref name;
+    int role;
+  };
+  std::vector<StateKey> keys_;  // states, counters, then what options bring
   std::deque<Signature> signatures_;
   std::vector<Group> groups_;
   std::vector<Slot> slots_;
@@ -275,6 +281,7 @@ inline void Plan::read_groups(PyObject* groups) {
   if (!is_sequence(groups)) throw py::type_error("optimizer.param_groups is not a list");
   group_list_ = groups;
   groups_.resize(PySequence_Fast_GET_SIZE(groups));
+  has_options_ = false;
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
     Group& group = groups_[g];
     group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g);
@@ -282,6 +289,7 @@ inline void Plan::read_groups(PyObject* groups) {
         g > 0 && groups_[g - 1].sign == group.sign && group.device == kHost &&
         std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
     group.same_as = equal ? groups_[g - 1].same_as : g;
+    has_options_ = has_options_ || options_of(g).any();
   }
   if (!products_) return;
   products_->groups.resize(groups_.size());

@@ -55,16 +55,17 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
   group.fetch_for(kHost, names_, PySequence_Fast_GET_ITEM(group_list_, slot.group));
   const std::array<double, kMaxHypers> hypers = group.numbers();
   const bool on_device = counts_on_device(source);
+  const Options& options = options_of(source);
   for (int c = 0; c < rule_->counters; ++c) {
     if (rule_->indexed) {
-      entry[keys_[rule_->states + c]] = py::int_(static_cast<int64_t>(rule_->initial_counter(hypers.data(), c)));
-      source.counter_object[c] = PyDict_GetItem(entry.ptr(), keys_[rule_->states + c].ptr());
+      entry[keys_[rule_->states + c].name] = py::int_(static_cast<int64_t>(rule_->initial_counter(hypers.data(), c)));
+      source.counter_object[c] = PyDict_GetItem(entry.ptr(), keys_[rule_->states + c].name.ptr());
       continue;
     }
     const at::Tensor counter = at::full(
         {}, rule_->initial_counter(hypers.data(), c),
         at::TensorOptions(torch_device(on_device ? source.device : kHost)).dtype(fused ? at::kFloat : default_dtype));
-    entry[keys_[rule_->states + c]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
+    entry[keys_[rule_->states + c].name] = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
     source.counter[c] = counter.unsafeGetTensorImpl();
   }
   for (int k = 0; k < rule_->states; ++k) {
@@ -73,20 +74,20 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
     const double initial = rule_->initial_state(hypers.data(), k);
     at::Tensor value;
     // Codes begin with zeros, and a block of equal numbers has no need of them.
-    if (initial == 0 && options_.codes(k, *source.param)) {
-      row.state_dtype[k] = *options_.state[k];
+    if (initial == 0 && options.codes(k, *source.param)) {
+      row.state_dtype[k] = *options.state[k];
       value = new_codes(row.state_dtype[k], param.detach());
     } else {
-      const at::ScalarType storage = options_.storage_of_state(k, *source.param);
+      const at::ScalarType storage = options.storage_of_state(k, *source.param);
       const auto as = param.options().dtype(storage);
       value = rule_->factored && row.variant == 0 ? at::zeros(state_shape(row, *source.param, k), as)
                                                   : at::zeros_like(rule_->like_grad(k) ? param.grad() : param, as);
-      const double start = options_.state[k] == Dtype::r16 ? std::sqrt(initial) : initial;
+      const double start = options.state[k] == Dtype::r16 ? std::sqrt(initial) : initial;
       if (start != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(start) : value.fill_(start);
       storage_of(*value.unsafeGetTensorImpl(), row.state_dtype[k]);
-      row.state_dtype[k] = options_.meant(k, row.state_dtype[k]);
+      row.state_dtype[k] = options.meant(k, row.state_dtype[k]);
     }
-    entry[keys_[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
+    entry[keys_[k].name] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
     source.state[k] = value.unsafeGetTensorImpl();
   }
 }
@@ -139,10 +140,10 @@ inline void Plan::read_counts(Source& source) const {
 inline void Plan::count_in_python(size_t i, int c, double value) {
   const Slot& slot = slots_[sources_[i].slot];
   const Ref dict = slot.state ? borrow(slot.state) : Ref(borrow(state_of_all_)[borrow(slot.param)]);
-  dict[keys_[rule_->states + c]] = py::int_(static_cast<int64_t>(value));
+  dict[keys_[rule_->states + c].name] = py::int_(static_cast<int64_t>(value));
   for (size_t k = i; k < count_; ++k)
     if (slots_[sources_[k].slot].param == slot.param)
-      sources_[k].counter_object[c] = PyDict_GetItem(dict.ptr(), keys_[rule_->states + c].ptr());
+      sources_[k].counter_object[c] = PyDict_GetItem(dict.ptr(), keys_[rule_->states + c].name.ptr());
 }
 
 inline void Plan::write_counts(const Pass& pass) {
@@ -366,7 +367,7 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
   }
   if (has_options_) {
     const PyObject* decay = attribute("_ema_decay");
-    set_draws(options_.average && decay ? to_number(const_cast<PyObject*>(decay), "ema_decay").value : 0);
+    set_draws(decay ? to_number(const_cast<PyObject*>(decay), "ema_decay").value : 0);
   }
   run();
   if (count_ > 0) ++draws_;

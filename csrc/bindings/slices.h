@@ -58,7 +58,7 @@ inline Plan::Found Plan::collect_slices(Row& row, Source& source) {
   const Found state = read_state(row, source);
   if (state != Found::row) return state;
   for (int k = 0; k < rule_->states; ++k)
-    if (options_.codes(k, *param) && source.slices > 0 && row.numel / source.slices % kCodeBlock != 0)
+    if (options_of(source).codes(k, *param) && source.slices > 0 && row.numel / source.slices % kCodeBlock != 0)
       fail(source, "its state '" + std::string(rule_->state_names[k]) + "' cannot be kept in codes: " +
                        std::to_string(kCodeBlock) + " elements share a scale, and its slices have " +
                        std::to_string(row.numel / source.slices) + "; give another state_dtype");

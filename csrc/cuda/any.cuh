@@ -292,7 +292,7 @@ class AnyTile {
       AnyRow& row = memory.row;
       row.param = operand(row_.param, row_.dtypes[0], 0);
       row.grad = operand(const_cast<void*>(row_.grad), row_.dtypes[1], 1);
-      row.average_weight = a.average_weight;
+      row.average_weight = extras_ ? extras_->average_weight : 0;
       row.key = stream(a.key, a.first_slot + chunk.slot);
       row.pair = extras_ ? extras_->pair : Pair::none;
       row.flags = extras_ ? extras_->flags : 0;

@@ -186,8 +186,7 @@ void Table::launch(const Step& step, const Place& place) {
                                          launch.chunks,
                                          step.found_inf.device ? step.skipped : nullptr,
                                          step.key,
-                                         step.first_slot,
-                                         step.average_weight};
+                                         step.first_slot};
       using Config = const cudaLaunchConfig_t;
       const int kernel = launch.kernel;
       if (step.rule->sums > 0) {

@@ -42,7 +42,6 @@ struct Step {
   std::vector<Entry> entries;
   uint64_t key = 0;             // of its draws
   uint32_t first_slot = 0;      // among the params that draw
-  double average_weight = 0;    // of this step's params in their averages
   double multiplier = 1;        // of every gradient
   Number grad_scale;            // if on the device, to divide the gradients by
   Number found_inf;             // if on the device, anything but zero there makes the step nothing

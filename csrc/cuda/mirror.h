@@ -215,6 +215,7 @@ class Mirror {
     out.by_chance = extras.states_by_chance;
     out.partner = extras.partner;
     out.average = extras.average;
+    out.average_weight = extras.average_weight;
     std::copy_n(extras.scales, states, out.scales);
     uint64_t words[extras_words(kMaxStates)];
     std::memcpy(words, &out, sizeof(words));

@@ -70,10 +70,11 @@ struct TableExtras {
   uint16_t coded, by_chance;  // bit k: state k is in codes, is rounded up or down by chance
   void* partner;
   void* average;
+  double average_weight;  // of this step's param
   float* scales[states];
 };
 constexpr uint8_t kNewAverage = 1, kStochastic = 2, kClearsGrad = 4;
-constexpr int extras_words(int states) { return 3 + states; }
+constexpr int extras_words(int states) { return 4 + states; }
 static_assert(sizeof(TableExtras<kMaxStates>) == 8 * extras_words(kMaxStates));
 
 struct TableView {
@@ -116,7 +117,6 @@ struct UpdateArguments {
   const uint32_t* skipped;  // null: known to be 0
   uint64_t key;             // of this step's draws
   uint32_t first_slot;      // the slot of the table's first row among the params that draw
-  double average_weight;
 };
 
 }  // namespace fusedopt::cuda

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -10,22 +10,12 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from .. import _C
-from .arguments import Options
+from .arguments import NO_OPTIONS, Options
+from .group_options import OF_GROUPS, keep_options, of_class, precision_of, refuse_options
 from .max_grad_norm import ClippedStep, check_max_grad_norm
 from .origin import refuse_foreign
 from .precision import HALVES, PARTNERS, Precision, check_ema_decay, warn_of_losses
 from .scaling import ScaledStep
-
-
-def refuse_options(groups: Iterable[Mapping[str, Any]], own: Container[str], first: int = 0) -> None:
-    """Raise ValueError for groups with a key that would go unread for an option, unless it is among a rule's `own`."""
-    for index, group in enumerate(groups, first):
-        for name in Options._fields:
-            if name in group and name not in own:
-                raise ValueError(
-                    f"param_groups[{index}] has {name!r}, which is an option of the optimizer, one for all of its "
-                    "groups; give it to the constructor, or make an optimizer for each of its values"
-                )
 
 
 def _fixed(name: str, read: Callable[[Precision], Any], doc: str) -> property:
@@ -48,6 +38,8 @@ class KeptState(ClippedStep, ScaledStep):
     # The state dict being loaded, while it is.
     _loading: Mapping[str, Any] | None = None
 
+    # What the constructor was given, and what follows from it for groups that have no options of their own.
+    _given = NO_OPTIONS
     _precision = Precision()
     _ema_decay: float | None = None
     # Where params are copied to in fewer bits.
@@ -59,7 +51,7 @@ class KeptState(ClippedStep, ScaledStep):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in _OWN_STATE if getattr(self, name) != getattr(KeptState, name)}
-        if self._precision.draws:
+        if self._draws_at_all():
             own["_draws"] = self._draws_so_far()
         return {**super().__getstate__(), **own}
 
@@ -120,7 +112,7 @@ class KeptState(ClippedStep, ScaledStep):
             >>> param.item()
             -2.0
         """
-        if self._ema_decay is None:
+        if not any(self._precision_of(group).average for group in self.param_groups):
             raise RuntimeError("there is no average of the params; construct the optimizer with ema_decay=")
         self._refuse_while_averaged("ema_parameters() was entered again")
         params = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, {})]
@@ -170,7 +162,7 @@ class KeptState(ClippedStep, ScaledStep):
             >>> copy.tolist()
             [-1.0, -1.0]
         """
-        if self._precision.partner is not None:
+        if any(self._precision_of(group).partner is not None for group in self.param_groups):
             raise ValueError(
                 "copies are for float32 params, and this optimizer was constructed with master_weights or "
                 "rounding='kahan', which are for params in 16 bits"
@@ -192,21 +184,36 @@ class KeptState(ClippedStep, ScaledStep):
 
     def _check_storages(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError for options that params of this group cannot have, or its rule with these numbers."""
+        precision = self._precision_of(group)
         # In a model of several dtypes a group may well be all float32.
-        if any(p.dtype in HALVES for p in group["params"]):
-            self._precision.check_params(group["params"])
+        if any(p.dtype in HALVES for p in group["params"]) or precision != self._precision:
+            precision.check_params(group["params"])
 
-    def _keeps_more_than_torch(self) -> bool:
-        """Whether a step of torch's would leave out what this optimizer was asked for."""
-        return self._precision != Precision() or bool(self._copies)
+    def _precision_of(self, group: Mapping[str, Any]) -> Precision:
+        if not any(name in group for name in OF_GROUPS):
+            return self._precision
+        return precision_of(_C.states(cast(Any, self)._rule), self._given, group)
+
+    def _precisions(self) -> dict[int, Precision]:
+        """That of every param, by its id."""
+        found = [(group["params"], self._precision_of(group)) for group in self.param_groups]
+        return {id(p): precision for params, precision in found for p in params}
+
+    def _keeps_more_than_torch(self, groups: Iterable[Mapping[str, Any]] | None = None) -> bool:
+        """Whether a step of torch's would leave out what these groups, or any, were asked for."""
+        own = self.param_groups if groups is None else groups
+        return bool(self._copies) or any(self._precision_of(group) != Precision() for group in own)
+
+    def _draws_at_all(self) -> bool:
+        return any(self._precision_of(group).draws for group in self.param_groups)
 
     def _draws_so_far(self) -> int:
         # The plan counts them where it draws. One that never does need not be able to.
-        return self._draws if self._plan is None or not self._precision.draws else self._plan.draws
+        return self._draws if self._plan is None or not self._draws_at_all() else self._plan.draws
 
     def _count_draws(self, draws: int) -> None:
         """Take note of steps that another plan has made."""
-        if not self._precision.draws:
+        if not self._draws_at_all():
             return
         self._draws = max(self._draws_so_far(), draws)
         if self._plan is not None:
@@ -214,8 +221,13 @@ class KeptState(ClippedStep, ScaledStep):
 
     def _pack_states(self, groups: Iterable[dict[str, Any]]) -> list[str]:
         """Bring states that torch has made to their storages; say what that rounds."""
-        params = [p for group in groups for p in group["params"]] if self._precision.converts else []
-        return [loss for p in params if self.state.get(p) for loss in self._precision.pack(self.state[p], p)]
+        losses: list[str] = []
+        for group in groups:
+            precision = self._precision_of(group)
+            for p in group["params"] if precision.converts else ():
+                if self.state.get(p):
+                    losses += precision.pack(self.state[p], p)
+        return losses
 
     def __repr__(self) -> str:
         """torch's, and the options that are not as they are by default."""
@@ -232,7 +244,7 @@ class KeptState(ClippedStep, ScaledStep):
         under further keys, which torch leaves alone: `master`, `remainder`, `compensation` and `ema` in a param's
         state; `max_grad_norm`, `ema_decay` and `rounding_draws` at the top.
         """
-        if not (self._precision.states or self._numbers()):
+        if not (self._numbers() or any(self._precision_of(group).states for group in self.param_groups)):
             return super().state_dict()
         # Before any post-hook sees the dict.
         handle = self.register_state_dict_post_hook(_unpack, prepend=True)
@@ -270,17 +282,19 @@ class KeptState(ClippedStep, ScaledStep):
     def _numbers(self) -> dict[str, Any]:
         """What a checkpoint has at the top beside groups and state: numbers that go on, as far as there are any."""
         kept = {"max_grad_norm": self._max_grad_norm, "ema_decay": self._ema_decay}
-        kept["rounding_draws"] = self._draws_so_far() if self._precision.draws else None
+        kept["rounding_draws"] = self._draws_so_far() if self._draws_at_all() else None
         return {name: value for name, value in kept.items() if value is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = self._loading
-        refuse_options(state["param_groups"], (state if "defaults" in state else vars(self))["defaults"])
+        own = (state if "defaults" in state else vars(self))["defaults"]
+        refuse_options(state["param_groups"], {*own, *of_class(cast(Any, type(self)))})
         if loading is not None:
             refuse_foreign(self, state["param_groups"], state["state"])
             max_grad_norm = check_max_grad_norm(loading.get("max_grad_norm", self._max_grad_norm))
             check_ema_decay(loading.get("ema_decay"))
-            for group in state["param_groups"]:
+            for mine, group in zip(self.param_groups, state["param_groups"], strict=True):
+                keep_options(mine, group)
                 self._check_storages(group)
         before = self.__dict__.copy()
         try:
@@ -297,12 +311,13 @@ class KeptState(ClippedStep, ScaledStep):
         if self._ema_decay is not None:
             self._ema_decay = loading.get("ema_decay", self._ema_decay)
         self._draws = int(loading.get("rounding_draws", 0))
-        if self._plan is not None and self._precision.draws:
+        if self._plan is not None and self._draws_at_all():
             self._plan.draws = self._draws
 
     def _convert_loaded(self, loading: Mapping[str, Any]) -> None:
         """Bring what torch has loaded to this optimizer's options, from what torch was given."""
         params = [p for group in self.param_groups for p in group["params"]]
+        precisions = self._precisions()
         saved = [index for group in loading["param_groups"] for index in group["params"]]
         counters = _C.counters(cast(Any, self)._rule)
         losses: list[str | None] = []
@@ -324,8 +339,8 @@ class KeptState(ClippedStep, ScaledStep):
             # A user may have keys of these names, too.
             ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}
             if ours & set(PARTNERS) and param.dtype in HALVES:
-                losses.append(self._precision.match_partner(its, param))
-            if "ema" in ours and not self._precision.average:
+                losses.append(precisions[id(param)].match_partner(its, param))
+            if "ema" in ours and not precisions[id(param)].average:
                 losses.append("'ema' is kept as it is, since nothing averages any more")
         losses += self._pack_states(self.param_groups)
         warn_of_losses(losses)
@@ -335,10 +350,11 @@ def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     ours = cast(KeptState, optimizer)
     saved = [index for group in state_dict["param_groups"] for index in group["params"]]
     params = [param for group in ours.param_groups for param in group["params"]]
+    precisions = ours._precisions()
     state = dict(state_dict["state"])
     for index, param in zip(saved, params, strict=True):
         if isinstance(state.get(index), dict):
-            state[index] = ours._precision.unpack(state[index], param)
+            state[index] = precisions[id(param)].unpack(state[index], param)
     return {**state_dict, "state": state, **ours._numbers()}
 
 
@@ -354,4 +370,4 @@ def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 _EXACT = {"master": torch.float32, "remainder": torch.int16}
 
 # What a copy takes along beside what torch's classes keep.
-_OWN_STATE = ("_ema_decay", "_precision", "_copies", "_draws", "_fused_given")
+_OWN_STATE = ("_ema_decay", "_given", "_precision", "_copies", "_draws", "_fused_given")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -15,8 +15,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from .. import _C
 from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, refuse_nan
-from .kept import KeptState, refuse_options
-from .precision import Precision
+from .group_options import of_class, precision_of, refuse_options, resolve
+from .kept import KeptState
 from .unread import FLAGS, Reads, Unread, unread_by
 
 
@@ -64,20 +64,16 @@ class FusedStep(KeptState):
     ) -> None:
         """What the constructors of all classes come to; `given` is torch's arguments besides `foreach` and `fused`."""
         self._fused_given = bool(fused)
+        self._given = options
         self.max_grad_norm = options.max_grad_norm
-        self._precision = Precision.of(
-            _C.states(self._rule),
-            options.state_dtype,
-            options.master_weights,
-            options.rounding,
-            options.rounding_seed,
-            options.ema_decay,
-        )
+        self._precision = precision_of(_C.states(self._rule), options, {})
         self._ema_decay = options.ema_decay
         super().__init__(params, **self._torch_arguments({**given, "foreach": foreach, "fused": fused}))
         check_fused(fused, foreach, given.get("differentiable"))
         refuse_nan(self.defaults)
-        self._precision.check_params(p for group in self.param_groups for p in group["params"])
+        own = [group for group in self.param_groups if self._precision_of(group) is not self._precision]
+        rest = [group for group in self.param_groups if not any(group is other for other in own)]
+        self._precision.check_params(p for group in rest for p in group["params"])
         self._pack_states(self.param_groups)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -173,7 +169,7 @@ class FusedStep(KeptState):
                 if any_made:
                     leftover = plan.step(self, divisor=divisor)
                 if leftover:
-                    if not self._keeps_more_than_torch():
+                    if not self._keeps_more_than_torch(self.param_groups[index] for index, _ in leftover):
                         self._step_leftover(leftover, divisor)
                     plan.step(self, engine_only=True, divisor=divisor)
         self.grad_norm = norm
@@ -232,8 +228,12 @@ class FusedStep(KeptState):
 
     def _make_plan(self, engine: ModuleType = _C) -> _C.Plan:
         # A wrapper need not have run a constructor.
-        refused = {name for name in Options._fields if name not in getattr(self, "defaults", ())}
+        own = of_class(cast(Any, type(self)))
+        refused = {name for name in Options._fields if name not in {*own, *getattr(self, "defaults", ())}}
         options = {**self._precision.for_plan(self._copies), "flags": _flags(cast(Any, type(self))), "refused": refused}
+        options |= {"options": own, "seed": self._given.rounding_seed}
+        kinds = _C.states(self._rule)
+        options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
         if products := self._products():
             options["products"] = products._asdict()
         plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters, options)
@@ -335,14 +335,15 @@ class FusedStep(KeptState):
             TypeError: a number is given as text.
         """
         if isinstance(param_group, dict):
-            refuse_options([param_group], self.defaults, first=len(self.param_groups))
+            own = {*self.defaults, *of_class(cast(Any, type(self)))}
+            refuse_options([param_group], own, first=len(self.param_groups))
         # What is not given has been checked as a default.
         if isinstance(param_group, dict) and len(param_group) > 1:
             self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
             self._check_storages(self.param_groups[-1])
-        except ValueError:
+        except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
 

@@ -99,9 +99,10 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         super()._check_storages(group)
         if not group.get("centered"):
             return
+        precision = self._precision_of(group)
         for name in ("square_avg", "grad_avg"):
-            if any(self._precision.rounds(name, p) for p in group["params"]):
-                option = "state_dtype" if name in self._precision.states else "rounding='stochastic'"
+            if any(precision.rounds(name, p) for p in group["params"]):
+                option = "state_dtype" if name in precision.states else "rounding='stochastic'"
                 raise ValueError(
                     f"{option} rounds {name!r}, and centered=True divides by the difference of square_avg and the "
                     "square of grad_avg, which may be smaller than that rounding: a step could be any size; keep both "

@@ -1,0 +1,28 @@
+// Python objects as the bindings hold them. Included by bindings.cpp, after torch.
+#pragma once
+
+#include <cstdint>
+
+namespace fusedopt {
+
+// An owned Python reference.
+using Ref = py::object;
+
+inline Ref borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
+
+// A number that no two contents of any dicts share, so that a dict whose number is the same has the same keys and
+// values (PEP 509). 0 where Python does not keep it, which is from 3.14 on.
+inline uint64_t version_of(PyObject* dict) {
+#if PY_VERSION_HEX < 0x030E0000
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+#pragma GCC diagnostic pop
+#else
+  return 0;
+#endif
+}
+
+inline Ref intern(const char* text) { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text)); }
+
+}  // namespace fusedopt

@@ -1,0 +1,71 @@
+"""Options that a group has for itself, in the place of the optimizer's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Container, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from .arguments import Options
+from .precision import Precision
+
+# Those that are about one param. The others are about all of them together.
+OF_GROUPS = ("ema_decay", "state_dtype", "master_weights", "rounding")
+
+
+@cache
+def of_class(cls: Any) -> set[str]:
+    """Those of them that a class takes, of the package's classes whatever that of a user's subclass looks like."""
+    constructors = [inspect.signature(vars(c)["__init__"]) for c in cls.__mro__ if "__init__" in vars(c)]
+    return {name for name in OF_GROUPS if any(name in signature.parameters for signature in constructors)}
+
+
+def refuse_options(groups: Iterable[Mapping[str, Any]], own: Container[str], first: int = 0) -> None:
+    """Raise ValueError for groups with a key that would go unread for an option, unless it is among a rule's `own`."""
+    for index, group in enumerate(groups, first):
+        for name in Options._fields:
+            if name in group and name not in own:
+                raise ValueError(
+                    f"param_groups[{index}] has {name!r}, which is an option of the optimizer, one for all of its "
+                    "groups; give it to the constructor, or make an optimizer for each of its values"
+                )
+
+
+def precision_of(kinds: Mapping[str, str], given: Options, group: Mapping[str, Any]) -> Precision:
+    """What a group asks for, and of what it does not mention the optimizer."""
+    values = {name: group.get(name, getattr(given, name)) for name in OF_GROUPS}
+    return Precision.of(kinds, rounding_seed=given.rounding_seed, **values)
+
+
+def resolve(
+    kinds: Mapping[str, str],
+    given: Options,
+    copies: Mapping[torch.Tensor, torch.Tensor] | None,
+    known: Mapping[int, Precision],
+    group: Mapping[str, Any],
+    index: int,
+) -> dict[str, Any]:
+    """The options of a group that has some of its own, as csrc/bindings/options.h reads them.
+
+    `known`: by params' ids those under which their states are stored, which stay.
+    """
+    precision = precision_of(kinds, given, group)
+    before = known.get(id(group["params"][0]), precision) if group["params"] else precision
+    if before != precision:
+        raise ValueError(
+            f"param_groups[{index}] has come to have other options; states are stored by them, so construct the "
+            "optimizer anew and load this one's state_dict() into it"
+        )
+    return precision.for_plan(copies)
+
+
+def keep_options(mine: Mapping[str, Any], loaded: dict[str, Any]) -> None:
+    """Have a loaded group ask for what its predecessor does, and take over no more than the file's number."""
+    for name in OF_GROUPS:
+        saved = loaded.pop(name, None)
+        if name in mine:
+            number = name == "ema_decay" and mine[name] is not None and saved is not None
+            loaded[name] = saved if number else mine[name]
