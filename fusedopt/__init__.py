@@ -18,7 +18,7 @@ from .optimizers.adamax import Adamax
 from .optimizers.adamw import AdamW
 from .optimizers.adan import Adan
 from .optimizers.asgd import ASGD
-from .optimizers.generic import GenericOptimizer, WeightDecay
+from .optimizers.generic import GenericOptimizer
 from .optimizers.lamb import LAMB
 from .optimizers.lars import LARS
 from .optimizers.lbfgs import LBFGS
@@ -29,6 +29,7 @@ from .optimizers.rmsprop import RMSprop
 from .optimizers.rprop import Rprop
 from .optimizers.sgd import SGD
 from .optimizers.sparse_adam import SparseAdam
+from .optimizers.weight_decay import WeightDecay
 
 __all__ = [
     "ASGD",

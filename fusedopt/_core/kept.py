@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -11,6 +10,7 @@ from torch.optim.optimizer import Optimizer
 
 from .. import _C
 from .arguments import NO_OPTIONS, Options
+from .averaging import AveragedStep
 from .group_options import OF_GROUPS, keep_options, of_class, precision_of, refuse_options
 from .max_grad_norm import ClippedStep, check_max_grad_norm
 from .origin import refuse_foreign
@@ -30,7 +30,7 @@ def _fixed(name: str, read: Callable[[Precision], Any], doc: str) -> property:
     return property(lambda optimizer: read(optimizer._precision), refuse, doc=doc)
 
 
-class KeptState(ClippedStep, ScaledStep):
+class KeptState(AveragedStep, ClippedStep, ScaledStep):
     """The part of a fused optimizer that its options of precision.py are about."""
 
     # Made by the first step. Not part of __getstate__, so a copied optimizer makes its own.
@@ -41,11 +41,8 @@ class KeptState(ClippedStep, ScaledStep):
     # What the constructor was given, and what follows from it for groups that have no options of their own.
     _given = NO_OPTIONS
     _precision = Precision()
-    _ema_decay: float | None = None
     # Where params are copied to in fewer bits.
     _copies: Mapping[torch.Tensor, torch.Tensor] | None = None
-    # Whether params are their average at the moment.
-    _averaged = False
     # How many steps a loaded or copied optimizer has rounded by chance.
     _draws = 0
 
@@ -54,18 +51,6 @@ class KeptState(ClippedStep, ScaledStep):
         if self._draws_at_all():
             own["_draws"] = self._draws_so_far()
         return {**super().__getstate__(), **own}
-
-    @property
-    def ema_decay(self) -> float | None:
-        """The factor of the params' moving average, None if there is none; read at every step."""
-        return self._ema_decay
-
-    @ema_decay.setter
-    def ema_decay(self, ema_decay: float | None) -> None:
-        check_ema_decay(ema_decay)
-        if (ema_decay is None) != (self._ema_decay is None):
-            raise ValueError("ema_decay is None or a number from the constructor on; construct the optimizer anew")
-        self._ema_decay = ema_decay
 
     state_dtype = _fixed(
         "state_dtype",
@@ -87,57 +72,6 @@ class KeptState(ClippedStep, ScaledStep):
         lambda precision: precision.seed,
         'Where the draws of "stochastic" start; 0 with any other rounding. Given to the constructor.',
     )
-
-    @contextmanager
-    def ema_parameters(self) -> Iterator[None]:
-        """Put the moving average of every param in the param's place, until the context ends.
-
-        Params that have not been stepped keep their values. Inside, ``AveragedModel(model)`` of torch.optim.swa_utils,
-        or any copy of the model, takes the average over. What else is written to params there is gone afterwards, so
-        steps, loading and another such context are refused; `state_dict()` is as outside.
-
-        Raises:
-            RuntimeError: there is no average, for want of `ema_decay=` in the constructor. Inside: from `step`, from a
-                backward pass that steps, from `load_state_dict` and from `ema_parameters`.
-
-        Example:
-            >>> param = torch.nn.Parameter(torch.zeros(1))
-            >>> optimizer = fusedopt.SGD([param], lr=1.0, ema_decay=0.5)
-            >>> for _ in range(2):
-            ...     param.grad = torch.ones(1)
-            ...     optimizer.step()
-            >>> with optimizer.ema_parameters():
-            ...     param.item()
-            -1.5
-            >>> param.item()
-            -2.0
-        """
-        if not any(self._precision_of(group).average for group in self.param_groups):
-            raise RuntimeError("there is no average of the params; construct the optimizer with ema_decay=")
-        self._refuse_while_averaged("ema_parameters() was entered again")
-        params = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, {})]
-        before = [p.detach().clone() for p in params]
-        # A hook, so that a step elsewhere does not have to ask.
-        refusal = self.register_step_pre_hook(_refuse_step)
-        self._averaged = True
-        try:
-            with torch.no_grad():
-                for p in params:
-                    p.copy_(self.state[p]["ema"])
-            yield
-        finally:
-            refusal.remove()
-            self._averaged = False
-            with torch.no_grad():
-                for p, value in zip(params, before, strict=True):
-                    p.copy_(value)
-
-    def _refuse_while_averaged(self, what: str) -> None:
-        if self._averaged:
-            raise RuntimeError(
-                f"{what} inside ema_parameters(), where the params are their average and what they were comes back at "
-                "its end; leave the context first"
-            )
 
     def copy_params_to(self, copies: Mapping[torch.Tensor, torch.Tensor]) -> None:
         """Have every step write params out in fewer bits as well, in the same pass over memory.
@@ -203,6 +137,9 @@ class KeptState(ClippedStep, ScaledStep):
         """Whether a step of torch's would leave out what these groups, or any, were asked for."""
         own = self.param_groups if groups is None else groups
         return bool(self._copies) or any(self._precision_of(group) != Precision() for group in own)
+
+    def _averages(self) -> bool:
+        return any(self._precision_of(group).average for group in self.param_groups)
 
     def _draws_at_all(self) -> bool:
         return any(self._precision_of(group).draws for group in self.param_groups)
@@ -356,10 +293,6 @@ def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if isinstance(state.get(index), dict):
             state[index] = precisions[id(param)].unpack(state[index], param)
     return {**state_dict, "state": state, **ours._numbers()}
-
-
-def _refuse_step(optimizer: Optimizer, *_: Any) -> None:
-    cast(KeptState, optimizer)._refuse_while_averaged("step() was called")
 
 
 def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

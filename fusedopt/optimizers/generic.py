@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,75 +10,18 @@ from torch import Tensor
 from torch.optim import optimizer as _torch_optimizer
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from .._core.arguments import check_common, check_number
+from .._core.arguments import check_common
+from .._core.averaging import AveragedStep
+from .._core.max_grad_norm import ClippedStep
+from .._core.precision import HALVES, check_ema_decay, exact_param
 from .._core.scaling import ScaledStep
+from .weight_decay import WeightDecay
 
 # What torch has a complex dtype for, so that two of them can be stored as one number.
 _PAIRABLE = (torch.float32, torch.float64, torch.float16)
 
 
-@dataclass(frozen=True)
-class WeightDecay:
-    r"""How a :class:`GenericOptimizer` pulls params towards zero, with a :math:`\lambda` that each group may change.
-
-    .. math::
-        g \leftarrow g + \lambda p \ \text{(not decoupled)}, \quad
-        p \leftarrow (1 - \gamma \lambda) p \ \text{(decoupled)}, \quad
-        p \leftarrow (1 - \lambda) p \ \text{(decoupled, absolute)}
-
-    Args:
-        weight_decay: :math:`\lambda \ge 0`, what `group["weight_decay"]` starts from; that entry is read at each step.
-            Default: 0.0.
-        decoupled: shrink the param itself; False adds an L2 penalty to the gradient. Default: True.
-        absolute: leave out the learning rate :math:`\gamma`, so that schedules of it do not change the decay; a step
-            with a learning rate of 0, such as the one torch.distributed.checkpoint makes state with, decays too.
-            Default: False.
-
-    Raises:
-        ValueError: `weight_decay` is negative or NaN, or `absolute` is asked of a decay that is not decoupled.
-
-    Example:
-        >>> decay, group = fusedopt.WeightDecay(0.5, absolute=True), {"lr": 0.1, "weight_decay": 0.5}
-        >>> param, grad = torch.tensor([2.0]), torch.tensor([1.0])
-        >>> decay.apply(param, grad, group).tolist(), param.tolist()
-        ([1.0], [1.0])
-
-    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
-    """
-
-    weight_decay: float | Tensor = 0.0
-    decoupled: bool = True
-    absolute: bool = False
-
-    def __post_init__(self) -> None:
-        check_number("weight_decay", self.weight_decay, "weight_decay value")
-        if self.absolute and not self.decoupled:
-            raise ValueError(
-                "absolute=True contradicts decoupled=False: an absolute decay shrinks the param by 1 - weight_decay, "
-                "whereas an L2 penalty in the gradient is scaled by whatever the update does with gradients"
-            )
-
-    def apply(self, param: Tensor, grad: Tensor, group: Mapping[str, Any]) -> Tensor:
-        """Decay `param` in place, or return a gradient that does.
-
-        Args:
-            param: what decays.
-            grad: its gradient, which is not written.
-            group: has "weight_decay" and, for a decoupled decay that is not absolute, "lr".
-
-        Returns:
-            The gradient to step with: `grad` itself unless the decay is an L2 penalty.
-        """
-        weight_decay = float(group["weight_decay"])
-        if weight_decay == 0:
-            return grad
-        if not self.decoupled:
-            return grad.add(param, alpha=weight_decay)
-        param.mul_(1 - weight_decay * (1.0 if self.absolute else float(group["lr"])))
-        return grad
-
-
-class GenericOptimizer(ScaledStep):
+class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
     r"""A torch.optim.Optimizer whose subclass says, in Python, what one step does to one param.
 
     The subclass writes `step_param` and, if it keeps state, `init_state`. Groups, checkpoints, hooks, closures and
@@ -96,9 +38,15 @@ class GenericOptimizer(ScaledStep):
             checked: lr, eps, momentum, weight_decay :math:`\ge 0`, each of betas in :math:`[0, 1)`.
         weight_decay: how params decay; None leaves that to the subclass. Default: None.
         maximize: ascend. Default: False.
+        max_grad_norm: scale gradients before the step so that the norm of all together is at most this; `.grad` stays
+            as it is. Default: None.
+        ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
+        master_weights: "float32" hands the subclass a float32 copy of each param in 16 bits to step, kept as "master"
+            in its state, and rounds that to the param. Default: None.
 
     Raises:
-        ValueError: a hyper-parameter is out of range or given twice, or a decay has no learning rate to scale it.
+        ValueError: a hyper-parameter or an option is out of range or given twice, or a decay has no learning rate to
+            scale it.
         TypeError: `weight_decay` is a number, which does not say how it is applied.
 
     Example:
@@ -124,6 +72,7 @@ class GenericOptimizer(ScaledStep):
     # Ends the refusal; a subclass may name another way out, or give a reason.
     sparse_advice: ClassVar[str] = "please consider SparseAdam instead"
     _decay: WeightDecay | None = None
+    _master = False
     _skipped = False
     # The state dict being loaded, while it is.
     _loading: Mapping[str, Any] | None = None
@@ -135,7 +84,16 @@ class GenericOptimizer(ScaledStep):
         *,
         weight_decay: WeightDecay | None = None,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        master_weights: str | None = None,
     ) -> None:
+        if master_weights not in (None, "float32"):
+            raise ValueError(f"Invalid master_weights: {master_weights!r}; use None or 'float32'")
+        check_ema_decay(ema_decay)
+        self.max_grad_norm = max_grad_norm
+        self._ema_decay = ema_decay
+        self._master = master_weights is not None
         defaults = dict(defaults)
         if weight_decay is not None:
             if not isinstance(weight_decay, WeightDecay):
@@ -213,27 +171,30 @@ class GenericOptimizer(ScaledStep):
         """
         return torch.tensor(self._skipped)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, zero_grad: bool = False) -> Any:
         """Update every param that has a gradient, in place.
 
         Args:
             closure: re-evaluates the model with gradients enabled and returns the loss. Default: None.
+            zero_grad: set gradients to zero afterwards, also those of a step that is skipped. Default: False.
 
         Returns:
             What `closure` returned, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse or does not fit its param. Nothing has been written then.
+            RuntimeError: a gradient is sparse or does not fit its param, or params are their average at the moment.
+                Nothing has been written then.
             NotImplementedError: the subclass has no `step_param`. Nothing has been written then.
         """
         # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
         step = _observed_step if type(self).step is GenericOptimizer.step else GenericOptimizer._step
-        return step(self) if closure is None else step(self, closure)
+        given: dict[str, Any] = {"zero_grad": True} if zero_grad else {}
+        return step(self, **given) if closure is None else step(self, closure, **given)
 
     # torch wraps the step of every class that does not say it is wrapped, and an override's hooks would run twice.
     step.hooked = True  # type: ignore[attr-defined]
 
-    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def _step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -242,8 +203,13 @@ class GenericOptimizer(ScaledStep):
             found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
             # GradScaler sums over devices: more than 1 is an overflow too.
             self._skipped = found_inf is not None and float(found_inf) != 0
+            norm, divisor = self._clip()
+            scale = scale if divisor is None else divisor
             if not self._skipped:
                 self._update(None if scale is None else float(scale))
+            self.grad_norm = norm
+            for p in [p for group in self.param_groups for p in group["params"] if zero_grad and p.grad is not None]:
+                p.grad.zero_()
         return loss
 
     def _update(self, scale: float | None) -> None:
@@ -285,11 +251,33 @@ class GenericOptimizer(ScaledStep):
 
     def _new_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
         state = {"step": torch.tensor(0.0, dtype=_torch_optimizer._get_scalar_dtype())}
-        self.init_state(state, group, _real(p))
+        exact = p.detach().float() if self._has_master(p) else p
+        self.init_state(state, group, _real(exact))
+        if exact is not p:
+            state["master"] = exact
         return state
+
+    def _has_master(self, p: Tensor) -> bool:
+        return self._master and p.dtype in HALVES
 
     def _update_param(self, group: dict[str, Any], p: Tensor, given: Tensor, scale: float | None) -> None:
         state, param, given = self.state[p], _real(p), _real(given.resolve_conj())
+        if self._has_master(p):
+            param, given = state["master"], given.float()
+            param.copy_(exact_param(p, "master", param))
+        self._step_real(group, p, param, given, scale)
+        if param is state.get("master"):
+            p.copy_(param)
+        if self._ema_decay is not None:
+            wide = _real(param).float() if p.dtype in HALVES else _real(param)
+            if "ema" in state:
+                _real(state["ema"]).lerp_(wide, 1 - self._ema_decay)
+            else:
+                state["ema"] = _stored(wide.clone(), p)
+
+    def _step_real(self, group: dict[str, Any], p: Tensor, param: Tensor, given: Tensor, scale: float | None) -> None:
+        """Hand on what `step_param` steps, `param`: real numbers, of the param p or what stands for it."""
+        state = self.state[p]
         state["step"] += 1
         grad = given if scale is None else given / scale
         if group["maximize"]:
@@ -311,11 +299,13 @@ class GenericOptimizer(ScaledStep):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class, or of one that keeps the same state.
 
-        As torch's, but tensors of state have the dtypes that `init_state` gives, not all that of their param.
+        As torch's, but tensors of state have the dtypes that `init_state` gives, not all that of their param; a master
+        and an average are float32.
 
         Args:
             state_dict: what `state_dict()` returned.
         """
+        self._refuse_while_averaged("load_state_dict() was called")
         # The last pre-hook sees the dict as all others left it.
         handle = self.register_load_state_dict_pre_hook(_remember)
         try:
@@ -325,7 +315,8 @@ class GenericOptimizer(ScaledStep):
             self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_decay": self._decay}
+        own = {"_decay": self._decay, "_master": self._master, "_ema_decay": self._ema_decay}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,0 +1,91 @@
+"""A moving average of the params, kept by each step under "ema" in a param's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from .precision import check_ema_decay
+
+
+class AveragedStep(Optimizer):
+    """An optimizer that can put its params' average in their place."""
+
+    _ema_decay: float | None = None
+    # Whether params are their average at the moment.
+    _averaged = False
+
+    def _averages(self) -> bool:
+        """Whether there is an average of any param."""
+        return self._ema_decay is not None
+
+    @property
+    def ema_decay(self) -> float | None:
+        """The factor of the params' moving average, None if there is none; read at every step."""
+        return self._ema_decay
+
+    @ema_decay.setter
+    def ema_decay(self, ema_decay: float | None) -> None:
+        check_ema_decay(ema_decay)
+        if (ema_decay is None) != (self._ema_decay is None):
+            raise ValueError("ema_decay is None or a number from the constructor on; construct the optimizer anew")
+        self._ema_decay = ema_decay
+
+    @contextmanager
+    def ema_parameters(self) -> Iterator[None]:
+        """Put the moving average of every param in the param's place, until the context ends.
+
+        Params that have not been stepped keep their values. Inside, ``AveragedModel(model)`` of torch.optim.swa_utils,
+        or any copy of the model, takes the average over. What else is written to params there is gone afterwards, so
+        steps, loading and another such context are refused; `state_dict()` is as outside.
+
+        Raises:
+            RuntimeError: there is no average, for want of `ema_decay=` in the constructor. Inside: from `step`, from a
+                backward pass that steps, from `load_state_dict` and from `ema_parameters`.
+
+        Example:
+            >>> param = torch.nn.Parameter(torch.zeros(1))
+            >>> optimizer = fusedopt.SGD([param], lr=1.0, ema_decay=0.5)
+            >>> for _ in range(2):
+            ...     param.grad = torch.ones(1)
+            ...     optimizer.step()
+            >>> with optimizer.ema_parameters():
+            ...     param.item()
+            -1.5
+            >>> param.item()
+            -2.0
+        """
+        if not self._averages():
+            raise RuntimeError("there is no average of the params; construct the optimizer with ema_decay=")
+        self._refuse_while_averaged("ema_parameters() was entered again")
+        params = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, {})]
+        before = [p.detach().clone() for p in params]
+        # A hook, so that a step elsewhere does not have to ask.
+        refusal = self.register_step_pre_hook(_refuse_step)
+        self._averaged = True
+        try:
+            with torch.no_grad():
+                for p in params:
+                    p.copy_(self.state[p]["ema"])
+            yield
+        finally:
+            refusal.remove()
+            self._averaged = False
+            with torch.no_grad():
+                for p, value in zip(params, before, strict=True):
+                    p.copy_(value)
+
+    def _refuse_while_averaged(self, what: str) -> None:
+        if self._averaged:
+            raise RuntimeError(
+                f"{what} inside ema_parameters(), where the params are their average and what they were comes back at "
+                "its end; leave the context first"
+            )
+
+
+def _refuse_step(optimizer: Optimizer, *_: Any) -> None:
+    cast(AveragedStep, optimizer)._refuse_while_averaged("step() was called")
