@@ -43,8 +43,7 @@ class Build(build_ext):
         built = ", ".join(cuda.architectures()) if cuda.nvcc else f"no, {cuda.missing}"
         # The build front ends swallow stdout; this line is for people.
         print(f"fusedopt builds CPU: {', '.join(isas)}; CUDA: {built}", file=sys.stderr)
-        bindings = toolchain.torch_cpp_command(CSRC / "bindings.cpp")
-        commands = [bindings, *TREE.cpu_commands(isas), *cuda_commands(cuda)]
+        commands = [*TREE.host_commands(), *TREE.cpu_commands(isas), *cuda_commands(cuda)]
         self.force = True  # setuptools does not compare objects with what was linked of others
         extension.extra_objects = [str(path) for path in TREE.make(commands)]
         extension.extra_link_args = [*toolchain.torch_link_flags(), *(cuda.link_flags() if cuda.nvcc else [])]

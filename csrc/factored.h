@@ -1,4 +1,4 @@
-// What the bindings hand to an engine for a step of Adafactor, whose second moments are factored: one tensor with the
+// What csrc/host hands to an engine for a step of Adafactor, whose second moments are factored: one tensor with the
 // sums of its rows and columns, as plain data. Nothing here knows torch or Python.
 #pragma once
 

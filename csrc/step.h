@@ -1,4 +1,4 @@
-// What the bindings hand to an engine: one step of one rule, as plain data. Nothing here knows torch or Python.
+// What csrc/host hands to an engine: one step of one rule, as plain data. Nothing here knows torch or Python.
 #pragma once
 
 #include <cstdint>

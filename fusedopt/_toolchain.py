@@ -25,7 +25,9 @@ ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
 # Of the CPU engine, narrowest first; each has a source csrc/cpu/isa_<name>.cpp.
 ISAS = ["generic", "avx2", "avx512"]
 # What takes longest to compile: begun last, it would be waited for alone.
-_LONGEST = ["kernels.cu", "bindings.cpp", "cuda_kernels.cpp", "factored.cu", "isa_avx512.cpp", "isa_avx2.cpp"]
+_LONGEST = ["torch.h", "kernels.cu", "cuda_kernels.cpp", "factored.cu", "isa_avx512.cpp", "isa_avx2.cpp"]
+# What all sources that see torch include first. Reading it takes longer than compiling one of them.
+TORCH_HEADER = Path("csrc/host/torch.h")
 
 
 def _version(number: str) -> int:
@@ -104,6 +106,17 @@ class Tree:
         """Paths from the root, from where commands are run."""
         return sorted(path.relative_to(self.root) for path in self.root.glob(pattern))
 
+    def torch_commands(self, sources: Iterable[Path], flags: Iterable[str] = ()) -> list[list[str]]:
+        """How sources that include torch are compiled, from a header that is compiled once."""
+        header = torch_cpp_command(TORCH_HEADER, [*flags, "-x", "c++-header"])
+        compiled = self._object(header).with_suffix(".h").relative_to(self.root)
+        # Two flags that differ between it and them: how the source is called, and what language it is in.
+        return [torch_cpp_command(source, [*flags, "-include", str(compiled)]) for source in sources]
+
+    def host_commands(self) -> list[list[str]]:
+        """How what knows torch is compiled."""
+        return self.torch_commands(self.sources("csrc/host/*.cpp"))
+
     def cpu_commands(self, isas: Sequence[str]) -> list[list[str]]:
         """How the CPU engine is compiled for some instruction sets. It is free of torch."""
         absent = [f"-DFUSEDOPT_NO_{name.upper()}" for name in ISAS if name not in isas]
@@ -131,8 +144,18 @@ class Tree:
     def _recipe(self, commands: Iterable[Sequence[str]]) -> str:
         lines = [f"builddir = {_escaped(self.folder)}", "rule compile", "  command = $how -MMD -MF $out.d -o $out"]
         lines += ["  depfile = $out.d", "  description = $in"]
+        headers: dict[str, list[str]] = {}
         for command in commands:
-            lines.append(f"build {_escaped(self._object(command))}: compile {_escaped(command[-1])}")
+            after = ""
+            if "-include" in command:
+                at = command.index("-include")
+                compiled = _escaped(self.root / (command[at + 1] + ".gch"))
+                headers[compiled] = [*command[:at], *command[at + 2 : -2], "-x", "c++-header", "-c", str(TORCH_HEADER)]
+                after = f" | {compiled}"
+            lines.append(f"build {_escaped(self._object(command))}: compile {_escaped(command[-1])}{after}")
+            lines.append(f"  how = {shlex.join(command).replace('$', '$$')}")
+        for compiled, command in headers.items():
+            lines.append(f"build {compiled}: compile {_escaped(command[-1])}")
             lines.append(f"  how = {shlex.join(command).replace('$', '$$')}")
         return "\n".join(lines) + "\n"
 

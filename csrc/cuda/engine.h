@@ -1,4 +1,4 @@
-// The CUDA engine as the bindings see it: no torch, no CUDA headers. Compiled with nvcc it is engine.cu; without,
+// The CUDA engine as csrc/host sees it: no torch, no CUDA headers. Compiled with nvcc it is engine.cu; without,
 // absent.cpp.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Steps of tensors with factored second moments on a CUDA device, as the bindings see them: no torch, no CUDA headers.
+// Steps of tensors with factored second moments on a CUDA device, as csrc/host sees them: no torch, no CUDA headers.
 // Compiled with nvcc it is factored.cu; without, absent.cpp.
 #pragma once
 

@@ -48,7 +48,7 @@ def resolve(
     group: Mapping[str, Any],
     index: int,
 ) -> dict[str, Any]:
-    """The options of a group that has some of its own, as csrc/bindings/options.h reads them.
+    """The options of a group that has some of its own, as csrc/host/options.h reads them.
 
     `known`: by params' ids those under which their states are stored, which stay.
     """

@@ -15,7 +15,7 @@ StateDtype = str | torch.dtype | Mapping[str, str | torch.dtype] | None
 MasterWeights = Literal["float32", "remainder"]
 Rounding = Literal["nearest", "stochastic", "kahan"]
 
-# Storages as csrc/bindings/options.h names them. In float16 squares of ordinary gradients would be 0, and their roots
+# Storages as csrc/host/options.h names them. In float16 squares of ordinary gradients would be 0, and their roots
 # are not; a code of what is never negative needs no sign.
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ROOT = "float16_root"
@@ -31,7 +31,7 @@ _NEVER_NEGATIVE = ("magnitude", "total")
 # The key of the order in which a param's states in codes lie.
 _ORDER = "code_order"
 
-# As csrc/step.h and csrc/bindings/options.h have them.
+# As csrc/step.h and csrc/host/options.h have them.
 CODE_BLOCK = 256
 LEAST_CODED = 4096
 
@@ -136,7 +136,7 @@ class Precision:
             )
 
     def for_plan(self, copies: Mapping[Tensor, Tensor] | None = None) -> dict[str, Any]:
-        """As csrc/bindings/options.h reads them."""
+        """As csrc/host/options.h reads them."""
         given: dict[str, Any] = {
             "states": dict(self.states),
             "reorder": reorder_codes,

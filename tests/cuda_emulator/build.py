@@ -1,6 +1,6 @@
 """Builds fusedopt's bindings with the emulated CUDA engine: a test-only module that steps CPU tensors as CUDA's.
 
-The CPU engine in it is of the objects that the package was built from.
+What is not the CUDA engine in it is of the objects that the package was built from, but for csrc/host/device.cpp.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ def load_toolchain() -> Any:
 
 def emulator_commands(toolchain: Any) -> list[list[str]]:
     """How the CUDA engine is compiled for the emulator: free of torch and of Python."""
-    sources = [path.relative_to(ROOT) for path in sorted(HERE.glob("*.cpp")) if path.name != "control.cpp"]
+    bound = ("control.cpp", "device.cpp")
+    sources = [path.relative_to(ROOT) for path in sorted(HERE.glob("*.cpp")) if path.name not in bound]
     return [toolchain.cpp_command(source, FLAGS) for source in sources]
 
 
 def compile_module() -> Path:
     """The shared object, of which only what has changed is made anew."""
     toolchain = load_toolchain()
-    bindings = [Path("csrc/bindings.cpp"), HERE.relative_to(ROOT) / "control.cpp"]
-    commands = [toolchain.torch_cpp_command(source, ["-DFUSEDOPT_EMULATOR", *FLAGS]) for source in bindings]
     tree = toolchain.Tree(ROOT)
+    control, device = (HERE.relative_to(ROOT) / name for name in ("control.cpp", "device.cpp"))
+    commands = [command for command in tree.host_commands() if not command[-1].endswith("host/device.cpp")]
+    commands += [*tree.torch_commands([device]), toolchain.torch_cpp_command(control, FLAGS)]
     objects = tree.make([*commands, *tree.cpu_commands(["generic"]), *emulator_commands(toolchain)])
     if not MODULE.exists() or max(path.stat().st_mtime for path in objects) > MODULE.stat().st_mtime:
         MODULE.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,9 @@
 namespace py = pybind11;
 
 namespace fusedopt {
-// What the bindings cannot see of memory that only plays a device's (csrc/bindings/device.h).
-bool g_numbers_on_device = true;
-void* g_stream = nullptr;
+// device.cpp's.
+extern bool g_numbers_on_device;
+extern void* g_stream;
 }  // namespace fusedopt
 
 namespace {

@@ -1,22 +1,19 @@
 // Steps of a rule whose second moments are factored (Adafactor): rows as its engines want them, with the sums of rows
-// and columns in the states' place. Included by bindings.cpp, after torch.
-#pragma once
-
+// and columns in the states' place.
 #include "../cuda/factored.h"
-#include "../factored.h"
-#include "products.h"
+#include "plan.h"
 
 namespace fusedopt {
 
 // The shape of state k of a param: that of the param, but for the sums of its rows and columns.
-inline std::vector<int64_t> Plan::state_shape(const Row& row, const TensorImpl& param, int k) const {
+std::vector<int64_t> Plan::state_shape(const Row& row, const TensorImpl& param, int k) const {
   std::vector<int64_t> shape = param.sizes().vec();
   if (rule_->factored && row.variant == 0) shape[shape.size() - (k == 0 ? 1 : 2)] = 1;
   return shape;
 }
 
 // Describes where the operands of a row lie. False if they have too many dimensions.
-inline bool Plan::describe(const Row& row, const Source& source, Factored& t) const {
+bool Plan::describe(const Row& row, const Source& source, Factored& t) const {
   TensorImpl* exact = exact_param(source);
   const TensorImpl* operands[kFactoredOperands] = {exact, source.grad};
   t.vector = row.variant == 1;
@@ -64,7 +61,7 @@ inline bool Plan::describe(const Row& row, const Source& source, Factored& t) co
   return true;
 }
 
-inline bool Plan::lay_out_factored(Row& row, Source& source) const {
+bool Plan::lay_out_factored(Row& row, Source& source) const {
   row.layout = nullptr;
   source.settled = false;
   const auto shares = [](const TensorImpl& tensor) {
@@ -90,7 +87,7 @@ inline bool Plan::lay_out_factored(Row& row, Source& source) const {
 }
 
 // A row with its numbers.
-inline Factored Plan::factored_row(const Row& row, const Source& source) const {
+Factored Plan::factored_row(const Row& row, const Source& source) const {
   const Group& group = groups_[slots_[source.slot].group];
   Factored t = {};
   describe(row, source, t);
@@ -119,7 +116,7 @@ inline Factored Plan::factored_row(const Row& row, const Source& source) const {
   return t;
 }
 
-inline void Plan::run_factored(const Pass& pass) {
+void Plan::run_factored(const Pass& pass) {
   std::vector<Factored> tensors;
   int64_t work = 0;
   for (size_t i = pass.first; i < pass.last; ++i) {
@@ -143,7 +140,7 @@ inline void Plan::run_factored(const Pass& pass) {
   const at::Tensor memory =
       at::empty({static_cast<int64_t>(launch.bytes())}, at::TensorOptions(torch_device(pass.device)).dtype(at::kByte));
   const at::Tensor image = at::empty({static_cast<int64_t>(launch.table_bytes())},
-                                     at::TensorOptions(at::kCPU).dtype(at::kByte).pinned_memory(kPinned));
+                                     at::TensorOptions(at::kCPU).dtype(at::kByte).pinned_memory(wants_pinned_memory()));
   launch.fill(image.mutable_data_ptr(), memory.mutable_data_ptr());
   memory.narrow(0, 0, image.numel()).copy_(image, /*non_blocking=*/true);
   launch.launch(place, memory.mutable_data_ptr());

@@ -1,18 +1,16 @@
-// What a plan does for the extras of its rows. Included by bindings.cpp, after torch.
-#pragma once
-
+// What a plan does for the extras of its rows.
 #include "plan.h"
 
 namespace fusedopt {
 
 // Whether this param has a tensor of that kind.
-inline bool Plan::wants(const Row& row, const Source& source, int at) const {
+bool Plan::wants(const Row& row, const Source& source, int at) const {
   if (at >= kScaleTensor) return source.state[at - kScaleTensor] && is_coded(row.state_dtype[at - kScaleTensor]);
   return at == kAverageTensor || in_16_bits(*source.param);
 }
 
 // Finds the tensors that a row has beside its rule's, and notes those that have yet to be made.
-inline void Plan::read_attached(Row& row, Source& source, PyObject** found) {
+void Plan::read_attached(Row& row, Source& source, PyObject** found) {
   const Options& options = options_of(source);
   for (int n = 0; n < kNames - kPartnerNames; ++n) {
     PyObject* partner = found[kPartnerNames + n];
@@ -43,7 +41,7 @@ inline void Plan::read_attached(Row& row, Source& source, PyObject** found) {
   }
 }
 
-inline void Plan::attach(Source& source, int at, PyObject* value, const std::string& name) const {
+void Plan::attach(Source& source, int at, PyObject* value, const std::string& name) const {
   if (!THPVariable_Check(value)) fail(source, name + "is not a tensor");
   TensorImpl* tensor = unpack(value).unsafeGetTensorImpl();
   if (tensor->is_inference()) tensor->bump_version();  // which raises what torch raises
@@ -70,7 +68,7 @@ inline void Plan::attach(Source& source, int at, PyObject* value, const std::str
   source.attached_object[at] = value;
 }
 
-inline bool Plan::has_codes(const Row& row, const Source& source) const {
+bool Plan::has_codes(const Row& row, const Source& source) const {
   for (int k = 0; k < rule_->states; ++k)
     if (source.state[k] && is_coded(row.state_dtype[k])) return true;
   return false;
@@ -78,7 +76,7 @@ inline bool Plan::has_codes(const Row& row, const Source& source) const {
 
 // Whether states in codes lie in the order of the memory that the param has now. If not, as after
 // module.to(memory_format=...), they are brought into it.
-inline bool Plan::codes_in_order(const Row& row, const Source& source, PyObject* order) const {
+bool Plan::codes_in_order(const Row& row, const Source& source, PyObject* order) const {
   if (!has_codes(row, source)) return true;
   const TensorImpl* exact = exact_param(source);
   if (!order || !PyTuple_Check(order) || PyTuple_GET_SIZE(order) != exact->dim())
@@ -95,7 +93,7 @@ inline bool Plan::codes_in_order(const Row& row, const Source& source, PyObject*
 }
 
 // Gives row `at` its extras, if it has any.
-inline void Plan::outfit(size_t at) {
+void Plan::outfit(size_t at) {
   Row& row = rows_[at];
   Source& source = sources_[at];
   row.extras = nullptr;
@@ -119,7 +117,7 @@ inline void Plan::outfit(size_t at) {
 }
 
 // Makes what is missing of a row whose states exist by now.
-inline void Plan::make_attached(size_t i, py::dict& entry) {
+void Plan::make_attached(size_t i, py::dict& entry) {
   Source& source = sources_[i];
   const at::Tensor param = unpack(slots_[source.slot].param).detach();
   const Options& options = options_of(source);
@@ -150,28 +148,12 @@ inline void Plan::make_attached(size_t i, py::dict& entry) {
 }
 
 // The tensor that a row's param is computed from.
-inline TensorImpl* Plan::exact_param(const Source& source) const {
+TensorImpl* Plan::exact_param(const Source& source) const {
   TensorImpl* partner = source.attached[kPartnerTensor];
   return partner && options_of(source).pair == Pair::master ? partner : source.param;
 }
 
-inline bool Plan::attached_as_before(const Row& row, const Source& source) const {
-  if (!row.extras) return true;
-  for (int at = 0; at < kAttached; ++at) {
-    TensorImpl* before = source.attached[at];
-    if (!before) continue;
-    const TensorImpl* now = unpack(source.attached_object[at]).unsafeGetTensorImpl();
-    if (now != before || now->key_set() != source.keys || now->dtype() != source.attached_type[at]) return false;
-    if (at >= kScaleTensor
-            ? now->numel() != blocks_of(*source.param) || !now->is_contiguous()
-            : !equal(now->sizes(), source.param->sizes()) || !equal(now->strides(), source.param->strides()))
-      return false;
-    if (source.device != kHost && device_index(*now) != source.device) return false;
-  }
-  return true;
-}
-
-inline void Plan::refuse_leftover(const py::list& leftover) const {
+void Plan::refuse_leftover(const py::list& leftover) const {
   for (const py::handle one : leftover) {
     const auto [group, params] = one.cast<std::pair<int, py::list>>();
     if (!options_of(group).any()) continue;
@@ -184,7 +166,7 @@ inline void Plan::refuse_leftover(const py::list& leftover) const {
 }
 
 // What changes from step to step.
-inline void Plan::set_draws(double ema_decay) {
+void Plan::set_draws(double ema_decay) {
   if (!has_options_) return;
   cuda::Step& step = work_.step;
   step.key = stream(options_.seed, draws_);

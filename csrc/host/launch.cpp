@@ -1,13 +1,11 @@
-// The part of a step that is particular to CUDA. Included by bindings.cpp, after torch.
-#pragma once
-
+// The part of a step that is particular to CUDA.
 #include "../cuda/factored.h"
-#include "collect.h"
+#include "plan.h"
 
 namespace fusedopt {
 
 // Looks at every device that the step will use. Throws if it cannot take place there.
-inline void Plan::make_ready(const py::object& optimizer) {
+void Plan::make_ready(const py::object& optimizer) {
   capturing_ = false;
   bool on_host = false;
   for (const Pass& pass : passes_) {
@@ -48,7 +46,7 @@ inline void Plan::make_ready(const py::object& optimizer) {
 // Reads found_inf and grad_scale where the host must know them: to step params on the CPU or leave some to torch, and
 // to make no states in a step that is none. That waits for the device, but not in steady state. Returns whether to
 // skip.
-inline bool Plan::settle_scaling(bool leftover) {
+bool Plan::settle_scaling(bool leftover) {
   bool host = leftover || (!new_states_.empty() && !capturing_) || rule_->indexed;
   for (const Pass& pass : passes_) host = host || pass.device == kHost;
   if (host && grad_scale_.defined()) {
@@ -63,7 +61,7 @@ inline bool Plan::settle_scaling(bool leftover) {
 
 // Whether a param's counters belong on its device: where torch has them there, where the host cannot know whether a
 // step takes place, and where one of them is there already, since loading a checkpoint moves all but `step`.
-inline bool Plan::counts_on_device(const Source& source) const {
+bool Plan::counts_on_device(const Source& source) const {
   if (source.device == kHost || rule_->indexed) return false;
   bool one = found_inf_.defined() || device_counters_ || groups_[slots_[source.slot].group].device_counters;
   for (int c = 0; c < rule_->counters; ++c) one = one || source.before[c].device;
@@ -71,7 +69,7 @@ inline bool Plan::counts_on_device(const Source& source) const {
 }
 
 // Counters from a checkpoint, or from steps without a GradScaler, come to the param's device.
-inline void Plan::move_counters() {
+void Plan::move_counters() {
   bool wanted = found_inf_.defined() || device_counters_ || rule_->counters > 1;
   for (const Group& group : groups_) wanted = wanted || group.device_counters;
   if (!wanted || rule_->counters == 0 || rule_->indexed) return;
@@ -96,14 +94,13 @@ inline void Plan::move_counters() {
   }
 }
 
-inline void Plan::give_groups(cuda::Step& step) const {
+void Plan::give_groups(cuda::Step& step) const {
   step.rule = rule_;
   step.groups.clear();
   for (const Group& group : groups_) step.groups.push_back({group.hypers.data(), group.sign});
 }
 
-inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, const Work& work,
-                                          std::list<DeviceTable>& captured) {
+Plan::DeviceTable& Plan::table_for(const cuda::Place& place, const Work& work, std::list<DeviceTable>& captured) {
   // A table belongs to one stream: its memory is used in the order in which torch's allocator knows it.
   constexpr size_t kKept = 16;
   if (!capturing_) {
@@ -128,7 +125,7 @@ inline Plan::DeviceTable& Plan::table_for(const cuda::Place& place, const Work& 
   return table;
 }
 
-inline const at::Tensor& Plan::skip_flag(int device) {
+const at::Tensor& Plan::skip_flag(int device) {
   for (const at::Tensor& flag : skip_flags_)
     if (flag.device() == torch_device(device)) return flag;
   const OffCapture off(device);
@@ -136,7 +133,7 @@ inline const at::Tensor& Plan::skip_flag(int device) {
 }
 
 // A number of GradScaler's on a device, and the tensor that holds it there.
-inline at::Tensor Plan::bring(const at::Tensor& tensor, int device, Number& number) const {
+at::Tensor Plan::bring(const at::Tensor& tensor, int device, Number& number) const {
   number = {};
   if (!tensor.defined()) return at::Tensor();
   const at::Tensor copy = tensor.to(torch_device(device), /*non_blocking=*/true);
@@ -146,13 +143,13 @@ inline at::Tensor Plan::bring(const at::Tensor& tensor, int device, Number& numb
 }
 
 // Where a device says whether this step was skipped.
-inline uint32_t* Plan::tell_skipped(int device) {
+uint32_t* Plan::tell_skipped(int device) {
   skipped_there_ = skip_flag(device);
   return static_cast<uint32_t*>(data_of(*skipped_there_.unsafeGetTensorImpl()));
 }
 
 // Steps rows on a CUDA device.
-inline void Plan::launch(Work& work, int device) {
+void Plan::launch(Work& work, int device) {
   const OnDevice guard(device);
   const cuda::Place place = {device, current_stream(device)};
   cuda::Step& step = work.step;
@@ -182,7 +179,7 @@ inline void Plan::launch(Work& work, int device) {
   tables_.splice(tables_.end(), captured);
 }
 
-inline void Plan::refresh(py::object optimizer) {
+void Plan::refresh(py::object optimizer) {
   const Ref groups = optimizer.attr("param_groups");
   read_groups(groups.ptr());
   cuda::Step step;
@@ -206,7 +203,7 @@ inline void Plan::refresh(py::object optimizer) {
   }
 }
 
-inline py::object Plan::skipped() const {
+py::object Plan::skipped() const {
   if (!skipped_there_.defined()) return py::bool_(skipped_);
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(skipped_there_));
 }

@@ -1,13 +1,12 @@
 // Rows of rules that step what a sparse gradient holds: its values stand for the gradient, and an index tells whose
-// they are. Included by bindings.cpp, after torch.
-#pragma once
-
-#include "extras.h"
+// they are.
+#include "plan.h"
 
 namespace fusedopt {
+namespace {
 
 // Which of the param's slices, all of one width and one after the other, each value of a coalesced gradient is for.
-inline at::Tensor slices_of(const at::Tensor& grad, c10::IntArrayRef sizes) {
+at::Tensor slices_of(const at::Tensor& grad, c10::IntArrayRef sizes) {
   const at::Tensor indices = grad._indices();
   if (grad.sparse_dim() == 1) return indices.select(0, 0).contiguous();
   at::Tensor slices = at::zeros({indices.size(1)}, indices.options());
@@ -16,7 +15,7 @@ inline at::Tensor slices_of(const at::Tensor& grad, c10::IntArrayRef sizes) {
 }
 
 // A sparse tensor may be made without a check of its indices.
-inline bool indices_fit(const at::Tensor& grad, c10::IntArrayRef sizes) {
+bool indices_fit(const at::Tensor& grad, c10::IntArrayRef sizes) {
   const at::Tensor indices = grad._indices().contiguous();
   const int64_t* index = indices.const_data_ptr<int64_t>();
   for (int64_t d = 0; d < grad.sparse_dim(); ++d)
@@ -25,7 +24,9 @@ inline bool indices_fit(const at::Tensor& grad, c10::IntArrayRef sizes) {
   return true;
 }
 
-inline Plan::Found Plan::collect_slices(Row& row, Source& source) {
+}  // namespace
+
+Plan::Found Plan::collect_slices(Row& row, Source& source) {
   TensorImpl *param = source.param, *grad = source.grad;
   if (!plain(*param) || dispatches_to_python(*grad) || grad->is_inference() || is_complex(*param) ||
       !param->is_contiguous()) {
@@ -72,7 +73,7 @@ inline Plan::Found Plan::collect_slices(Row& row, Source& source) {
 }
 
 // False if an operand's slices do not lie one after the other.
-inline bool Plan::lay_out_slices(Row& row, Source& source) {
+bool Plan::lay_out_slices(Row& row, Source& source) {
   row.layout = nullptr;
   source.settled = false;
   const auto contiguous = [](const TensorImpl* tensor) { return !tensor || tensor->is_contiguous(); };

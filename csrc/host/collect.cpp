@@ -1,13 +1,43 @@
-// How a plan finds and checks one param with its gradient and states. Included by bindings.cpp, after torch.
-#pragma once
-
-#include "extras.h"
+// How a plan finds and checks one param with its gradient and states.
+#include "plan.h"
 
 namespace fusedopt {
 
+void Plan::read_counts(Source& source) const {
+  for (int c = 0; c < rule_->counters; ++c) {
+    Number& before = source.before[c];
+    if (!source.counter[c]) {
+      before = {PyLong_AsDouble(source.counter_object[c])};
+      if (PyErr_Occurred()) throw py::error_already_set();
+      continue;
+    }
+    const bool wide = is_double(*source.counter[c]);
+    if (source.device != kHost && number_on_device(*source.counter[c]))
+      before = {0, source.count[c], wide ? Dtype::f64 : Dtype::f32};
+    else
+      before = {wide ? *static_cast<double*>(source.count[c]) : *static_cast<float*>(source.count[c])};
+  }
+}
+
+bool Plan::attached_as_before(const Row& row, const Source& source) const {
+  if (!row.extras) return true;
+  for (int at = 0; at < kAttached; ++at) {
+    TensorImpl* before = source.attached[at];
+    if (!before) continue;
+    const TensorImpl* now = unpack(source.attached_object[at]).unsafeGetTensorImpl();
+    if (now != before || now->key_set() != source.keys || now->dtype() != source.attached_type[at]) return false;
+    if (at >= kScaleTensor
+            ? now->numel() != blocks_of(*source.param) || !now->is_contiguous()
+            : !equal(now->sizes(), source.param->sizes()) || !equal(now->strides(), source.param->strides()))
+      return false;
+    if (source.device != kHost && device_index(*now) != source.device) return false;
+  }
+  return true;
+}
+
 // Whether all that stands behind row `at` is as it was when the row was made; then only the addresses are read anew.
 // Most steps are that for all rows, so this is what a step costs: some 500 instructions a param.
-inline bool Plan::settled(int slot, size_t at) {
+bool Plan::settled(int slot, size_t at) {
   Source& source = sources_[at];
   if (!source.settled || source.slot != slot) return false;
   const Slot& its = slots_[slot];
@@ -62,7 +92,7 @@ inline bool Plan::settled(int slot, size_t at) {
 }
 
 // Makes row `at` of a slot.
-inline Plan::Found Plan::collect(int slot, size_t at) {
+Plan::Found Plan::collect(int slot, size_t at) {
   TensorImpl* param = unpack(slots_[slot].param).unsafeGetTensorImpl();
   const at::Tensor& grad_tensor = param->grad();
   if (!grad_tensor.defined()) return Found::nothing;
@@ -132,7 +162,7 @@ inline Plan::Found Plan::collect(int slot, size_t at) {
 }
 
 // Says where a row's operands lie; whether that is elsewhere than before.
-inline bool Plan::address(Row& row, const Source& source) const {
+bool Plan::address(Row& row, const Source& source) const {
   if (row.numel == 0) return false;
   const int complex = is_complex(*source.param) ? 2 : 1;
   bool changed = false;
@@ -159,7 +189,7 @@ inline bool Plan::address(Row& row, const Source& source) const {
   return changed;
 }
 
-inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
+const Plan::Signature* Plan::signature_of(PyObject* dict) {
   Signature signature;
   PyObject *key, *value;
   for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) {
@@ -178,7 +208,7 @@ inline const Plan::Signature* Plan::signature_of(PyObject* dict) {
 }
 
 // Leftover where torch's own step has to make sense of the counter.
-inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
+Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
   const auto name = [&] { return std::string("its state '") + rule_->counter_names[c] + "' "; };
   source.counter_object[c] = value;
   // Where torch counts in Python.
@@ -200,7 +230,7 @@ inline Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
   return Found::row;
 }
 
-inline Plan::Found Plan::read_state(Row& row, Source& source) {
+Plan::Found Plan::read_state(Row& row, Source& source) {
   Slot& slot = slots_[source.slot];
   PyObject* found[kOwn + kNames] = {};
   const Options& options = options_of(source);
@@ -291,7 +321,7 @@ inline Plan::Found Plan::read_state(Row& row, Source& source) {
 }
 
 // The layout of a row, where its operands are not all dense in one order. False if it has too many dimensions.
-inline bool Plan::lay_out(Row& row, Source& source) {
+bool Plan::lay_out(Row& row, Source& source) {
   if (rule_->indexed) return lay_out_slices(row, source);
   if (rule_->factored) return lay_out_factored(row, source);
   row.layout = nullptr;
@@ -329,65 +359,6 @@ inline bool Plan::lay_out(Row& row, Source& source) {
   for (int o = 0; o < count; ++o) std::copy_n(merged.stride[o], merged.dims, layout.stride[slots[o]]);
   row.layout = &layout;
   return true;
-}
-
-// Brings rows that step together side by side, those of one wave and one device, and notes which need states.
-inline void Plan::find_passes() {
-  const auto pass = [&](size_t i) { return std::make_pair(slots_[sources_[i].slot].wave, sources_[i].device); };
-  bool sorted = true;
-  for (size_t i = 1; sorted && i < count_; ++i) sorted = pass(i - 1) <= pass(i);
-  if (!sorted) {
-    std::vector<size_t> index(count_);
-    for (size_t i = 0; i < count_; ++i) index[i] = i;
-    std::stable_sort(index.begin(), index.end(), [&](size_t a, size_t b) { return pass(a) < pass(b); });
-    const std::vector<Row> rows = rows_;
-    const std::vector<Source> sources = sources_;
-    const std::vector<Extras> extras = extras_;
-    for (size_t i = 0; i < count_; ++i) {
-      rows_[i] = rows[index[i]];
-      sources_[i] = sources[index[i]];
-      extras_[i] = extras[index[i]];
-      if (rows_[i].extras) rows_[i].extras = &extras_[i];
-    }
-  }
-  passes_.clear();
-  new_states_.clear();
-  for (size_t i = 0; i < count_; ++i) {
-    if (i == 0 || pass(i - 1) != pass(i)) passes_.push_back({i, i, pass(i).first, pass(i).second});
-    passes_.back().last = i + 1;
-    if (sources_[i].first || sources_[i].missing) new_states_.push_back(i);
-  }
-}
-
-// Fills rows_ and sources_ with what the engine steps, and returns the rest as [(group index, [params])].
-inline py::list Plan::collect_all() {
-  const int slots = static_cast<int>(slots_.size());
-  // A dispatch mode (FakeTensorMode, make_fx, a flop counter) must see operations, so torch's path takes all.
-  const bool observed = c10::impl::TorchDispatchModeTLS::any_modes_set();
-  const size_t before = count_;
-  count_ = 0;
-  layouts_.clear();  // rows that have one are made anew in every step
-  py::list leftover, params;
-  int group = -1;
-  for (int slot = 0; slot < slots; ++slot) {
-    Found found = observed ? Found::leftover : settled(slot, count_) ? Found::row : collect(slot, count_);
-    if (observed && !unpack(slots_[slot].param).unsafeGetTensorImpl()->grad().defined()) found = Found::nothing;
-    if (found == Found::row) ++count_;
-    if (found != Found::leftover) continue;
-    if (slots_[slot].group != group) {
-      group = slots_[slot].group;
-      params = py::list();
-      leftover.append(py::make_tuple(group, params));
-    }
-    params.append(borrow(slots_[slot].param));
-  }
-  rows_changed_ = rows_changed_ || count_ != before;
-  if (rows_changed_) {
-    ++rows_version_;
-    find_passes();
-    rows_changed_ = false;
-  }
-  return leftover;
 }
 
 }  // namespace fusedopt

@@ -1,27 +1,22 @@
-// The gradients of a list of params as Python hands it over: their norm, and their scaling. Included by bindings.cpp,
-// after torch.
-#pragma once
-
-#include <deque>
-#include <unordered_map>
-
+// The gradients of a list of params as Python hands it over: their norm, and their scaling.
 #include "../cpu/norm_engine.h"
 #include "../cuda/norm.h"
+#include "bind.h"
 #include "group.h"
 
 namespace fusedopt {
 
-inline NormOrder norm_order(double p) {
+namespace {
+
+NormOrder norm_order(double p) {
   if (!(p > 0)) throw py::value_error("norm_type is " + std::to_string(p) + "; give a positive number or inf");
   const Term term = p == 2 ? Term::square : p == 1 ? Term::absolute : std::isinf(p) ? Term::largest : Term::power;
   return {term, p};
 }
 
-inline py::object to_python(const at::Tensor& tensor) {
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
-}
+py::object to_python(const at::Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); }
 
-inline at::Tensor scalar(double value, at::ScalarType dtype) {
+at::Tensor scalar(double value, at::ScalarType dtype) {
   const at::Tensor tensor = at::empty({}, at::TensorOptions(at::kCPU).dtype(dtype));
   if (dtype == at::kDouble)
     *tensor.mutable_data_ptr<double>() = value;
@@ -31,7 +26,7 @@ inline at::Tensor scalar(double value, at::ScalarType dtype) {
 }
 
 // A number for a kernel on `device`; `keep` holds it there.
-inline Number number_for(int device, const py::object& value, const std::string& what, at::Tensor& keep) {
+Number number_for(int device, const py::object& value, const std::string& what, at::Tensor& keep) {
   Number number = to_number(value.ptr(), what);
   if (!number.device) return number;
   keep = unpack(value.ptr());
@@ -247,8 +242,7 @@ class Grads {
 
 // (norm, coefficient, divisor) of clip.h, where the total is: on the host a tensor and two numbers, on a device three
 // tensors. `scale` is what gradients are to be divided by first, or None.
-inline py::tuple clip_of(const py::object& total_object, double p, const py::object& scale, double max_norm,
-                         bool wide) {
+py::tuple clip_of(const py::object& total_object, double p, const py::object& scale, double max_norm, bool wide) {
   if (!THPVariable_Check(total_object.ptr())) throw py::type_error("the total is not a tensor");
   const at::Tensor& total = unpack(total_object.ptr());
   if (total.scalar_type() != at::kDouble || total.numel() != 1 || !plain(*total.unsafeGetTensorImpl()))
@@ -274,7 +268,9 @@ inline py::tuple clip_of(const py::object& total_object, double p, const py::obj
   return py::make_tuple(to_python(norm), to_python(numbers.select(0, 0)), to_python(numbers.select(0, 1)));
 }
 
-inline void bind_norm(py::module_& m) {
+}  // namespace
+
+void bind_clipping(py::module_& m) {
   py::class_<Grads>(m, "Grads", py::module_local(), "The gradients of a list of params: their norm and their scaling.")
       .def(py::init<py::object, bool>(), py::arg("params"), py::arg("values") = false)
       .def_property_readonly("leftover", &Grads::leftover)

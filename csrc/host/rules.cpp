@@ -1,15 +1,17 @@
-// Rules from shared objects. Included by bindings.cpp, after torch.
-#pragma once
+// Rules from shared objects.
+#include "../cpu/engine.h"
+#include "../cuda/engine.h"
+#include "../rules/rule.h"
+#include "bind.h"
+#include "torch.h"
 
 #include <dlfcn.h>
 
-#include "../cpu/engine.h"
-#include "../cuda/engine.h"
-
 namespace fusedopt {
+namespace {
 
 // The names of a rule's states, and what kind of number each is.
-inline py::dict kinds_of(const Rule& rule) {
+py::dict kinds_of(const Rule& rule) {
   const auto name = [](Kind kind) {
     switch (kind) {
       case Kind::average:
@@ -31,7 +33,7 @@ inline py::dict kinds_of(const Rule& rule) {
   return kinds;
 }
 
-inline py::dict describe(const Rule& rule) {
+py::dict describe(const Rule& rule) {
   const auto strings = [](const char* const* names, int n) { return std::vector<std::string>(names, names + n); };
   py::dict entry;
   entry["hypers"] = strings(rule.hyper_names, rule.hypers);
@@ -46,7 +48,7 @@ inline py::dict describe(const Rule& rule) {
 }
 
 // Adds the rule of a shared object, which stays loaded, and says what it needs.
-inline py::dict load_rule(const std::string& path) {
+py::dict load_rule(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) throw std::runtime_error(dlerror());
   const auto entry = reinterpret_cast<decltype(&fusedopt_plugin)>(dlsym(library, "fusedopt_plugin"));
@@ -63,6 +65,36 @@ inline py::dict load_rule(const std::string& path) {
     if (plugin->kernels) cuda::add_kernels(*plugin->kernels);
   }
   return describe(rule);
+}
+
+}  // namespace
+
+void bind_rules(py::module_& m) {
+  m.def("rules", [] {
+    int count = 0;
+    const Rule* rules = cpu::chosen_isa().rules(count);
+    py::dict result;
+    for (int i = 0; i < count; ++i) result[rules[i].name] = describe(rules[i]);
+    result[cpu::factored_rule().name] = describe(cpu::factored_rule());
+    return result;
+  });
+  m.def("load_rule", &load_rule, py::arg("path"));
+  m.def(
+      "counters",
+      [](const std::string& name) {
+        const Rule* rule = cpu::find_rule(name);
+        if (!rule) throw py::value_error("no rule is named '" + name + "'");
+        return std::vector<std::string>(rule->counter_names, rule->counter_names + rule->counters);
+      },
+      py::arg("rule"), "The per-param counters of any rule, one from a shared object included.");
+  m.def(
+      "states",
+      [](const std::string& name) {
+        const Rule* rule = cpu::find_rule(name);
+        if (!rule) throw py::value_error("no rule is named '" + name + "'");
+        return kinds_of(*rule);
+      },
+      py::arg("rule"), "The names of any rule's states and their kinds, one from a shared object included.");
 }
 
 }  // namespace fusedopt

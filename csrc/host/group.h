@@ -1,10 +1,5 @@
-// A param group's hyper-parameters, read from its dict at every step. Included by bindings.cpp, after torch.
+// A param group's hyper-parameters, read from its dict at every step.
 #pragma once
-
-#include <array>
-#include <cmath>
-#include <string>
-#include <vector>
 
 #include "options.h"
 

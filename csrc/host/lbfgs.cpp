@@ -1,13 +1,14 @@
 // L-BFGS's sweeps as Python calls them: params and gradients in their tensors, everything else as flat tensors. Each
-// call looks at all of them anew and writes nothing if one does not fit. Included by bindings.cpp, after torch.
-#pragma once
-
+// call looks at all of them anew and writes nothing if one does not fit.
 #include "../cpu/history_engine.h"
 #include "../cuda/history.h"
 #include "../gram.h"
+#include "bind.h"
 #include "device.h"
 
 namespace fusedopt::history {
+
+namespace {
 
 // Tensors as one vector, all of one real dtype and on one device.
 class Parts {
@@ -104,18 +105,18 @@ class Parts {
   bool known_ = false;  // the two
 };
 
-inline TensorImpl* impl_of(py::handle tensor) {
+TensorImpl* impl_of(py::handle tensor) {
   if (!THPVariable_Check(tensor.ptr())) throw py::type_error("a tensor is wanted here");
   return unpack(tensor.ptr()).unsafeGetTensorImpl();
 }
 
-inline bool add_params(Parts& parts, const py::list& params, bool written) {
+bool add_params(Parts& parts, const py::list& params, bool written) {
   for (const py::handle param : params)
     if (!parts.add(impl_of(param), written)) return false;
   return true;
 }
 
-inline bool add_grads(Parts& parts, const py::list& params) {
+bool add_grads(Parts& parts, const py::list& params) {
   for (const py::handle handle : params) {
     TensorImpl* param = impl_of(handle);
     const at::Tensor& grad = param->grad();
@@ -131,7 +132,7 @@ inline bool add_grads(Parts& parts, const py::list& params) {
   return true;
 }
 
-inline bool is_flat(const TensorImpl& tensor, const Parts& parts) {
+bool is_flat(const TensorImpl& tensor, const Parts& parts) {
   Dtype dtype;
   return plain(tensor) && storage_of(tensor, dtype) && dtype == parts.dtype() && !fusedopt::is_complex(tensor) &&
          device_index(tensor) == parts.device() && tensor.dim() == 1 && tensor.numel() == parts.numel() &&
@@ -139,7 +140,7 @@ inline bool is_flat(const TensorImpl& tensor, const Parts& parts) {
 }
 
 // How many real numbers the params hold; -1 if the engines have no place for them, or for one of the flat tensors.
-inline int64_t fits(const py::list& params, const py::list& flats) {
+int64_t fits(const py::list& params, const py::list& flats) {
   Parts parts;
   if (params.empty() || !add_params(parts, params, true)) return -1;
   for (const py::handle flat : flats)
@@ -148,7 +149,7 @@ inline int64_t fits(const py::list& params, const py::list& flats) {
 }
 
 // Whether all gradients are such as the sweeps can read.
-inline bool grads_fit(const py::list& params) {
+bool grads_fit(const py::list& params) {
   Parts both;
   return add_params(both, params, false) && add_grads(both, params);
 }
@@ -242,8 +243,8 @@ class Sweep {
 };
 
 // The results of history::Products.
-inline std::vector<double> products(const py::list& params, const py::object& grad, const py::object& previous,
-                                    const py::object& direction, double t, const py::list& vectors) {
+std::vector<double> products(const py::list& params, const py::object& grad, const py::object& previous,
+                             const py::object& direction, double t, const py::list& vectors) {
   Sweep sweep(params, grad);
   std::vector<const void*> list;
   for (const py::handle vector : vectors) list.push_back(sweep.read(py::reinterpret_borrow<py::object>(vector)));
@@ -258,9 +259,9 @@ inline std::vector<double> products(const py::list& params, const py::object& gr
 }
 
 // The results of history::Direction; dirs and steps are lists of (vector, factor).
-inline std::vector<double> direction(const py::list& params, const py::object& grad, const py::object& previous,
-                                     const py::object& direction, const py::object& y, const py::object& s, double t,
-                                     const py::list& dirs, const py::list& steps, double scale) {
+std::vector<double> direction(const py::list& params, const py::object& grad, const py::object& previous,
+                              const py::object& direction, const py::object& y, const py::object& s, double t,
+                              const py::list& dirs, const py::list& steps, double scale) {
   Sweep sweep(params, grad);
   const auto terms = [&](const py::list& given) {
     std::vector<Term> list;
@@ -286,7 +287,7 @@ inline std::vector<double> direction(const py::list& params, const py::object& g
   return sweep.sum(job, job.kResults, cpu::direction, cuda::direction);
 }
 
-inline void move(const py::list& params, const py::object& direction, double t, const py::object& origin, bool fetch) {
+void move(const py::list& params, const py::object& direction, double t, const py::object& origin, bool fetch) {
   Sweep sweep(params);
   const Move job = {sweep.numel(), sweep.scattered(), sweep.read(direction), t, sweep.write(origin), fetch};
   sweep.run(
@@ -294,7 +295,7 @@ inline void move(const py::list& params, const py::object& direction, double t, 
       [&](const cuda::Place& place) { cuda::move(job, sweep.wide(), place); });
 }
 
-inline void gather(const py::list& params, const py::object& out) {
+void gather(const py::list& params, const py::object& out) {
   Sweep sweep(params, py::none());
   const Gather job = {sweep.numel(), sweep.scattered(), sweep.write(out)};
   sweep.run(
@@ -302,7 +303,14 @@ inline void gather(const py::list& params, const py::object& out) {
       [&](const cuda::Place& place) { cuda::gather(job, sweep.wide(), place); });
 }
 
-inline void bind(py::module_& m) {
+}  // namespace
+
+}  // namespace fusedopt::history
+
+namespace fusedopt {
+
+void bind_lbfgs(py::module_& m) {
+  using namespace history;
   py::class_<Gram>(m, "Gram", py::module_local(), "The inner products of an L-BFGS history, and the recursion on them.")
       .def(py::init<>())
       .def("__len__", &Gram::pairs)
@@ -328,4 +336,4 @@ inline void bind(py::module_& m) {
   m.def("lbfgs_gather", &gather, py::arg("params"), py::arg("out"));
 }
 
-}  // namespace fusedopt::history
+}  // namespace fusedopt

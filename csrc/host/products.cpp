@@ -1,11 +1,9 @@
 // Steps with products of matrices in them (Muon): the rule writes matrices, torch multiplies those of one shape
-// together, and a second rule applies what comes out. Included by bindings.cpp, after torch.
+// together, and a second rule applies what comes out.
 //
 // A row is divided for it: its gradient and states belong to the first pass, its param and what hangs on that to the
 // second.
-#pragma once
-
-#include "run.h"
+#include "plan.h"
 
 namespace fusedopt {
 
@@ -17,7 +15,7 @@ struct Plan::Batch {
   double ratio = 1;
 };
 
-inline std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
+std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
   std::vector<Batch> batches;
   std::vector<std::pair<const TensorImpl*, bool>> like;
   for (size_t i = pass.first; i < pass.last; ++i) {
@@ -49,7 +47,7 @@ inline std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
   return batches;
 }
 
-inline void Plan::multiply(Batch& batch) {
+void Plan::multiply(Batch& batch) {
   const auto made = products_
                         ->multiply(borrow(PySequence_Fast_GET_ITEM(group_list_, batch.group)),
                                    py::reinterpret_steal<py::object>(THPVariable_Wrap(batch.matrices)))
@@ -58,7 +56,7 @@ inline void Plan::multiply(Batch& batch) {
   batch.ratio = made[1].cast<double>();
 }
 
-inline void Plan::run_with_products(const Pass& pass) {
+void Plan::run_with_products(const Pass& pass) {
   std::vector<Batch> batches = batches_of(pass);
   std::vector<Row> rows;
   std::deque<Extras> extras;

@@ -1,7 +1,7 @@
-// Python objects as the bindings hold them. Included by bindings.cpp, after torch.
+// Python objects as the bindings hold them.
 #pragma once
 
-#include <cstdint>
+#include "torch.h"
 
 namespace fusedopt {
 

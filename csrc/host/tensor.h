@@ -1,10 +1,7 @@
-// What a plan needs to know of a tensor, read from the live object at every step. Included by bindings.cpp, after
-// torch.
+// What a plan needs to know of a tensor, read from the live object at every step.
 #pragma once
 
-#include <algorithm>
-#include <sstream>
-#include <string>
+#include "torch.h"
 
 #include "../step.h"
 

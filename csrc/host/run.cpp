@@ -1,8 +1,6 @@
-// The second half of a plan: making states, and the step itself. Included by bindings.cpp, after torch.
-#pragma once
-
-#include "launch.h"
-#include "slices.h"
+// The second half of a plan: making states, and the step itself.
+#include "bind.h"
+#include "plan.h"
 
 namespace fusedopt {
 
@@ -44,7 +42,7 @@ class NewEntries {
 };
 
 // The rule's states and counters of a new row.
-inline void Plan::make_own(size_t i, py::dict& entry) {
+void Plan::make_own(size_t i, py::dict& entry) {
   const at::ScalarType default_dtype = at::get_default_dtype_as_scalartype() == at::kDouble ? at::kDouble : at::kFloat;
   Row& row = rows_[i];
   Source& source = sources_[i];
@@ -93,7 +91,7 @@ inline void Plan::make_own(size_t i, py::dict& entry) {
 }
 
 // New states are complete before the first of them is entered.
-inline void Plan::make_states(NewEntries& new_entries) {
+void Plan::make_states(NewEntries& new_entries) {
   if (new_states_.empty()) return;
   std::unordered_map<PyObject*, size_t> made;  // a param listed twice has one state
   std::vector<std::pair<PyObject*, Ref>> entries;
@@ -120,24 +118,8 @@ inline void Plan::make_states(NewEntries& new_entries) {
     new_entries.enter(borrow(slots_[sources_[made[param]].slot].state), param, entry);
 }
 
-inline void Plan::read_counts(Source& source) const {
-  for (int c = 0; c < rule_->counters; ++c) {
-    Number& before = source.before[c];
-    if (!source.counter[c]) {
-      before = {PyLong_AsDouble(source.counter_object[c])};
-      if (PyErr_Occurred()) throw py::error_already_set();
-      continue;
-    }
-    const bool wide = is_double(*source.counter[c]);
-    if (source.device != kHost && number_on_device(*source.counter[c]))
-      before = {0, source.count[c], wide ? Dtype::f64 : Dtype::f32};
-    else
-      before = {wide ? *static_cast<double*>(source.count[c]) : *static_cast<float*>(source.count[c])};
-  }
-}
-
 // Gives a counter that is a Python number its next value, in all rows of a param that is listed twice.
-inline void Plan::count_in_python(size_t i, int c, double value) {
+void Plan::count_in_python(size_t i, int c, double value) {
   const Slot& slot = slots_[sources_[i].slot];
   const Ref dict = slot.state ? borrow(slot.state) : Ref(borrow(state_of_all_)[borrow(slot.param)]);
   dict[keys_[rule_->states + c].name] = py::int_(static_cast<int64_t>(value));
@@ -146,7 +128,7 @@ inline void Plan::count_in_python(size_t i, int c, double value) {
       sources_[k].counter_object[c] = PyDict_GetItem(dict.ptr(), keys_[rule_->states + c].name.ptr());
 }
 
-inline void Plan::write_counts(const Pass& pass) {
+void Plan::write_counts(const Pass& pass) {
   for (size_t i = pass.first; i < pass.last; ++i) {
     const Source& source = sources_[i];
     for (int c = 0; c < rule_->counters; ++c) {
@@ -164,7 +146,7 @@ inline void Plan::write_counts(const Pass& pass) {
 
 // prepare() once for each run of rows with the same hyper-parameters and counters, which is nearly always all of them.
 // Where a device has the counters it does this, too.
-inline void Plan::prepare_rows(const Pass& pass) {
+void Plan::prepare_rows(const Pass& pass) {
   std::vector<cuda::Entry>& entries = work_.step.entries;
   entries.clear();
   work_.prepared.clear();
@@ -201,7 +183,7 @@ inline void Plan::prepare_rows(const Pass& pass) {
 
 // Whether clearing one gradient could change what another param still has to read: gradients that share memory, and
 // expanded ones.
-inline bool Plan::grads_overlap() const {
+bool Plan::grads_overlap() const {
   std::vector<std::pair<const char*, const char*>> ranges;
   for (size_t i = 0; i < count_; ++i) {
     const TensorImpl& grad = *sources_[i].grad;
@@ -217,7 +199,7 @@ inline bool Plan::grads_overlap() const {
 }
 
 // Tells autograd of the writes.
-inline void Plan::bump_versions() const {
+void Plan::bump_versions() const {
   for (size_t i = 0; i < count_; ++i) {
     const Source& source = sources_[i];
     source.param->bump_version();
@@ -231,33 +213,8 @@ inline void Plan::bump_versions() const {
   }
 }
 
-// Calls f while other Python threads may run, if that is worth it; what they could free is held.
-template <class F>
-void Plan::without_gil(int64_t work, F&& f) {
-  constexpr int64_t kReleaseGil = 1 << 21;
-  if (work < kReleaseGil) return f();
-  std::vector<c10::intrusive_ptr<TensorImpl>> held;
-  const auto hold = [&](TensorImpl* impl) {
-    if (impl) held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
-  };
-  for (size_t i = 0; i < count_; ++i) {
-    hold(sources_[i].param);
-    hold(sources_[i].grad);
-    for (TensorImpl* state : sources_[i].state) hold(state);
-    for (TensorImpl* counter : sources_[i].counter) hold(counter);
-    for (TensorImpl* tensor : sources_[i].attached) hold(tensor);
-  }
-  struct Busy {
-    bool& flag;
-    explicit Busy(bool& flag) : flag(flag) { flag = true; }
-    ~Busy() { flag = false; }
-  } const busy(busy_);
-  const py::gil_scoped_release release;
-  f();
-}
-
 // Steps rows on the CPU.
-inline void Plan::sweep(const Work& work, Row* first, Row* last) {
+void Plan::sweep(const Work& work, Row* first, Row* last) {
   int64_t total = 0;
   for (Row* row = first; row < last; ++row) {
     row->work_end = total += row->numel + cpu::kRowOverhead;
@@ -266,14 +223,14 @@ inline void Plan::sweep(const Work& work, Row* first, Row* last) {
   without_gil(total, [&] { cpu::sweep(*work.step.rule, first, last, at::get_num_threads()); });
 }
 
-inline void Plan::run(Work& work, Row* first, Row* last, int device) {
+void Plan::run(Work& work, Row* first, Row* last, int device) {
   if (device == kHost) return sweep(work, first, last);
   work.step.first = first;
   work.step.last = last;
   launch(work, device);
 }
 
-inline void Plan::run() {
+void Plan::run() {
   for (const Pass& pass : passes_) {
     if (pass.wave > 0)
       for (size_t i = pass.first; i < pass.last; ++i) read_counts(sources_[i]);
@@ -293,7 +250,7 @@ inline void Plan::run() {
   bump_versions();
 }
 
-inline py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad) {
+py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad) {
   if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
   rule_ = find(rule_name_);
   if (products_) products_->after = find(products_->after->name);
@@ -373,6 +330,28 @@ inline py::object Plan::step(py::object optimizer, bool engine_only, py::object 
   if (count_ > 0) ++draws_;
   new_entries.keep();
   return py::none();
+}
+
+void bind_plan(py::module_& m) {
+  py::class_<Plan>(m, "Plan", py::module_local(), "A rule bound to one optimizer's params, checked and run by step().")
+      .def(py::init<std::string, py::dict, bool, py::dict>(), py::arg("rule"), py::arg("defaults"),
+           py::arg("device_counters") = false, py::arg("options") = py::dict())
+      .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false, py::arg("divisor") = py::none(),
+           py::arg("clears_grad") = false)
+      .def_property("draws", &Plan::draws, &Plan::set_draws_done)
+      .def_property("first_slot", &Plan::first_slot, &Plan::set_first_slot)
+      .def_property_readonly("shares_grads", &Plan::shares_grads)
+      .def("refresh", &Plan::refresh, py::arg("optimizer"))
+      .def_property_readonly("skipped", &Plan::skipped)
+      // A copied optimizer starts with a plan of its own.
+      .def(py::pickle(
+          [](const Plan& plan) {
+            return py::make_tuple(plan.rule_name(), plan.defaults(), plan.device_counters(), plan.options());
+          },
+          [](const py::tuple& made) {
+            return Plan(made[0].cast<std::string>(), made[1].cast<py::dict>(), made[2].cast<bool>(),
+                        made[3].cast<py::dict>());
+          }));
 }
 
 }  // namespace fusedopt

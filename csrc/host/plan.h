@@ -1,17 +1,12 @@
 // The plan: an optimizer's params, gradients and states, found and checked at every step without hashing and without
-// Python code, and handed to an engine as rows. Included by bindings.cpp, after torch.
+// Python code, and handed to an engine as rows.
 //
 // A plan owns nothing of the user's. It remembers addresses, compares them, and re-reads every fact from the live
 // object behind an address that matched, so it cannot be stale and keeps no tensor alive.
 #pragma once
 
-#include <deque>
-#include <list>
-#include <memory>
-#include <unordered_map>
-#include <vector>
-
 #include "../cpu/engine.h"
+#include "../cuda/engine.h"
 #include "../factored.h"
 #include "../precision.h"
 #include "group.h"
@@ -275,74 +270,29 @@ class Plan {
   at::Tensor skipped_there_;            // the flag that the last step wrote, if a device alone knows
 };
 
-inline std::string Plan::label(int group, int position) const { return param_label(group_list_, group, position); }
-
-inline void Plan::read_groups(PyObject* groups) {
-  if (!is_sequence(groups)) throw py::type_error("optimizer.param_groups is not a list");
-  group_list_ = groups;
-  groups_.resize(PySequence_Fast_GET_SIZE(groups));
-  has_options_ = false;
-  for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
-    Group& group = groups_[g];
-    group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g);
-    const bool equal =
-        g > 0 && groups_[g - 1].sign == group.sign && group.device == kHost &&
-        std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
-    group.same_as = equal ? groups_[g - 1].same_as : g;
-    has_options_ = has_options_ || options_of(g).any();
+// Calls f while other Python threads may run, if that is worth it; what they could free is held.
+template <class F>
+void Plan::without_gil(int64_t work, F&& f) {
+  constexpr int64_t kReleaseGil = 1 << 21;
+  if (work < kReleaseGil) return f();
+  std::vector<c10::intrusive_ptr<TensorImpl>> held;
+  const auto hold = [&](TensorImpl* impl) {
+    if (impl) held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
+  };
+  for (size_t i = 0; i < count_; ++i) {
+    hold(sources_[i].param);
+    hold(sources_[i].grad);
+    for (TensorImpl* state : sources_[i].state) hold(state);
+    for (TensorImpl* counter : sources_[i].counter) hold(counter);
+    for (TensorImpl* tensor : sources_[i].attached) hold(tensor);
   }
-  if (!products_) return;
-  products_->groups.resize(groups_.size());
-  for (int g = 0; g < static_cast<int>(groups_.size()); ++g)
-    products_->groups[g].read(PySequence_Fast_GET_ITEM(groups, g), products_->names, *products_->after, g);
-}
-
-inline bool Plan::slots_match(PyObject* state) {
-  if (PyDict_GET_SIZE(state) != static_cast<Py_ssize_t>(order_.size())) return false;
-  if (state != order_of_ || version_of(state) != order_version_ || order_version_ == 0) {
-    PyObject *key, *value;
-    Py_ssize_t position = 0;
-    for (const auto& entry : order_)
-      if (!PyDict_Next(state, &position, &key, &value) || key != entry.first || value != entry.second) return false;
-    order_of_ = state;
-    order_version_ = version_of(state);
-  }
-  size_t slot = 0;
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(groups_[g].params);
-    if (slot + count > slots_.size()) return false;
-    for (Py_ssize_t i = 0; i < count; ++i, ++slot)
-      if (PySequence_Fast_GET_ITEM(groups_[g].params, i) != slots_[slot].param ||
-          slots_[slot].group != static_cast<int>(g))
-        return false;
-  }
-  return slot == slots_.size();
-}
-
-inline void Plan::rebuild_slots(PyObject* state) {
-  std::unordered_map<PyObject*, PyObject*> dict_of;
-  std::unordered_map<PyObject*, int> seen;
-  order_.clear();
-  slots_.clear();
-  PyObject *key, *value;
-  for (Py_ssize_t position = 0; PyDict_Next(state, &position, &key, &value);) {
-    order_.emplace_back(key, value);
-    dict_of[key] = value;
-  }
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(groups_[g].params); ++i) {
-      PyObject* param = PySequence_Fast_GET_ITEM(groups_[g].params, i);
-      if (!THPVariable_Check(param)) throw py::type_error(label(g, i) + " is not a tensor");
-      const auto found = dict_of.find(param);
-      slots_.push_back({param, found == dict_of.end() ? nullptr : found->second, nullptr, static_cast<int>(g),
-                        static_cast<int>(i), seen[param]++});
-    }
-  }
-  order_of_ = nullptr;
-  rows_.resize(slots_.size());
-  sources_.resize(slots_.size());
-  extras_.resize(slots_.size());
-  for (Source& source : sources_) source.settled = false;
+  struct Busy {
+    bool& flag;
+    explicit Busy(bool& flag) : flag(flag) { flag = true; }
+    ~Busy() { flag = false; }
+  } const busy(busy_);
+  const py::gil_scoped_release release;
+  f();
 }
 
 }  // namespace fusedopt

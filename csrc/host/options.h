@@ -1,9 +1,5 @@
-// What an optimizer may be asked to keep beside its rule's states, and in which storage. Included by bindings.cpp,
-// after torch.
+// What an optimizer may be asked to keep beside its rule's states, and in which storage.
 #pragma once
-
-#include <numeric>
-#include <optional>
 
 #include "device.h"
 #include "python.h"

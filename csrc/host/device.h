@@ -1,0 +1,49 @@
+// Where tensors are: which devices have an engine, their streams and their memory. device.cpp says it of a machine;
+// for the CUDA engine's emulator, which takes host memory for a device's, tests/cuda_emulator/device.cpp does.
+#pragma once
+
+#include "tensor.h"
+
+namespace fusedopt {
+
+// The CPU's index among devices; CUDA's count from 0.
+constexpr int kHost = -1;
+
+int device_index(const TensorImpl& impl);
+c10::Device torch_device(int index);
+// Whether a tensor of one number lies where only a kernel can read it.
+bool number_on_device(const TensorImpl& impl);
+inline bool number_on_device(const at::Tensor& tensor) { return number_on_device(*tensor.unsafeGetTensorImpl()); }
+
+// Whether an engine takes a tensor: it is an ordinary one, on the CPU or on a device.
+bool plain_on_device(const TensorImpl& impl);
+inline bool plain(const TensorImpl& impl) { return impl.key_set() == g_plain_keys || plain_on_device(impl); }
+
+void* current_stream(int index);
+// Whether copies to a device need pinned memory in order not to wait for it.
+bool wants_pinned_memory();
+// What a captured step has allocated stays for its replays.
+void keep_for_replays(bool captured, const at::Tensor& memory);
+
+// Makes a device current while it lives.
+class OnDevice {
+ public:
+  explicit OnDevice(int index);
+
+ private:
+  std::optional<c10::DeviceGuard> guard_;
+};
+
+// While it lives, what is allocated does not belong to the graph being captured.
+class OffCapture {
+ public:
+  explicit OffCapture(int index);
+  ~OffCapture();
+  OffCapture(const OffCapture&) = delete;
+
+ private:
+  std::optional<c10::StreamGuard> guard_;
+  void* before_ = nullptr;
+};
+
+}  // namespace fusedopt

@@ -1,0 +1,135 @@
+// How a plan finds all of an optimizer's params, and brings those together that step together.
+#include "plan.h"
+
+namespace fusedopt {
+
+std::string Plan::label(int group, int position) const { return param_label(group_list_, group, position); }
+
+void Plan::read_groups(PyObject* groups) {
+  if (!is_sequence(groups)) throw py::type_error("optimizer.param_groups is not a list");
+  group_list_ = groups;
+  groups_.resize(PySequence_Fast_GET_SIZE(groups));
+  has_options_ = false;
+  for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
+    Group& group = groups_[g];
+    group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g);
+    const bool equal =
+        g > 0 && groups_[g - 1].sign == group.sign && group.device == kHost &&
+        std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
+    group.same_as = equal ? groups_[g - 1].same_as : g;
+    has_options_ = has_options_ || options_of(g).any();
+  }
+  if (!products_) return;
+  products_->groups.resize(groups_.size());
+  for (int g = 0; g < static_cast<int>(groups_.size()); ++g)
+    products_->groups[g].read(PySequence_Fast_GET_ITEM(groups, g), products_->names, *products_->after, g);
+}
+
+bool Plan::slots_match(PyObject* state) {
+  if (PyDict_GET_SIZE(state) != static_cast<Py_ssize_t>(order_.size())) return false;
+  if (state != order_of_ || version_of(state) != order_version_ || order_version_ == 0) {
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    for (const auto& entry : order_)
+      if (!PyDict_Next(state, &position, &key, &value) || key != entry.first || value != entry.second) return false;
+    order_of_ = state;
+    order_version_ = version_of(state);
+  }
+  size_t slot = 0;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(groups_[g].params);
+    if (slot + count > slots_.size()) return false;
+    for (Py_ssize_t i = 0; i < count; ++i, ++slot)
+      if (PySequence_Fast_GET_ITEM(groups_[g].params, i) != slots_[slot].param ||
+          slots_[slot].group != static_cast<int>(g))
+        return false;
+  }
+  return slot == slots_.size();
+}
+
+void Plan::rebuild_slots(PyObject* state) {
+  std::unordered_map<PyObject*, PyObject*> dict_of;
+  std::unordered_map<PyObject*, int> seen;
+  order_.clear();
+  slots_.clear();
+  PyObject *key, *value;
+  for (Py_ssize_t position = 0; PyDict_Next(state, &position, &key, &value);) {
+    order_.emplace_back(key, value);
+    dict_of[key] = value;
+  }
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(groups_[g].params); ++i) {
+      PyObject* param = PySequence_Fast_GET_ITEM(groups_[g].params, i);
+      if (!THPVariable_Check(param)) throw py::type_error(label(g, i) + " is not a tensor");
+      const auto found = dict_of.find(param);
+      slots_.push_back({param, found == dict_of.end() ? nullptr : found->second, nullptr, static_cast<int>(g),
+                        static_cast<int>(i), seen[param]++});
+    }
+  }
+  order_of_ = nullptr;
+  rows_.resize(slots_.size());
+  sources_.resize(slots_.size());
+  extras_.resize(slots_.size());
+  for (Source& source : sources_) source.settled = false;
+}
+
+// Brings rows that step together side by side, those of one wave and one device, and notes which need states.
+void Plan::find_passes() {
+  const auto pass = [&](size_t i) { return std::make_pair(slots_[sources_[i].slot].wave, sources_[i].device); };
+  bool sorted = true;
+  for (size_t i = 1; sorted && i < count_; ++i) sorted = pass(i - 1) <= pass(i);
+  if (!sorted) {
+    std::vector<size_t> index(count_);
+    for (size_t i = 0; i < count_; ++i) index[i] = i;
+    std::stable_sort(index.begin(), index.end(), [&](size_t a, size_t b) { return pass(a) < pass(b); });
+    const std::vector<Row> rows = rows_;
+    const std::vector<Source> sources = sources_;
+    const std::vector<Extras> extras = extras_;
+    for (size_t i = 0; i < count_; ++i) {
+      rows_[i] = rows[index[i]];
+      sources_[i] = sources[index[i]];
+      extras_[i] = extras[index[i]];
+      if (rows_[i].extras) rows_[i].extras = &extras_[i];
+    }
+  }
+  passes_.clear();
+  new_states_.clear();
+  for (size_t i = 0; i < count_; ++i) {
+    if (i == 0 || pass(i - 1) != pass(i)) passes_.push_back({i, i, pass(i).first, pass(i).second});
+    passes_.back().last = i + 1;
+    if (sources_[i].first || sources_[i].missing) new_states_.push_back(i);
+  }
+}
+
+// Fills rows_ and sources_ with what the engine steps, and returns the rest as [(group index, [params])].
+py::list Plan::collect_all() {
+  const int slots = static_cast<int>(slots_.size());
+  // A dispatch mode (FakeTensorMode, make_fx, a flop counter) must see operations, so torch's path takes all.
+  const bool observed = c10::impl::TorchDispatchModeTLS::any_modes_set();
+  const size_t before = count_;
+  count_ = 0;
+  layouts_.clear();  // rows that have one are made anew in every step
+  py::list leftover, params;
+  int group = -1;
+  for (int slot = 0; slot < slots; ++slot) {
+    Found found = observed ? Found::leftover : settled(slot, count_) ? Found::row : collect(slot, count_);
+    if (observed && !unpack(slots_[slot].param).unsafeGetTensorImpl()->grad().defined()) found = Found::nothing;
+    if (found == Found::row) ++count_;
+    if (found != Found::leftover) continue;
+    if (slots_[slot].group != group) {
+      group = slots_[slot].group;
+      params = py::list();
+      leftover.append(py::make_tuple(group, params));
+    }
+    params.append(borrow(slots_[slot].param));
+  }
+  rows_changed_ = rows_changed_ || count_ != before;
+  if (rows_changed_) {
+    ++rows_version_;
+    find_passes();
+    rows_changed_ = false;
+  }
+  return leftover;
+}
+
+}  // namespace fusedopt
