@@ -32,12 +32,14 @@ struct WriteBack {
 template <class T, class Tile, class Numbers>
 FUSEDOPT_HD void complete_param(const Tile& tile, Pair pair, Numbers p) {
   if (pair == Pair::remainder)
-    tile.template each_of<Access::reads, int16_t>(
-        fusedopt::kPartner, [=](int16_t& x, auto i) { p[i] = static_cast<T>(join(static_cast<float>(p[i]), x)); });
+    tile.template each_of<Access::reads, int16_t>(fusedopt::kPartner, [=](const int16_t& x, auto i) {
+      p[i] = static_cast<T>(join(static_cast<float>(p[i]), x));
+    });
   if (pair == Pair::master)
-    tile.template each<Access::reads>(fusedopt::kPartner, [=](auto& x, auto i) { p[i] = unless_edited(T(p[i]), x); });
+    tile.template each<Access::reads>(fusedopt::kPartner,
+                                      [=](const auto& x, auto i) { p[i] = unless_edited(p[i], x); });
   if (pair == Pair::compensation)
-    tile.template each<Access::reads>(fusedopt::kPartner, [=](auto& x, auto i) { p[i] = complete(T(p[i]), x); });
+    tile.template each<Access::reads>(fusedopt::kPartner, [=](const auto& x, auto i) { p[i] = complete(T(p[i]), x); });
 }
 
 template <class T, class Tile, class Numbers>

@@ -91,14 +91,15 @@ struct FactoredParam<T, WithExtras> {
 
   __device__ FactoredParam(const Factored& t, int64_t matrix, int64_t row, int64_t col)
       : t(t), matrix(matrix), row(row), col(col) {}
-  __device__ T load(int64_t i) const {
+  // Loops over a lane's elements are unrolled, and this is too long to be in them.
+  __device__ __noinline__ T load(int64_t i) const {
     const Element element = {*this, i};
     T p;
     element.reload(&p);
     complete_param<T>(element, t.extras.pair, &p);
     return p;
   }
-  __device__ void store(int64_t i, T p) const {
+  __device__ __noinline__ void store(int64_t i, T p) const {
     const fusedopt::Extras& x = t.extras;
     const WriteBack<T> how = {x.pair,        x.stochastic,  t.operand[fusedopt::kFactoredAverage].data != nullptr,
                               x.new_average, x.clears_grad, static_cast<T>(x.average_weight)};
