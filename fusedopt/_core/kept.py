@@ -204,8 +204,9 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
 
         Raises:
             RuntimeError: called inside `ema_parameters()`.
-            ValueError: the file has another number of groups or params, is of another optimizer by its keys, has an
-                option in a group, or a number that is out of range. Nothing has been changed then.
+            ValueError: the file has another number of groups or params, is of another optimizer by its keys, has a
+                setting that makes another rule or an option in a group, states of a tensor class of their own, or a
+                number that is out of range. Nothing has been changed then.
         """
         self._refuse_while_averaged("load_state_dict() was called")
         # The last pre-hook sees the dict as all others left it.

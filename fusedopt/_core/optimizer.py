@@ -18,6 +18,7 @@ from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_t
 from .group_options import of_class, precision_of, refuse_options, resolve
 from .kept import KeptState
 from .unread import FLAGS, Reads, Unread, unread_by
+from .wrapped import refuse_wrapped
 
 
 class Products(NamedTuple):
@@ -248,6 +249,7 @@ class FusedStep(KeptState):
         return unhooked(super().step, self)(closure)
 
     def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
+        refuse_wrapped((p for _, params in leftover for p in params), self.state)
         # Sparse gradients first: most of torch's optimizers refuse them, and then nothing has been written yet.
         for sparse in (True, False):
             groups = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .. import _C
+from .._peers.signs import other_rule, whose
+from .wrapped import wrapped_class
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Kind:
     states: list[Keys]
     # Whether a state with any key in it is taken for complete.
     whole: bool = True
+    # The hyper-parameter without which a class keeps no state, where there is one.
+    switch: str | None = None
 
     @property
     def state(self) -> Keys:
@@ -56,16 +60,16 @@ _ON_DEMAND = frozenset({"momentum_buffer", "max_exp_avg_sq", "grad_avg", *_LBFGS
 
 
 def refuse_foreign(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]], state: Mapping[Tensor, Any]) -> None:
-    """Raise ValueError for groups or states that another optimizer of the package has written, or none of them.
+    """Raise ValueError for groups or states that another optimizer, of this package or of another, has written.
 
-    Keys that no class knows are a user's and pass, and so does what lacks keys that torch fills in or does without.
+    Keys that no class knows are a user's and pass beside the class's own, and so does what lacks keys that torch fills
+    in or does without.
     """
     kind, kinds = _kind(type(optimizer)), _kinds()
     groups_of = {name: [its.group] for name, its in kinds.items()}
     states_of = {name: its.states for name, its in kinds.items()}
     # torch's classes take each other's groups as far as they can step by them.
     torchs = {name for name in kinds if hasattr(torch.optim, name)}
-    passed: set[frozenset[Any]] = set()  # most params have the same keys
     for index, group in enumerate(groups):
         others = _others(group.keys(), kind.group, groups_of, torchs)
         if others:
@@ -74,20 +78,66 @@ def refuse_foreign(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]], st
                 f"{sorted(map(str, group.keys() - {'params'}))}; {kind.name} steps by {sorted(kind.group.known)}; "
                 f"load a file of {kind.name}, or none to start anew"
             )
+        lacks = kind.group.needed - group.keys()
+        if lacks:
+            raise ValueError(
+                f"param_groups[{index}] of the file lacks {sorted(lacks)}, by which {kind.name} steps, and has the "
+                f"keys {sorted(map(str, group.keys() - {'params'}))}{_seems((), group)}; load a file of {kind.name}, "
+                "or none to start anew"
+            )
+        setting = other_rule(kind.name, group, kind.group.known | optimizer.defaults.keys())
+        if setting is not None:
+            raise ValueError(
+                f"param_groups[{index}] of the file has {setting.key}={group[setting.key]!r}, which {kind.name} does "
+                f"not know: {setting.maths}; load a file of {kind.name}, or delete the key to go on without that"
+            )
+        passed: set[frozenset[Any]] = set()  # most params have the same keys
         for position, param in enumerate(group["params"]):
             its = state.get(param)
-            found = frozenset(its) if isinstance(its, dict) else frozenset()
-            if not found or found in passed:
+            if not its or not isinstance(its, dict):
+                continue
+            label, found = f"param {position} of group {index}", frozenset(its)
+            _refuse_wrapped(label, its, param)
+            if found in passed:
                 continue
             others = _others(found, kind.state, states_of)
-            unknown = kind.whole and kind.state.needed and not found & kind.state.known
-            if others or unknown:
+            if others or _is_foreign(kind, found, group):
                 raise ValueError(
-                    f"param {position} of group {index}: its state in the file is of another optimizer, "
-                    f"{' or '.join(others) or 'unknown here'}, by its keys: {sorted(map(str, found))}; {kind.name} "
-                    f"keeps {sorted(kind.state.known)}; load a file of {kind.name}, or none to start anew"
+                    f"{label}: its state in the file is of another optimizer, "
+                    f"{whose(found) or ' or '.join(others) or whose((), group) or 'unknown here'}, by its keys: "
+                    f"{sorted(map(str, found))}; {kind.name} keeps {sorted(kind.state.known)}; load a file of "
+                    f"{kind.name}, or none to start anew"
+                )
+            if kind.whole and not any(keys.needed <= found for keys in kind.states):
+                raise ValueError(
+                    f"{label}: its state in the file lacks {sorted(kind.states[0].needed - found)}, which {kind.name} "
+                    f"keeps, and has the keys {sorted(map(str, found))}{_seems(found, group)}; load a file of "
+                    f"{kind.name}, or none to start anew"
                 )
             passed.add(found)
+
+
+def _refuse_wrapped(label: str, its: Mapping[Any, Any], param: Tensor) -> None:
+    for key, value in its.items():
+        if (cls := wrapped_class(value, param)) is not None:
+            raise ValueError(
+                f"{label}: {key!r} of its state in the file is a {cls}, which no step here can read; load a file with "
+                "an ordinary tensor in its place, as its dequantize() makes where it has one"
+            )
+
+
+def _is_foreign(kind: Kind, found: Set[Any], group: Mapping[str, Any]) -> bool:
+    """Whether a state is of no class of the package: what the class keeps would start anew without a word."""
+    if not kind.whole or found & kind.state.known or not kind.state.known:
+        return False
+    # Of a class that keeps nothing without momentum all keys may be a user's, but for those that are known.
+    keeps = bool(kind.state.needed) or kind.switch is None or bool(group.get(kind.switch))
+    return keeps or whose(found) is not None
+
+
+def _seems(found: Collection[Any], group: Collection[Any]) -> str:
+    theirs = whose(found, group)
+    return f", as {theirs} has" if theirs else ""
 
 
 def _others(found: Set[Any], own: Keys, kinds: Mapping[str, list[Keys]], alike: Set[str] = frozenset()) -> list[str]:
@@ -135,7 +185,8 @@ def _kinds() -> dict[str, Kind]:
         states = [frozenset(names) for names in _STATES.get(cls.__name__, [])] or [_states(cls)]
         kept = [Keys(known, known - _ON_DEMAND) for known in states]
         # torch's L-BFGS fills in what its state lacks.
-        kinds[cls.__name__] = Kind(cls.__name__, Keys(hypers.known, needed), kept, cls.__name__ != "LBFGS")
+        whole, switch = cls.__name__ != "LBFGS", "momentum" if "momentum" in hypers.known else None
+        kinds[cls.__name__] = Kind(cls.__name__, Keys(hypers.known, needed), kept, whole, switch)
     return kinds
 
 

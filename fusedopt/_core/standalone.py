@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from .. import _C
 from .arguments import NO_OPTIONS, Options, check_common, refuse_text
 from .optimizer import FusedStep, Leftover
+from .wrapped import refuse_wrapped
 
 
 class Standalone(FusedStep):
@@ -50,6 +51,7 @@ class Standalone(FusedStep):
         )
 
     def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
+        refuse_wrapped((p for _, params in leftover for p in params), self.state)
         groups = [{**self.param_groups[index], "params": params} for index, params in leftover]
         with self._only(groups), self._plain_grads(groups, divisor), self._float_counters(groups):
             refused = cast(_C.Plan, self._plan).step(self)
