@@ -1,10 +1,11 @@
-"""Swapping a live torch.optim optimizer for ours."""
+"""Swapping a live optimizer for ours."""
 
 from __future__ import annotations
 
 import torch
 
 from ._core.optimizer import FusedStep
+from ._foreign import take_over
 from .optimizers.lbfgs import LBFGS
 
 
@@ -19,16 +20,20 @@ def _classes() -> dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]]
 
 
 def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return our optimizer over the groups and state of a live torch.optim one.
+    """Return our optimizer over the groups and state of a live torch.optim one, or one of another package.
 
-    Both share `param_groups`, `state` and `defaults`, so a scheduler made for the old one goes on steering the new one.
-    Hooks stay with the old one.
+    Both share `param_groups` and `state`, so a scheduler made for the old one goes on steering the new one. Hooks stay
+    with the old one. Groups and state of another package's are converted, to what docs/moving-in.md says, and the old
+    one cannot be stepped afterwards.
 
     Args:
-        optimizer: an instance of a torch.optim class that fusedopt has; one of ours is returned as it is.
+        optimizer: an instance of a torch.optim class that fusedopt has, or of a class of another package whose rule one
+            of ours has; one of ours is returned as it is.
 
     Raises:
         TypeError: of any other class, also a subclass, whose changes would be lost.
+        ValueError: a setting of another package's optimizer makes another rule, which the error names. Nothing has been
+            changed then.
 
     Example:
         >>> theirs = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
@@ -41,6 +46,8 @@ def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     classes = _classes()
     ours = classes.get(type(optimizer))
     if ours is None:
+        if isinstance(optimizer, torch.optim.Optimizer) and (taken := take_over(optimizer)) is not None:
+            return taken
         name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
         raise TypeError(f"fusedopt has no replacement for {name}; it has {sorted(c.__name__ for c in classes)}")
     new = ours.__new__(ours)

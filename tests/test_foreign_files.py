@@ -14,7 +14,8 @@ from torch.nn import Parameter
 from torch.testing._internal.two_tensor import TwoTensor
 
 import fusedopt
-from fusedopt._peers.signs import SETTINGS
+from fusedopt._peers.registry import PEERS
+from fusedopt._peers.signs import CONVERTED, SETTINGS
 
 SHAPE = (4, 3)
 
@@ -155,11 +156,22 @@ SETTINGS_BY_KEY: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = 
     ("lr_in_momentum", "RMSprop"): ({"lr_in_momentum": False}, {"initial_lr": 0.1}),
     ("bias_correction", "Adan"): ({"bias_correction": False}, {"bias_correction": True}),
     ("beta1", "Adafactor"): ({"beta1": 0.9}, {"beta1": None}),
+    ("use_gc", "Lion"): ({"use_gc": True}, {"use_gc": False}),
+    ("adanorm", "Lion"): ({"adanorm": True}, {"adanorm": False}),
     ("clipping_threshold", "AdamW"): ({"clipping_threshold": 1.0}, {"clipping_threshold": None}),
     ("d_coef", "AdamW"): ({"d_coef": 1.0}, {"d": 1.0}),
     ("numerator_weighted", "Lion"): ({"numerator_weighted": 0.0}, {"k": 2}),
     ("weight_lr_power", "SGD"): ({"weight_lr_power": 2.0}, {"warmup_steps": 0}),
 }
+
+
+def test_where_a_file_can_be_converted_the_refusal_says_so() -> None:
+    optimizer = _stepped(fusedopt.Lion)
+    _refuse(optimizer, _file(optimizer, BNB), "or none to start anew, or convert this one by fusedopt.load_foreign$")
+    _refuse(optimizer, _file(optimizer, HEAVYBALL), "or none to start anew$")
+    packages = {name.partition(".")[0] for name in PEERS}
+    for name in CONVERTED:
+        assert any(package in name.lower() for package in packages), name
 
 
 def test_every_setting_has_its_line() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .. import _C
-from .._peers.signs import other_rule, whose
+from .._peers.signs import CONVERTED, other_rule, whose
 from .wrapped import wrapped_class
 
 
@@ -65,25 +65,25 @@ def refuse_foreign(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]], st
     Keys that no class knows are a user's and pass beside the class's own, and so does what lacks keys that torch fills
     in or does without.
     """
-    kind, kinds = _kind(type(optimizer)), _kinds()
+    kind, kinds = kind_of(type(optimizer)), _kinds()
     groups_of = {name: [its.group] for name, its in kinds.items()}
     states_of = {name: its.states for name, its in kinds.items()}
     # torch's classes take each other's groups as far as they can step by them.
     torchs = {name for name in kinds if hasattr(torch.optim, name)}
     for index, group in enumerate(groups):
         others = _others(group.keys(), kind.group, groups_of, torchs)
+        first = next((its for p in group["params"] if isinstance(its := state.get(p), dict) and its), {})
+        keys, remedy = sorted(map(str, group.keys() - {"params"})), _remedy(kind, first, group)
         if others:
             raise ValueError(
-                f"param_groups[{index}] of the file is of another optimizer, {' or '.join(others)}, by its keys: "
-                f"{sorted(map(str, group.keys() - {'params'}))}; {kind.name} steps by {sorted(kind.group.known)}; "
-                f"load a file of {kind.name}, or none to start anew"
+                f"param_groups[{index}] of the file is of another optimizer, {whose(first) or ' or '.join(others)}, by "
+                f"its keys: {keys}; {kind.name} steps by {sorted(kind.group.known)}; {remedy}"
             )
         lacks = kind.group.needed - group.keys()
         if lacks:
             raise ValueError(
                 f"param_groups[{index}] of the file lacks {sorted(lacks)}, by which {kind.name} steps, and has the "
-                f"keys {sorted(map(str, group.keys() - {'params'}))}{_seems((), group)}; load a file of {kind.name}, "
-                "or none to start anew"
+                f"keys {keys}{_seems(first, group)}; {remedy}"
             )
         setting = other_rule(kind.name, group, kind.group.known | optimizer.defaults.keys())
         if setting is not None:
@@ -100,21 +100,24 @@ def refuse_foreign(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]], st
             _refuse_wrapped(label, its, param)
             if found in passed:
                 continue
-            others = _others(found, kind.state, states_of)
+            others, remedy = _others(found, kind.state, states_of), _remedy(kind, found, group)
             if others or _is_foreign(kind, found, group):
                 raise ValueError(
                     f"{label}: its state in the file is of another optimizer, "
                     f"{whose(found) or ' or '.join(others) or whose((), group) or 'unknown here'}, by its keys: "
-                    f"{sorted(map(str, found))}; {kind.name} keeps {sorted(kind.state.known)}; load a file of "
-                    f"{kind.name}, or none to start anew"
+                    f"{sorted(map(str, found))}; {kind.name} keeps {sorted(kind.state.known)}; {remedy}"
                 )
-            if kind.whole and not any(keys.needed <= found for keys in kind.states):
+            if kind.whole and not any(kept.needed <= found for kept in kind.states):
                 raise ValueError(
                     f"{label}: its state in the file lacks {sorted(kind.states[0].needed - found)}, which {kind.name} "
-                    f"keeps, and has the keys {sorted(map(str, found))}{_seems(found, group)}; load a file of "
-                    f"{kind.name}, or none to start anew"
+                    f"keeps, and has the keys {sorted(map(str, found))}{_seems(found, group)}; {remedy}"
                 )
             passed.add(found)
+
+
+def _remedy(kind: Kind, found: Collection[Any], group: Collection[Any]) -> str:
+    converted = ", or convert this one by fusedopt.load_foreign" if whose(found, group) in CONVERTED else ""
+    return f"load a file of {kind.name}, or none to start anew{converted}"
 
 
 def _refuse_wrapped(label: str, its: Mapping[Any, Any], param: Tensor) -> None:
@@ -122,7 +125,8 @@ def _refuse_wrapped(label: str, its: Mapping[Any, Any], param: Tensor) -> None:
         if (cls := wrapped_class(value, param)) is not None:
             raise ValueError(
                 f"{label}: {key!r} of its state in the file is a {cls}, which no step here can read; load a file with "
-                "an ordinary tensor in its place, as its dequantize() makes where it has one"
+                "an ordinary tensor in its place, as its dequantize() makes where it has one, or torchao's by "
+                "fusedopt.load_foreign"
             )
 
 
@@ -156,7 +160,7 @@ def _others(found: Set[Any], own: Keys, kinds: Mapping[str, list[Keys]], alike: 
     return [name for name, size in sizes.items() if size == max(sizes.values())]
 
 
-def _kind(cls: type) -> Kind:
+def kind_of(cls: type) -> Kind:
     """That of the exported class that this is or extends; a compiled rule says itself what it knows."""
     for exported in cls.__mro__:
         if exported in _exported():

@@ -36,6 +36,15 @@ _GROUPS: tuple[tuple[frozenset[str], str], ...] = (
 )
 
 
+# Those whose files fusedopt.load_foreign reads; tests/test_foreign_files.py holds it to the registry.
+CONVERTED = frozenset(name for _, name in (*_STATES, *_GROUPS)) - {
+    "heavyball",
+    "Prodigy",
+    "dadaptation",
+    "schedulefree",
+}
+
+
 def whose(keys: Collection[Any], group: Collection[Any] = ()) -> str | None:
     """The package that these keys of a state, or else those of its group, are known from."""
     for found, signs in ((keys, _STATES), (group, _GROUPS)):
@@ -95,6 +104,8 @@ SETTINGS = (
     Setting("lr_in_momentum", _given, "it takes the root of square_avg + eps, where this class adds eps to the root"),
     Setting("bias_correction", lambda r, g: not g["bias_correction"], "it does not divide averages by 1 - beta^t"),
     Setting("beta1", lambda r, g: r == "Adafactor" and g["beta1"] is not None, "it averages its updates by beta1"),
+    Setting("use_gc", lambda r, g: bool(g["use_gc"]), "it subtracts the mean from gradients"),
+    Setting("adanorm", lambda r, g: bool(g["adanorm"]), "it scales gradients by an average of their norm"),
     Setting("clipping_threshold", lambda r, g: g["clipping_threshold"] is not None, "it divides steps by their RMS"),
     Setting("d_coef", _given, _OTHER_RULE),
     Setting("numerator_weighted", _given, _OTHER_RULE),

@@ -1,0 +1,16 @@
+"""transformers."""
+
+from collections.abc import Mapping
+
+from .peer import Peer
+from .shared import adafactor_hypers, adafactor_refusal, adafactor_states
+
+PEERS = {
+    "Adafactor": Peer(
+        "Adafactor",
+        more_hypers=lambda group: adafactor_hypers(group, *group["eps"]),
+        more_states=adafactor_states,
+        refused=adafactor_refusal,
+    )
+}
+OTHERS: Mapping[str, str] = {}

@@ -1,0 +1,337 @@
+"""Files and live optimizers of other packages go on in ours, and what has another rule is refused by its maths.
+
+tests/peers runs the packages themselves; what is here has their keys.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from foreign import ADAFACTOR, FORMS, OPTIMI, Form, foreign_params
+from support import assert_identical, give_grads, params_of, snapshot, train
+from torch import Tensor
+from torch.nn import Parameter
+
+import fusedopt
+from fusedopt._peers import registry
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_file_goes_on_where_it_was(form: Form) -> None:
+    whole = form.make(foreign_params(form.dtype))
+    train(whole, 3)
+    file = form.write(whole)
+    params = [Parameter(p.detach().clone()) for p in params_of(whole)]
+    ours = getattr(fusedopt, form.ours)(params, **form.options)
+    before = copy.deepcopy(file)
+    fusedopt.load_foreign(ours, file, form.source, **form.told)
+    assert_identical(file, before)
+    assert ours.param_groups[0].keys() == whole.param_groups[0].keys()
+    train(whole, 3, first=3)
+    train(ours, 3, first=3)
+    for p, q in zip(params, params_of(whole), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+    assert ours.max_grad_norm == whole.max_grad_norm
+
+
+def test_every_class_has_a_form_or_is_run_in_its_own_tier() -> None:
+    """Those without a build for a CPU are here."""
+    known = {name for name in registry.PEERS if name.partition(".")[0] in ("apex", "transformer_engine")}
+    assert known <= {registry.name_of(form.source) for form in FORMS}
+
+
+# 8 bits, and tensors of a class of its own.
+
+
+def _codes(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes in a table of two numbers, scales for each 256, and the table."""
+    scales = torch.arange(1, -(-value.numel() // 256) + 1, dtype=torch.float32)
+    table = torch.linspace(0, 1, 256)
+    return torch.randint(0, 256, value.shape, dtype=torch.uint8), scales, table
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["file", "live"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_codes_of_bitsandbytes_are_decoded(layout: torch.memory_format, wrapped: bool) -> None:
+    """A code stands for a number of its table, times the scale of its 256 in memory."""
+    param = Parameter(torch.zeros(8, 4, 12, 11))
+    value = torch.zeros_like(param.detach().contiguous(memory_format=layout))
+    codes, scales, table = _codes(value)
+    codes = codes.contiguous(memory_format=layout)
+    tensors = {"state1": codes, "absmax1": scales, "qmap1": table}
+    state = {"step": 2, **({"__bnb_optimizer_quant_state__": tensors} if wrapped else tensors)}
+    optimizer = fusedopt.Lion([param])
+    group = {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0, "params": [0]}
+    fusedopt.load_foreign(optimizer, {"state": {0: state}, "param_groups": [group]}, "bitsandbytes.Lion8bit")
+    memory = codes.permute(0, 2, 3, 1).reshape(-1) if layout == torch.channels_last else codes.reshape(-1)
+    expected = torch.stack([table[int(code)] * scales[i // 256] for i, code in enumerate(memory)])
+    assert_identical(optimizer.state[param]["exp_avg"].reshape(-1), expected)
+
+
+class Quantised(Tensor):
+    """As torchao's: codes, a scale, and no storage of its own."""
+
+    codes: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def __new__(cls, codes: Tensor) -> Quantised:
+        made: Quantised = Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+        made.codes, made.scale = codes, torch.tensor(0.5)
+        return made
+
+    def dequantize(self) -> Tensor:
+        return self.codes.float() * self.scale
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError(func)
+
+
+@pytest.mark.parametrize("source", ["torchao.optim.AdamW8bit", "torchao.optim.Adam4bit"])
+def test_states_of_torchao_are_dequantised(source: str) -> None:
+    param = Parameter(torch.zeros(4))
+    codes = torch.arange(4)
+    state = {"step": torch.tensor(2.0), "exp_avg": Quantised(codes), "exp_avg_sq": Quantised(codes)}
+    group = {"lr": torch.tensor(0.5), "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False}
+    file = {"state": {0: state}, "param_groups": [{**group, "params": [0]}]}
+    optimizer = (fusedopt.AdamW if "AdamW" in source else fusedopt.Adam)([param])
+    with pytest.raises(ValueError, match=r"'exp_avg' of its state in the file is a .*Quantised, which no step here"):
+        optimizer.load_state_dict(file)
+    fusedopt.load_foreign(optimizer, file, source)
+    assert_identical(optimizer.state[param]["exp_avg"], codes / 2)
+    assert type(optimizer.param_groups[0]["lr"]) is float
+    give_grads([param], 0)
+    optimizer.step()
+
+
+def test_a_file_is_stored_as_the_optimizer_stores_states() -> None:
+    form = FORMS[0]
+    whole = form.make(foreign_params())
+    train(whole, 3)
+    ours = fusedopt.AdamW(params_of(whole), state_dtype="int8", rounding="stochastic")
+    with pytest.warns(UserWarning, match="is rounded to u?int8"):
+        fusedopt.load_foreign(ours, form.write(whole), form.source)
+    assert {s["exp_avg"].dtype for s in ours.state.values()} == {torch.float32, torch.int8}
+
+
+def test_dampening_weighs_the_first_gradient_of_optimi() -> None:
+    form = next(form for form in FORMS if form.source == "optimi.SGD")
+    param = Parameter(torch.zeros(3))
+    ours = fusedopt.SGD([param])
+    group = {"lr": 1.0, "momentum": 0.75, "weight_decay": 0.0, **form.group, "params": [0]}
+    file = {"state": {}, "param_groups": [group]}
+    fusedopt.load_foreign(ours, file, "optimi.SGD")
+    param.grad = torch.ones(3)
+    ours.step()
+    assert param.tolist() == [-0.25] * 3
+
+
+# Live optimizers, of classes that stand in a package's place.
+
+
+def _class(path: str, **members: Any) -> Any:
+    module, _, name = path.rpartition(".")
+    return type(name, (torch.optim.Optimizer,), {"__module__": module, **members})
+
+
+def _live(path: str, params: list[Parameter], defaults: dict[str, Any], **attributes: Any) -> Any:
+    optimizer = _class(path)(params, defaults)
+    vars(optimizer).update(attributes)
+    return optimizer
+
+
+def test_a_live_one_is_replaced_and_its_schedule_goes_on() -> None:
+    params = [Parameter(torch.ones(4, dtype=torch.bfloat16)), Parameter(torch.ones(2, dtype=torch.bfloat16))]
+    defaults = {"lr": 0.5, "bias_correction": True, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+    theirs = _live(
+        "transformer_engine.pytorch.optimizers.fused_adam.FusedAdam",
+        params,
+        defaults,
+        adam_w_mode=0,
+        master_weights=True,
+        store_param_remainders=True,
+    )
+    schedule = torch.optim.lr_scheduler.ExponentialLR(theirs, 0.5)
+    theirs.param_groups[0].update(step=7, name="mine")
+    theirs.state[params[0]] = {
+        "exp_avg": torch.full((4,), 2.0),
+        "exp_avg_sq": torch.full((4,), 3.0),
+        "master_param": torch.full((4,), 5, dtype=torch.int16),
+    }
+    groups = theirs.param_groups
+    ours: Any = fusedopt.replace(theirs)
+    assert type(ours) is fusedopt.Adam
+    assert ours.param_groups is groups
+    assert ours.master_weights == "remainder"
+    state = ours.state[params[0]]
+    assert {key: value.flatten()[0].item() for key, value in state.items()} == {
+        "step": 7,
+        "exp_avg": 2.0,
+        "exp_avg_sq": 3.0,
+        "remainder": 5,
+    }
+    group = ours.param_groups[0]
+    assert (group["weight_decay"], group["initial_lr"], group["name"]) == (0.1, 0.5, "mine")
+    assert not {"step", "bias_correction"} & group.keys()
+    assert (ours.defaults["betas"], ours.defaults["lr"]) == ((0.9, 0.99), 0.5)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    ours.step()
+    schedule.step()
+    assert ours.param_groups[0]["lr"] == 0.25
+    assert [ours.state[p]["step"].item() for p in params] == [8, 1]
+    ours.add_param_group({"params": [Parameter(torch.ones(1, dtype=torch.bfloat16))]})
+    assert ours.param_groups[1]["betas"] == (0.9, 0.99)
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_stochastic_rounding_goes_along(dtype: torch.dtype, stochastic: bool) -> None:
+    defaults = {"lr": torch.tensor(0.5), "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False}
+    params = [Parameter(torch.ones(4, dtype=dtype))]
+    theirs = _live("torchao.optim.adam.AdamW8bit", params, defaults, bf16_stochastic_round=stochastic)
+    ours: Any = fusedopt.replace(theirs)
+    assert ours.rounding == ("stochastic" if stochastic and dtype == torch.bfloat16 else "nearest")
+
+
+def test_the_norm_that_timm_clips_at_is_its_constructors() -> None:
+    defaults = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.0, "max_grad_norm": 3.0}
+    theirs = _live("timm.optim.lamb.Lamb", foreign_params(), defaults)
+    theirs.param_groups[0]["max_grad_norm"] = 1.0
+    ours: Any = fusedopt.replace(theirs)
+    assert ours.max_grad_norm == 3.0
+
+
+# What is refused.
+
+_BNB = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+_LAMB = {**_BNB, "max_grad_norm": 1.0, "bias_correction": True, "grad_averaging": True}
+_SGD = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.1}
+_KOZISTR = {**_BNB, "weight_decouple": True, "fixed_decay": False}
+_APART = "it decays p by 1 - lr [*] weight_decay, where ours adds weight_decay [*] p to the gradient"
+_ROWS = {**ADAFACTOR, "weight_decay": 0.0}
+_TIMM = {**_ROWS, "eps": 1e-30, "eps_scale": 1e-3, "min_dim_size_to_factor": 16}
+# Source, class of ours, group, what its constructor was given, and the line of maths.
+REFUSED: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], str]] = {
+    "bias correction": ("deepspeed.DeepSpeedCPUAdam", "AdamW", {**_BNB, "bias_correction": False}, {}, "with bias_"),
+    "caution": ("timm.Lion", "Lion", {**_BNB, "caution": True}, {}, "with caution=True it leaves out elements"),
+    "timm's SGDW": ("timm.SGDW", "SGD", _SGD, {}, _APART),
+    "LAMB's decay": ("timm.Lamb", "LAMB", {**_LAMB, "decoupled_decay": True}, {}, "with decoupled_decay=True it dec"),
+    "optimi's SGD": ("optimi.SGD", "SGD", {**_SGD, **OPTIMI, "decouple_wd": True}, {}, _APART),
+    "release": (
+        "optimi.Lion",
+        "Lion",
+        {**_BNB, **OPTIMI, "beta1": 0.9, "beta2": 0.99, "gradient_release": True},
+        {},
+        "with gradient_release=True its states hold groups; fusedopt.step_in_backward",
+    ),
+    "scale": ("transformers.Adafactor", "Adafactor", {**_ROWS, "scale_parameter": False}, {}, "its step is lr, with"),
+    "rate": ("transformers.Adafactor", "Adafactor", {**_ROWS, "relative_step": False}, {}, "its lr stands still, whe"),
+    "warm-up": ("transformers.Adafactor", "Adafactor", {**_ROWS, "warmup_init": True}, {}, "its lr grows by 1e-6 a"),
+    "beta1": ("transformers.Adafactor", "Adafactor", {**_ROWS, "beta1": 0.9}, {}, "it averages its updates by beta1"),
+    "decay": ("transformers.Adafactor", "Adafactor", {**_ROWS, "weight_decay": 0.1}, {}, "decays p by weight_decay ti"),
+    "small": ("timm.Adafactor", "Adafactor", _TIMM, {}, "it keeps the whole second moment of matrices with a side of"),
+    "gc": ("pytorch_optimizer.Lion", "Lion", {**_KOZISTR, "use_gc": True}, {}, "subtracts the mean from gradients"),
+    "fixed decay": ("pytorch_optimizer.Lion", "Lion", {**_KOZISTR, "fixed_decay": True}, {}, "with fixed_decay=True"),
+    "still": ("pytorch_optimizer.RAdam", "RAdam", _KOZISTR, {}, "without degenerated_to_sgd params stand still in"),
+    "threshold": (
+        "pytorch_optimizer.RAdam",
+        "RAdam",
+        _KOZISTR,
+        {"degenerated_to_sgd": True, "n_sma_threshold": 4},
+        "it rectifies from n_sma_threshold=4 on, ours from 5",
+    ),
+    "no decay": (
+        "pytorch_optimizer.RAdam",
+        "RAdam",
+        {**_KOZISTR, "weight_decouple": False},
+        {"degenerated_to_sgd": True},
+        "without weight_decouple it does not decay",
+    ),
+    "vectors": ("pytorch_optimizer.LARS", "LARS", _SGD, {}, "it leaves out ratio and decay of vectors and scalars"),
+    "debias": ("torch_optimizer.Lamb", "LAMB", _BNB, {"debias": True}, "the bias correction is outside of the trust"),
+    "adam": ("torch_optimizer.Lamb", "LAMB", _BNB, {"adam": True}, "with adam=True the trust ratio is 1"),
+    "clamp": ("torch_optimizer.Lamb", "LAMB", _BNB, {}, "it holds norm p at clamp_value=10 or below"),
+    "masters": ("apex.FusedAdam", "AdamW", _BNB, {"master_weights": True}, "its master weights are neither in its"),
+    "after": ("apex.FusedSGD", "SGD", _SGD, {"wd_after_momentum": True}, "adds weight_decay [*] p to the momentum"),
+    "TE's": ("transformer_engine.FusedSGD", "SGD", _SGD, {"wd_after_momentum": True}, "[*] p to the momentum, where"),
+    "L2": ("apex.FusedLAMB", "LAMB", _LAMB, {"adam_w_mode": False}, "adds weight_decay [*] p to the gradient, where"),
+}
+
+
+@pytest.mark.parametrize(("source", "name", "group", "told", "line"), REFUSED.values(), ids=REFUSED)
+def test_another_rule_is_refused_by_its_maths(
+    source: str, name: str, group: dict[str, Any], told: dict[str, Any], line: str
+) -> None:
+    optimizer = getattr(fusedopt, name)(foreign_params())
+    train(optimizer, 1)
+    kept, numbers = snapshot(optimizer), dict(optimizer.param_groups[0])
+    file = {"state": {}, "param_groups": [{**group, "params": [0, 1, 2]}]}
+    match = rf"{source} does not step as fusedopt.{name} does, by its param_groups\[0\]: .*{line}"
+    with pytest.raises(ValueError, match=match):
+        fusedopt.load_foreign(optimizer, file, source, **told)
+    assert_identical(snapshot(optimizer), kept)
+    assert optimizer.param_groups[0] == numbers
+
+
+def test_convolutions_of_timms_adafactor_are_refused() -> None:
+    group = {**_TIMM, "params": [0]}
+    optimizer = fusedopt.Adafactor([Parameter(torch.zeros(20, 20, 3, 3))])
+    with pytest.raises(ValueError, match="of a tensor of more dimensions it factors the largest two, ours the last"):
+        fusedopt.load_foreign(optimizer, {"state": {}, "param_groups": [group]}, "timm.Adafactor")
+
+
+@pytest.mark.parametrize("name", registry.OTHERS)
+def test_what_no_class_has_the_rule_of_is_refused(name: str) -> None:
+    theirs = _live(name, foreign_params(), {"lr": 0.1})
+    with pytest.raises(TypeError, match=f"fusedopt has no class with the rule of {name}: .*; construct one anew"):
+        fusedopt.replace(theirs)
+    with pytest.raises(TypeError, match=f"fusedopt has no class with the rule of {name}: "):
+        fusedopt.load_foreign(fusedopt.SGD(foreign_params()), theirs.state_dict(), name)
+
+
+def _load(name: str, source: str, sizes: int = 3, **told: Any) -> None:
+    group = {**_BNB, "bias_correction": True, "params": list(range(sizes))}
+    fusedopt.load_foreign(
+        getattr(fusedopt, name)(foreign_params()), {"state": {}, "param_groups": [group]}, source, **told
+    )
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    with pytest.raises(
+        TypeError, match=r"bitsandbytes.Adam steps as fusedopt.AdamW does; load its file into one of the"
+    ):
+        _load("Adam", "bitsandbytes.optim.Adam")
+    with pytest.raises(TypeError, match=r"knows no optimizer lion_pytorch.Tiger; it knows lion_pytorch.Lion"):
+        _load("Lion", "lion_pytorch.Tiger")
+    with pytest.raises(TypeError, match=r"knows no optimizer zoo.Lion; it knows apex, bitsandbytes, deepspeed, "):
+        _load("Lion", "zoo.Lion")
+    with pytest.raises(TypeError, match=r"DeepSpeedCPUAdam has no 'adamw' beside its groups; .* \['adam_w_mode'\]"):
+        _load("Adam", "deepspeed.DeepSpeedCPUAdam", adamw=False)
+    with pytest.raises(TypeError, match="Lion has no 'maximize' beside its groups; give any of none"):
+        _load("Lion", "timm.Lion", maximize=False)
+    with pytest.raises(
+        ValueError, match=r"the file has groups of \[2\] params, and the optimizer of \[3\]; give one o"
+    ):
+        _load("AdamW", "bitsandbytes.AdamW", sizes=2)
+
+
+def test_without_a_decay_adam_and_adamw_are_one() -> None:
+    group = {**_BNB, "weight_decay": 0, "params": [0, 1, 2]}
+    optimizer = fusedopt.Adam(foreign_params())
+    fusedopt.load_foreign(optimizer, {"state": {}, "param_groups": [group]}, "bitsandbytes.Adam8bit")
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.99)
+
+
+def test_a_subclass_of_theirs_is_refused() -> None:
+    base = _class("bitsandbytes.optim.adamw.AdamW")
+
+    class Mine(base):  # type: ignore[misc, valid-type]
+        pass
+
+    with pytest.raises(TypeError, match=r"fusedopt has no replacement for .*Mine"):
+        fusedopt.replace(Mine(foreign_params(), dict(_BNB)))
