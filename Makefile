@@ -14,12 +14,13 @@ FOR_DEMO := $(VENV)/.built-for-demo
 FOR_TEST := $(VENV)/.built-for-test
 BUILT := $(VENV)/.built
 FRAMEWORKS := .venv-frameworks
+PEERS := .venv-peers
 NATIVE := $(shell find csrc -type f)
 # The fullest of those that were asked for before does for less, too.
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
 
-.PHONY: venv build demo gallery precision docs-figures test test-all test-frameworks bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision docs-figures test test-all test-frameworks test-peers bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -81,6 +82,16 @@ $(FRAMEWORKS)/.made: tests/frameworks/requirements.txt $(wildcard $(CONSTRAINTS)
 test-frameworks: $(BUILT) $(FRAMEWORKS)/.made
 	PYTHONPATH="$(CURDIR)" $(FRAMEWORKS)/bin/python -m pytest tests/frameworks
 
+# So do the packages whose optimizers ours take over from.
+$(PEERS)/.made: tests/peers/requirements.txt tests/peers/imports.txt $(wildcard $(CONSTRAINTS))
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -r tests/peers/imports.txt
+	$(PEERS)/bin/python -m pip install --no-deps -r $<
+	touch $@
+
+test-peers: $(BUILT) $(PEERS)/.made
+	PYTHONPATH="$(CURDIR)" $(PEERS)/bin/python -m pytest tests/peers
+
 bench: $(BUILT)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/figures.py
@@ -104,5 +115,5 @@ sanitize: $(BUILT)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/sanitize/run.sh
 
 clean:
-	rm -rf $(VENV) $(FRAMEWORKS) build dist *.egg-info fusedopt/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FRAMEWORKS) $(PEERS) build dist *.egg-info fusedopt/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
