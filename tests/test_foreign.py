@@ -6,6 +6,8 @@ tests/peers runs the packages themselves; what is here has their keys.
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +43,13 @@ def test_every_class_has_a_form_or_is_run_in_its_own_tier() -> None:
     """Those without a build for a CPU are here."""
     known = {name for name in registry.PEERS if name.partition(".")[0] in ("apex", "transformer_engine")}
     assert known <= {registry.name_of(form.source) for form in FORMS}
+
+
+def test_the_document_has_every_class() -> None:
+    text = (Path(__file__).parent.parent / "docs/moving-in.md").read_text()
+    variants = re.compile(r"bitsandbytes\.(Paged\w*|\w*(8|32)bit)")
+    for name in (*registry.PEERS, *registry.OTHERS):
+        assert variants.fullmatch(name) or re.search(rf"`{re.escape(name)}\b", text), name
 
 
 # 8 bits, and tensors of a class of its own.

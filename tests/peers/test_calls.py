@@ -1,0 +1,142 @@
+"""The table of docs/moving-in.md: what a call of theirs is with us, and what has our name and another rule."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import fusedopt
+
+SHAPES = ((7,), (64, 33), (8, 4, 3, 3), (5000,), (40, 40))
+MATRICES = ((64, 33), (40, 40), (24, 48))
+STEPS = 12
+
+
+@dataclass(frozen=True)
+class Call:
+    theirs: str
+    given: dict[str, Any]
+    ours: str
+    called: dict[str, Any]
+    # How far apart the two may end, as a part of the largest movement; at least, where the rules differ.
+    bound: float = 1e-5
+    shapes: tuple[tuple[int, ...], ...] = field(default=SHAPES)
+
+    def __str__(self) -> str:
+        kwargs = [f"{key}={value}" for key, value in self.given.items() if key != "lr"]
+        return f"{self.theirs}({','.join(kwargs)})-{self.ours}"
+
+    def apart(self) -> float:
+        module, _, name = self.theirs.rpartition(".")
+        start, params, wanted = (self._params() for _ in range(3))
+        theirs = getattr(importlib.import_module(module), name)(wanted, **{"lr": 0.01, **self.given})
+        ours = getattr(fusedopt, self.ours)(params, **{"lr": 0.01, **self.called})
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(STEPS):
+            for p, q in zip(params, wanted, strict=True):
+                grad = torch.randn(p.shape, generator=generator)
+                p.grad, q.grad = grad.clone(), grad.clone()
+            theirs.step()
+            ours.step()
+        moved = [(q - s).detach().abs().max() for q, s in zip(wanted, start, strict=True)]
+        found = [(p - q).detach().abs().max() / m for p, q, m in zip(params, wanted, moved, strict=True)]
+        return max(found).item()
+
+    def _params(self) -> list[Parameter]:
+        generator = torch.Generator().manual_seed(0)
+        return [Parameter(torch.randn(shape, generator=generator)) for shape in self.shapes]
+
+
+WD = {"weight_decay": 0.1}
+# With less, params move by their last places.
+LARS = {"lr": 1.0, "momentum": 0.9, **WD}
+FACTORED = {"eps": (1e-30, 1e-3)}
+SAME = [
+    Call("bitsandbytes.optim.AdamW", WD, "AdamW", WD),
+    Call("bitsandbytes.optim.Adam", WD, "AdamW", WD),
+    Call("bitsandbytes.optim.Lion", WD, "Lion", WD),
+    Call("bitsandbytes.optim.SGD", {"momentum": 0.9}, "SGD", {"momentum": 0.9}),
+    Call("bitsandbytes.optim.RMSprop", WD, "RMSprop", WD),
+    Call("bitsandbytes.optim.Adagrad", WD, "Adagrad", WD),
+    Call("bitsandbytes.optim.AdamW8bit", WD, "AdamW", {**WD, "state_dtype": "int8"}, 0.1),
+    Call("deepspeed.ops.adam.DeepSpeedCPUAdam", WD, "AdamW", WD, 2e-5),
+    Call("deepspeed.ops.adam.DeepSpeedCPUAdam", {**WD, "adamw_mode": False}, "Adam", WD, 2e-5),
+    Call("deepspeed.ops.adagrad.DeepSpeedCPUAdagrad", {}, "Adagrad", {}),
+    Call("torchao.optim._AdamW", WD, "AdamW", WD, 2e-5),
+    Call("optimi.AdamW", WD, "AdamW", {**WD, "betas": (0.9, 0.99), "eps": 1e-6}),
+    Call("optimi.Adam", WD, "Adam", {**WD, "betas": (0.9, 0.99), "eps": 1e-6}),
+    Call("optimi.SGD", {"momentum": 0.9}, "SGD", {"momentum": 0.9}),
+    Call("optimi.SGD", {"momentum": 0.9, "dampening": True}, "SGD", {"momentum": 0.9, "lr": 0.001}),
+    Call("optimi.Lion", WD, "Lion", WD),
+    Call("optimi.Adan", WD, "Adan", {**WD, "eps": 1e-6}, 5e-5),
+    Call("timm.optim.lamb.Lamb", WD, "LAMB", {**WD, "max_grad_norm": 1.0}),
+    Call("timm.optim.lars.Lars", LARS, "LARS", LARS),
+    Call("timm.optim.lion.Lion", WD, "Lion", WD),
+    Call("timm.optim.adan.Adan", WD, "Adan", WD, 5e-5),
+    Call("timm.optim.adamw.AdamWLegacy", WD, "AdamW", WD),
+    Call("timm.optim.nadam.NAdamLegacy", {}, "NAdam", {}),
+    Call("timm.optim.radam.RAdamLegacy", WD, "RAdam", {**WD, "decoupled_weight_decay": True}, 1e-4),
+    Call("timm.optim.adafactor.Adafactor", {"lr": None}, "Adafactor", FACTORED, shapes=MATRICES),
+    Call("lion_pytorch.Lion", WD, "Lion", WD),
+    Call("lion_pytorch.Lion", {"weight_decay": 1e-3, "decoupled_weight_decay": True}, "Lion", WD),
+    Call("pytorch_optimizer.Lion", WD, "Lion", WD),
+    Call("pytorch_optimizer.AdaMax", WD, "Adamax", WD),
+    Call("pytorch_optimizer.RAdam", {"degenerated_to_sgd": True}, "RAdam", {}, 1e-4),
+    Call("pytorch_optimizer.Adan", {"weight_decouple": True, **WD}, "Adan", {"no_prox": True, **WD}, 5e-5),
+    Call("pytorch_optimizer.LARS", LARS, "LARS", {**LARS, "eps": 0}, shapes=MATRICES),
+    Call("transformers.optimization.Adafactor", {"lr": None}, "Adafactor", FACTORED),
+    Call("torch_optimizer.Lamb", {"clamp_value": 1e9, **WD}, "LAMB", {"bias_correction": False, **WD}),
+    Call("torch_optimizer.LARS", LARS, "LARS", {**LARS, "trust_coeff": 0.01}),
+    Call("torch_optimizer.RAdam", {}, "RAdam", {}, 1e-4),
+]
+OTHER = [
+    Call("bitsandbytes.optim.Adam", WD, "Adam", WD, 1e-2),
+    Call("bitsandbytes.optim.LAMB", WD, "LAMB", WD, 1e-2),
+    Call("bitsandbytes.optim.LARS", LARS, "LARS", LARS, 1e-2),
+    Call("deepspeed.ops.adam.DeepSpeedCPUAdam", {"bias_correction": False}, "Adam", {}, 1e-2),
+    Call("optimi.RAdam", {"eps": 1e-2}, "RAdam", {"betas": (0.9, 0.99), "eps": 1e-2}, 1e-3),
+    Call("timm.optim.lamb.Lamb", WD, "LAMB", WD, 1e-2),
+    Call("timm.optim.nadamw.NAdamW", WD, "NAdam", {"decoupled_weight_decay": True, **WD}, 1e-2),
+    Call("timm.optim.rmsprop_tf.RMSpropTF", {"momentum": 0.9}, "RMSprop", {"alpha": 0.9, "momentum": 0.9}, 1e-2),
+    Call("timm.optim.sgdw.SGDW", {"momentum": 0.9, **WD}, "SGD", {"momentum": 0.9, **WD}, 1e-2),
+    Call("pytorch_optimizer.Lamb", WD, "LAMB", WD, 1e-2),
+    Call("pytorch_optimizer.RAdam", {}, "RAdam", {}, 1e-2),
+    Call("torch_optimizer.Lamb", WD, "LAMB", WD, 1e-2),
+    Call("transformers.optimization.Adafactor", {"lr": None, **WD}, "Adafactor", {**FACTORED, **WD}, 1e-3),
+    Call(
+        "transformers.optimization.Adafactor",
+        {"lr": 0.01, "relative_step": False, "scale_parameter": False},
+        "Adafactor",
+        FACTORED,
+        1e-2,
+    ),
+    Call("heavyball.AdamW", {"eps": 1e-2}, "AdamW", {"weight_decay": 0, "betas": (0.9, 0.99), "eps": 1e-2}, 1e-3),
+]
+
+
+@pytest.mark.parametrize("call", SAME, ids=str)
+def test_calls_that_are_the_same(call: Call) -> None:
+    assert call.apart() <= call.bound
+
+
+@pytest.mark.parametrize("call", OTHER, ids=str)
+def test_calls_of_the_same_name_and_another_rule(call: Call) -> None:
+    assert call.apart() >= call.bound
+
+
+def test_an_update_of_0_moves_deepspeeds_lion() -> None:
+    from deepspeed.ops.lion import DeepSpeedCPULion
+
+    params = [Parameter(torch.ones(8)), Parameter(torch.ones(8))]
+    for p, optimizer in zip(
+        params, (DeepSpeedCPULion(params[:1], lr=0.1), fusedopt.Lion(params[1:], lr=0.1)), strict=True
+    ):
+        p.grad = torch.zeros(8)
+        optimizer.step()
+    assert (params[0] != 1).all()
+    assert (params[1] == 1).all()
