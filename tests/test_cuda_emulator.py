@@ -26,7 +26,18 @@ BUILDS = {
 
 CASES = [
     *("indices", "reduction", "launchers", "votes", "shuffles", "parts", "atomics", "parameters"),
-    *("limits", "devices", "errors", "misaligned", "deadlocks", "captures", "forbidden", "forks", "environment"),
+    *(
+        "limits",
+        "devices",
+        "errors",
+        "failures",
+        "misaligned",
+        "deadlocks",
+        "captures",
+        "forbidden",
+        "forks",
+        "environment",
+    ),
 ]
 RUNS = [
     ("plain", "fibers"),

@@ -28,6 +28,8 @@ PYBIND11_MODULE(_emulator, m) {
   });
   m.def("inject_error", [](int error) { inject_error(static_cast<cudaError_t>(error)); });
   m.def("clear_error", &clear_error);
+  m.def("fail_call", [](int64_t n) { fail_call(n); });
+  m.def("failure_pending", &failure_pending);
   m.def("set_kernel_image", &set_kernel_image);
   m.def("launches", &launches);
   m.def("synchronizations", &synchronizations);

@@ -35,6 +35,12 @@ cudaError_t report(cudaError_t error) {
   return error;
 }
 
+cudaError_t refuse() {
+  Device& my = device();
+  if (my.failure.calls_before >= 0 && my.failure.calls_before-- == 0) return report(my.failure.error);
+  return cudaSuccess;
+}
+
 namespace {
 
 cudaError_t run_kernel(const detail::Call& call, dim3 grid, dim3 shape) {
@@ -142,6 +148,16 @@ void clear_error() {
   device().sticky = last_error = cudaSuccess;
 }
 
+void fail_call(int64_t n, cudaError_t error) {
+  const Lock lock(device().mutex);
+  device().failure = {n - 1, error};
+}
+
+bool failure_pending() {
+  const Lock lock(device().mutex);
+  return device().failure.calls_before >= 0;
+}
+
 void set_kernel_image(bool present) {
   const Lock lock(device().mutex);
   device().settings.kernel_image = present;
@@ -195,6 +211,7 @@ void reset() {
   current_device = 0;
   const Lock lock(device().mutex);
   device().settings = {};
+  device().failure = {};
   device().counters = {};
   device().message.clear();
   device().captures.clear();
@@ -222,6 +239,7 @@ void misaligned(const void* address, size_t needed, Place place) {
 cudaError_t launch(const cudaLaunchConfig_t& config, const Call& call) {
   const Lock lock(device().mutex);
   Device& my = device();
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (my.sticky != cudaSuccess) return my.sticky;
   if (my.settings.devices == 0) return report(cudaErrorNoDevice);
   if (!my.settings.kernel_image) return report(cudaErrorNoKernelImageForDevice);

@@ -30,6 +30,12 @@ cudaError_t replay(int graph);
 void inject_error(cudaError_t error);
 void clear_error();
 
+// The n-th call of the runtime from now on, counted from 1, fails with this error and does nothing; the next works
+// again. 0: none does. Calls that only ask for errors are not counted.
+void fail_call(int64_t n, cudaError_t error = cudaErrorMemoryAllocation);
+// Whether that call has yet to come.
+bool failure_pending();
+
 // false: no kernel was compiled for the device.
 void set_kernel_image(bool present);
 void set_device_count(int count);

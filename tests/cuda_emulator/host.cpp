@@ -70,6 +70,8 @@ cudaError_t cudaGetLastError() {
 cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
 
 cudaError_t cudaRuntimeGetVersion(int* version) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (version == nullptr) return report(cudaErrorInvalidValue);
   *version = CUDART_VERSION;
   return cudaSuccess;
@@ -77,6 +79,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 
 cudaError_t cudaGetDeviceCount(int* count) {
   const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (count == nullptr) return report(cudaErrorInvalidValue);
   *count = device().settings.devices;
   return *count == 0 ? report(cudaErrorNoDevice) : cudaSuccess;
@@ -84,6 +87,7 @@ cudaError_t cudaGetDeviceCount(int* count) {
 
 cudaError_t cudaGetDevice(int* ordinal) {
   const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (ordinal == nullptr) return report(cudaErrorInvalidValue);
   if (device().settings.devices == 0) return report(cudaErrorNoDevice);
   *ordinal = current_device;
@@ -92,6 +96,7 @@ cudaError_t cudaGetDevice(int* ordinal) {
 
 cudaError_t cudaSetDevice(int ordinal) {
   const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (device().settings.devices == 0) return report(cudaErrorNoDevice);
   if (ordinal < 0 || ordinal >= device().settings.devices) return report(cudaErrorInvalidDevice);
   current_device = ordinal;
@@ -100,6 +105,7 @@ cudaError_t cudaSetDevice(int ordinal) {
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ordinal) {
   const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   const Settings& settings = device().settings;
   if (value == nullptr) return report(cudaErrorInvalidValue);
   if (ordinal < 0 || ordinal >= settings.devices) return report(cudaErrorInvalidDevice);
@@ -119,6 +125,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ord
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (device().sticky != cudaSuccess) return device().sticky;
   if (bytes == 0) return cudaSuccess;
   if (to == nullptr || from == nullptr || kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault)
@@ -131,6 +138,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (device().sticky != cudaSuccess) return device().sticky;
   if (bytes == 0) return cudaSuccess;
   if (to == nullptr) return report(cudaErrorInvalidValue);
@@ -142,6 +150,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   ++device().counters.synchronizations;
   if (device().sticky != cudaSuccess) return device().sticky;
   bool refused = false;
@@ -154,6 +163,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (device().sticky != cudaSuccess) return device().sticky;
   if (status == nullptr) return report(cudaErrorInvalidValue);
   const Capture* const capture = find_capture(stream);
@@ -164,6 +174,8 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
 }
 
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (mode == nullptr) return report(cudaErrorInvalidValue);
   std::swap(*mode, capture_mode);
   return cudaSuccess;
@@ -171,6 +183,7 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
   const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (device().sticky != cudaSuccess) return device().sticky;
   if (attributes == nullptr) return report(cudaErrorInvalidValue);
   if (kernel == nullptr) return report(cudaErrorInvalidDeviceFunction);

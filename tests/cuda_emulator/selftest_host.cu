@@ -67,6 +67,19 @@ void errors() {
   expect_working();
 }
 
+void failures() {
+  int out = 0, n = 0;
+  cuda_emulator::fail_call(2);
+  check(cudaGetDevice(&n) == cudaSuccess, "the first works");
+  check(launch(1, 1, add, &out, 1) == cudaErrorMemoryAllocation && out == 0, "the second does not");
+  check(!cuda_emulator::failure_pending(), "it has come");
+  check(launch(1, 1, add, &out, 1) == cudaSuccess && out == 1, "the third does");
+  check(cudaGetLastError() == cudaErrorMemoryAllocation && cudaGetLastError() == cudaSuccess, "reported once");
+  cuda_emulator::fail_call(1, cudaErrorUnknown);
+  cuda_emulator::fail_call(0);
+  expect_working();
+}
+
 __global__ void load_odd(const unsigned short* in, int* out) {
   if (threadIdx.x == 5) *out = __ldcs(reinterpret_cast<const int*>(in + 1));
   __syncthreads();
@@ -222,7 +235,7 @@ void environment() {
 }  // namespace
 
 const std::vector<Case> kHostCases = {
-    {"limits", limits},         {"devices", devices},     {"errors", errors},
-    {"misaligned", misaligned}, {"deadlocks", deadlocks}, {"captures", captures},
-    {"forbidden", forbidden},   {"forks", forks},         {"environment", environment},
+    {"limits", limits},         {"devices", devices},         {"errors", errors},     {"failures", failures},
+    {"misaligned", misaligned}, {"deadlocks", deadlocks},     {"captures", captures}, {"forbidden", forbidden},
+    {"forks", forks},           {"environment", environment},
 };

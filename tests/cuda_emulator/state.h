@@ -24,6 +24,12 @@ struct Capture {
   Graph graph;
 };
 
+// One call of the runtime that is to fail.
+struct Failure {
+  int64_t calls_before = -1;  // it, or -1: none
+  cudaError_t error = cudaSuccess;
+};
+
 struct Settings {
   Backend backend = kThreadSanitizer ? Backend::threads : Backend::fibers;
   int devices = 1, major = 9, minor = 0, multiprocessors = 4;
@@ -38,6 +44,7 @@ struct Device {
   std::mutex mutex;  // for all of it; held while kernels run
   Settings settings;
   Counters counters;
+  Failure failure;
   cudaError_t sticky = cudaSuccess;
   std::string message;
   std::vector<Capture> captures;
@@ -66,6 +73,9 @@ Capture* find_capture(cudaStream_t stream);
 
 // Keeps the error for cudaGetLastError(), and gives it back.
 cudaError_t report(cudaError_t error);
+
+// What begins every call of the runtime that can fail: the error that the call is to give back at once, if any.
+cudaError_t refuse();
 
 // Does the work, or records it if the stream is being captured.
 template <class Work>
