@@ -156,12 +156,6 @@ def test_what_failed_earlier_is_told(emulated: Emulated) -> None:
     assert_same_memory(params[0].grad, torch.ones(5))
 
 
-def test_a_device_without_kernels_is_an_error(emulated: Emulated) -> None:
-    emulated.control.set_kernel_image(False)
-    with engine_of(emulated), pytest.raises(RuntimeError, match="has no kernel for device cuda:0"):
-        fusedopt.clip_grad_norm_(params_with([torch.ones(5)], emulated), 1.0)
-
-
 def clipping_twins(backend: Backend, case: Case, there: bool = True, sizes: list[Any] = SIZES, **extra: Any) -> Twins:
     backend.numbers_on_device(there)
     build = simple(case, **{**counter_flags(case, there), **extra})

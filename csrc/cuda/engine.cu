@@ -5,6 +5,7 @@
 #include "patch.cuh"
 #include "runtime.h"
 
+#include <map>
 #include <mutex>
 #include <stdexcept>
 
@@ -31,27 +32,11 @@ unsigned advance_threads(size_t work) {
   return static_cast<unsigned>(std::min<size_t>((work + kLanes - 1) / kLanes * kLanes, kAdvanceThreads));
 }
 
-// Has a rule's kernels brought to the device, which otherwise happens at a first launch, where a capture may forbid it.
-// Throws if there are none for the device.
-void load(int device, const RuleKernels& kernels) {
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  cudaFuncAttributes attributes;
-  cudaError_t error = kernels.load();
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, fusedopt_cuda::patch_table<kSmallPatch>);
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, fusedopt_cuda::patch_table<kLargePatch>);
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  if (error == cudaSuccess) return;
-
-  cudaGetLastError();
-  int major = 0, minor = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  const std::string capability = std::to_string(major) + "." + std::to_string(minor);
-  fail(error, "device cuda:" + std::to_string(device) + " has compute capability " + capability +
-                  ", and this build of fusedopt holds " FUSEDOPT_CUDA_ARCHITECTURES
-                  "; build it again with TORCH_CUDA_ARCH_LIST=" +
-                  capability);
+Brought& brought(const RuleKernels& kernels) {
+  static std::mutex mutex;
+  static std::map<const RuleKernels*, Brought> all;
+  const std::lock_guard<std::mutex> lock(mutex);
+  return all[&kernels];
 }
 
 // The most words that a launch's parameters hold on this machine.
@@ -64,31 +49,22 @@ void add_kernels(const RuleKernels& kernels) { g_added.push_back(&kernels); }
 std::string built_for() { return FUSEDOPT_CUDA_ARCHITECTURES; }
 
 bool ready(const Place& place, const Rule& rule) {
-  check_earlier(cudaPeekAtLastError());
-  use(place.device);
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_earlier(cudaStreamIsCapturing(static_cast<cudaStream_t>(place.stream), &status));
-
-  static std::mutex mutex;
-  static std::vector<std::pair<int, const RuleKernels*>> loaded;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const std::pair<int, const RuleKernels*> here(place.device, &find_kernels(rule));
-  check_earlier(here.second->use(place.device));
-  if (std::find(loaded.begin(), loaded.end(), here) == loaded.end()) {
-    load(place.device, *here.second);
-    loaded.push_back(here);
-  }
-  return status == cudaStreamCaptureStatusActive;
+  const bool captured = capturing(place);
+  const RuleKernels& kernels = find_kernels(rule);
+  check_earlier(kernels.use(place.device));
+  brought(kernels).to(place.device, [&] {
+    const cudaError_t error = kernels.load();
+    return error != cudaSuccess
+               ? error
+               : bring(fusedopt_cuda::patch_table<kSmallPatch>, fusedopt_cuda::patch_table<kLargePatch>);
+  });
+  return captured;
 }
 
 void synchronize(const Place& place) {
   use(place.device);
-  // A capture elsewhere in the process forbids waiting, unless this thread says that it knows what it does.
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  const cudaError_t error = cudaStreamSynchronize(static_cast<cudaStream_t>(place.stream));
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  check_earlier(error);
+  const Relaxed relaxed;
+  check_earlier(cudaStreamSynchronize(static_cast<cudaStream_t>(place.stream)));
 }
 
 struct Table::State {
@@ -164,40 +140,47 @@ void Table::send_groups(const Step& step, const Place& place) {
 
 void Table::launch(const Step& step, const Place& place) {
   use(place.device);
-  State& state = *state_;
   try {
-    const RuleKernels& kernels = find_kernels(*step.rule);
-    check_earlier(kernels.use(place.device));
-    state.mirror.compose(step);
-    state.send(place, largest_patch());
-    if (state.mirror.noted() > kSmallPatch)
-      state.advance<kLargePatch>(step, place, kernels);
-    else
-      state.advance<kSmallPatch>(step, place, kernels);
-    for (const Mirror::Launch& launch : state.mirror.launches()) {
-      if (launch.chunks == 0) continue;
-      const uint32_t slots = static_cast<uint32_t>(step.slots);
-      const int warps = fusedopt_cuda::warps_of(launch.kernel);
-      const uint32_t blocks = (launch.chunks + warps - 1) / warps;
-      const UpdateArguments arguments = {state.mirror.view(state.memory),
-                                         launch.starts,
-                                         launch.sums,
-                                         slots,
-                                         launch.chunks,
-                                         step.found_inf.device ? step.skipped : nullptr,
-                                         step.key,
-                                         step.first_slot};
-      using Config = const cudaLaunchConfig_t;
-      const int kernel = launch.kernel;
-      if (step.rule->sums > 0) {
-        put(place, blocks, warps * kLanes, [&](Config& c) { return kernels.measure(c, kernel, arguments); });
-        put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, kernel, arguments); });
-      }
-      put(place, blocks, warps * kLanes, [&](Config& c) { return kernels.update(c, kernel, arguments); });
-    }
+    put_together([&](bool& wrote) { put_all(step, place, wrote); });
   } catch (...) {
-    state.mirror.lose();
+    state_->mirror.lose();
     throw;
+  }
+}
+
+void Table::put_all(const Step& step, const Place& place, bool& wrote) {
+  State& state = *state_;
+  const RuleKernels& kernels = find_kernels(*step.rule);
+  check_earlier(kernels.use(place.device));
+  state.mirror.compose(step);
+  state.send(place, largest_patch());
+  if (state.mirror.noted() > kSmallPatch)
+    state.advance<kLargePatch>(step, place, kernels);
+  else
+    state.advance<kSmallPatch>(step, place, kernels);
+  for (const Entry& entry : step.entries)
+    for (int c = 0; c < step.rule->counters; ++c) wrote = wrote || entry.counter[c].device;
+  for (const Mirror::Launch& launch : state.mirror.launches()) {
+    if (launch.chunks == 0) continue;
+    const uint32_t slots = static_cast<uint32_t>(step.slots);
+    const int warps = fusedopt_cuda::warps_of(launch.kernel);
+    const uint32_t blocks = (launch.chunks + warps - 1) / warps;
+    const UpdateArguments arguments = {state.mirror.view(state.memory),
+                                       launch.starts,
+                                       launch.sums,
+                                       slots,
+                                       launch.chunks,
+                                       step.found_inf.device ? step.skipped : nullptr,
+                                       step.key,
+                                       step.first_slot};
+    using Config = const cudaLaunchConfig_t;
+    const int kernel = launch.kernel;
+    if (step.rule->sums > 0) {
+      put(place, blocks, warps * kLanes, [&](Config& c) { return kernels.measure(c, kernel, arguments); });
+      put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, kernel, arguments); });
+    }
+    put(place, blocks, warps * kLanes, [&](Config& c) { return kernels.update(c, kernel, arguments); });
+    wrote = true;
   }
 }
 

@@ -77,10 +77,13 @@ class Table {
   void send(const Step& step, const Place& place);
   // Sends the groups alone: the launches that were captured read them anew.
   void send_groups(const Step& step, const Place& place);
-  // Puts the step on the stream: one kernel that advances counters, then one for each variant and mix of storages.
+  // Puts the step on the stream: one kernel that advances counters, then one for each variant and mix of storages. If a
+  // launch fails, the error says whether anything of the step has been written.
   void launch(const Step& step, const Place& place);
 
  private:
+  void put_all(const Step& step, const Place& place, bool& wrote);
+
   struct State;
   std::unique_ptr<State> state_;
 };

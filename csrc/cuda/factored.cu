@@ -54,7 +54,12 @@ int class_of(const Factored& t) {
 
 }  // namespace
 
-bool ready_for_factored(const Place& place) { return ready_with(place, fusedopt_cuda::factored_prepare); }
+bool ready_for_factored(const Place& place) {
+  static Brought brought;
+  const bool captured = capturing(place);
+  brought.to(place.device, [] { return bring(fusedopt_cuda::factored_prepare); });
+  return captured;
+}
 
 // Entries, starts of each class, then the sums.
 FactoredLaunch::FactoredLaunch(const FactoredStep& step) : step_(step), tensors_(step.last - step.first) {
@@ -124,21 +129,26 @@ void FactoredLaunch::launch(const Place& place, void* memory) const {
                                                   {step_.grad_scale.device, step_.grad_scale.dtype},
                                                   {step_.found_inf.device, step_.found_inf.dtype},
                                                   step_.skipped};
-  put(place, (count + kThreads - 1) / kThreads, kThreads, fusedopt_cuda::factored_prepare, prepare);
-  const auto each = [&](auto kernel, bool finishes) {
-    for (int kind = 0; kind < kClasses; ++kind) {
-      const uint32_t blocks = (finishes ? starts_[kind].finishes : starts_[kind].tiles).back();
-      const auto* starts = reinterpret_cast<const uint32_t*>(there + starts_at(kind, finishes));
-      const FactoredArguments arguments = {entries, starts, count, skipped};
-      if (blocks > 0) put(place, blocks, kThreads, fusedopt_cuda::factored_class_of(kind).*kernel, arguments);
-    }
-  };
-  using Class = fusedopt_cuda::FactoredClass;
-  each(&Class::measure, false);
-  each(&Class::finish, true);
-  each(&Class::square, false);
-  put(place, count, kThreads, fusedopt_cuda::factored_conclude, FactoredArguments{entries, nullptr, count, skipped});
-  each(&Class::update, false);
+  put_together([&](bool& wrote) {
+    put(place, (count + kThreads - 1) / kThreads, kThreads, fusedopt_cuda::factored_prepare, prepare);
+    for (const Factored* t = step_.first; t < step_.last; ++t) wrote = wrote || t->step.device;
+    const auto each = [&](auto kernel, bool finishes) {
+      for (int kind = 0; kind < kClasses; ++kind) {
+        const uint32_t blocks = (finishes ? starts_[kind].finishes : starts_[kind].tiles).back();
+        const auto* starts = reinterpret_cast<const uint32_t*>(there + starts_at(kind, finishes));
+        const FactoredArguments arguments = {entries, starts, count, skipped};
+        if (blocks == 0) continue;
+        put(place, blocks, kThreads, fusedopt_cuda::factored_class_of(kind).*kernel, arguments);
+        wrote = true;
+      }
+    };
+    using Class = fusedopt_cuda::FactoredClass;
+    each(&Class::measure, false);
+    each(&Class::finish, true);
+    each(&Class::square, false);
+    put(place, count, kThreads, fusedopt_cuda::factored_conclude, FactoredArguments{entries, nullptr, count, skipped});
+    each(&Class::update, false);
+  });
 }
 
 }  // namespace fusedopt::cuda

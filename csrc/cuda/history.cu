@@ -323,7 +323,7 @@ void put_products(const history::Products& job, T* sums, double* out, const Plac
 }
 
 template <class T>
-void put_direction(const history::Direction& job, T* sums, double* out, const Place& place) {
+void put_direction(const history::Direction& job, T* sums, double* out, const Place& place, bool& wrote) {
   const int all = job.dir_count + job.step_count;
   int first = 0;
   do {
@@ -351,6 +351,7 @@ void put_direction(const history::Direction& job, T* sums, double* out, const Pl
       arguments.factors[k] = static_cast<T>(term.factor);
     }
     put_chunks(job.numel, place, fusedopt_cuda::history_direction<T>, arguments);
+    wrote = true;
     first = last;
   } while (first < all);
   conclude(job.numel, job.kResults, sums, out, place);
@@ -366,8 +367,10 @@ void products(const history::Products& job, bool wide, void* sums, double* out, 
 
 void direction(const history::Direction& job, bool wide, void* sums, double* out, const Place& place) {
   use(place.device);
-  wide ? put_direction(job, static_cast<double*>(sums), out, place)
-       : put_direction(job, static_cast<float*>(sums), out, place);
+  put_together([&](bool& wrote) {
+    wide ? put_direction(job, static_cast<double*>(sums), out, place, wrote)
+         : put_direction(job, static_cast<float*>(sums), out, place, wrote);
+  });
 }
 
 void move(const history::Move& job, bool wide, const Place& place) {

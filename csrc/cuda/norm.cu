@@ -3,8 +3,6 @@
 #include "norm.h"
 
 #include <algorithm>
-#include <mutex>
-#include <vector>
 
 #include "norm.cuh"
 #include "runtime.h"
@@ -72,25 +70,22 @@ void put_all(const NormEntry* first, const NormEntry* last, F&& launch) {
 uint32_t blocks_of(uint32_t chunks) { return (chunks + kWarps - 1) / kWarps; }
 
 template <class Grads>
-bool ready_for(const Place& place) {
-  return ready_with(place, fusedopt_cuda::norm_squares<Grads>, fusedopt_cuda::norm_terms<Grads>,
-                    fusedopt_cuda::norm_scale<Grads>);
+cudaError_t bring_for() {
+  return bring(fusedopt_cuda::norm_squares<Grads>, fusedopt_cuda::norm_terms<Grads>, fusedopt_cuda::norm_scale<Grads>);
 }
 
 }  // namespace
 
 bool ready_for_norm(const Place& place) {
-  static std::mutex mutex;
-  static std::vector<int> loaded;
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (std::find(loaded.begin(), loaded.end(), place.device) == loaded.end()) {
-    ready_for<FewGrads>(place);
-    ready_for<ManyGrads>(place);
-    ready_for<StridedGrad>(place);
-    ready_with(place, fusedopt_cuda::norm_fold);
-    loaded.push_back(place.device);
-  }
-  return ready_with(place, fusedopt_cuda::norm_clip);
+  static Brought brought;
+  const bool captured = capturing(place);
+  brought.to(place.device, [] {
+    for (const cudaError_t error : {bring_for<FewGrads>(), bring_for<ManyGrads>(), bring_for<StridedGrad>(),
+                                    bring(fusedopt_cuda::norm_fold, fusedopt_cuda::norm_clip)})
+      if (error != cudaSuccess) return error;
+    return cudaSuccess;
+  });
+  return captured;
 }
 
 int64_t norm_scratch(int64_t chunks) {
@@ -130,10 +125,13 @@ void clip(const double* total, const Number& scale, const ClipRequest& request, 
 
 void scale(const NormEntry* first, const NormEntry* last, const Number& coefficient, const Place& place) {
   use(place.device);
-  put_all(first, last, [&](const auto& grads, int64_t) {
-    using Grads = std::decay_t<decltype(grads)>;
-    const ScaleArguments<Grads> arguments = {coefficient.value, {coefficient.device, coefficient.dtype}, grads};
-    put(place, blocks_of(grads.chunks), kWarps * kLanes, fusedopt_cuda::norm_scale<Grads>, arguments);
+  put_together([&](bool& wrote) {
+    put_all(first, last, [&](const auto& grads, int64_t) {
+      using Grads = std::decay_t<decltype(grads)>;
+      const ScaleArguments<Grads> arguments = {coefficient.value, {coefficient.device, coefficient.dtype}, grads};
+      put(place, blocks_of(grads.chunks), kWarps * kLanes, fusedopt_cuda::norm_scale<Grads>, arguments);
+      wrote = true;
+    });
   });
 }
 
