@@ -6,6 +6,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,10 +33,15 @@ class History:
             for (ref, version), vector in zip(self.seen, vectors, strict=True)
         ):
             return
-        self.gram.clear()
+        self.forget()
         for i, y in enumerate(dirs):
             products = _C.lbfgs_products(params, y, None, None, 0.0, [*stps[: i + 1], *dirs[: i + 1]])[2::2]
             self.gram.append(products[: i + 1], products[i + 1 :])
+        self.remember(dirs, stps)
+
+    def forget(self) -> None:
+        self.gram.clear()
+        self.seen = []
 
     def remember(self, dirs: list[Tensor], stps: list[Tensor]) -> None:
         self.seen = [(weakref.ref(vector), vector._version) for vector in (*dirs, *stps)]
@@ -116,12 +122,12 @@ class Search:
         n_iter = 0
         while n_iter < max_iter:
             n_iter += 1
+            first = state["n_iter"] == 0
+            largest, slope = self.start() if first else self.turn(products, group["history_size"])
             state["n_iter"] += 1
-            if state["n_iter"] == 1:
-                largest, slope = self.start()
+            if first:
                 self.t = min(1.0, 1.0 / products[1] if products[1] else math.inf) * lr
             else:
-                largest, slope = self.turn(products, group["history_size"])
                 self.t = lr
             self.prev_loss = loss
             if slope > -tolerance_change:
@@ -174,7 +180,7 @@ class Search:
     def start(self) -> tuple[float, float]:
         """Makes the first direction, -g; returns its largest element and the slope along it."""
         self.dirs, self.stps = [], []
-        self.history.gram.clear()
+        self.history.forget()
         if self.previous is None:
             self.previous = self.empty()
         if self.direction is None:
@@ -190,6 +196,7 @@ class Search:
         dirs_g, stps_g = with_g[2 : 2 + n], with_g[2 + n :]
         dirs_y, stps_y = with_y[2 : 2 + n], with_y[2 + n :]
         y = s = None
+        before = self.dirs[:], self.stps[:]
         if ys > 1e-10:
             while len(self.dirs) >= history_size:
                 y, s = self.dirs.pop(0), self.stps.pop(0)
@@ -207,7 +214,13 @@ class Search:
         self.alpha, factor = gram.recur(stps_g, dirs_g)
         # In the order of torch's additions.
         dirs = [(v, -a) for v, a in zip(self.dirs, self.alpha, strict=True)][::-1]
-        return self.add_up(y, s, dirs, list(zip(self.stps, factor, strict=True)), gram.scale)
+        try:
+            return self.add_up(y, s, dirs, list(zip(self.stps, factor, strict=True)), gram.scale)
+        except RuntimeError:
+            # y and s have not been written.
+            self.dirs[:], self.stps[:] = before
+            self.history.forget()
+            raise
 
     def add_up(self, y: Tensor | None, s: Tensor | None, *terms: Any) -> tuple[float, float]:
         largest, slope = _C.lbfgs_direction(self.params, self.flat, self.previous, self.direction, y, s, self.t, *terms)
@@ -248,6 +261,8 @@ class Search:
         if self.direction is None:
             return
         state, gram = self.state, self.history.gram
+        with suppress(RuntimeError):
+            self.history.recall(self.params, self.dirs, self.stps)
         n = len(gram)
         numbers = [1 / gram.ys(i) for i in range(n)] + [gram.scale] + (self.alpha or [])
         tensors = torch.tensor(numbers, **self.options).unbind()
