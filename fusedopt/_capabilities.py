@@ -14,7 +14,8 @@ def capabilities() -> dict[str, Any]:
 
     Returns:
         A dict with "cpu" (built, supported and chosen instruction sets, the reason for the choice, threads), "cuda"
-        (built or not, for which architectures, and why), "rules" and "torch" (its version).
+        (built or not, for which architectures, and what steps tensors on the current device), "rules" and "torch" (its
+        version).
 
     Example:
         >>> fusedopt.capabilities()["cpu"]["built"][0]
@@ -42,6 +43,8 @@ def _cuda() -> dict[str, Any]:
     elif not torch.cuda.is_available():
         why = "finds no GPU" if torch.version.cuda else "is built without CUDA"
         reason = f"nothing to run on: the installed torch {why}"
+    elif obstacle := _C.cuda_obstacle(torch.cuda.current_device()):
+        reason = f"CUDA tensors are stepped by torch's own code: {obstacle}"
     else:
         reason = "CUDA tensors are stepped by this package's kernels"
     return {"built": built, "architectures": _C.cuda_built_for().split() if built else [], "reason": reason}

@@ -198,38 +198,88 @@ def test_a_failed_launch_in_a_refresh(emulated: Emulated, case: Case, seed: int)
         twins.check()
 
 
-NO_IMAGE = """
+UNSERVED = """
+import sys
+import warnings
 import torch
+from build import build
+engine, control = build()
+sys.modules["fusedopt._C"] = engine
 import fusedopt
-from backends import Emulated
-emulated = Emulated()
-emulated.control.set_kernel_image(False)
-param = torch.nn.Parameter(torch.ones(3))
-param.grad = torch.ones(3)
-optimizer = emulated.adopt(fusedopt.AdamW([param]))
-for _ in range(2):
+{setting}
+# An error that passes is not taken for the device's.
+for n in range(1, {calls} + 1):
+    control.fail_call(n)
+    assert engine.cuda_obstacle(0) == "" and not control.failure_pending()
+warnings.simplefilter("always")
+optimizers = [fusedopt.AdamW, fusedopt.Adafactor, fusedopt.Muon, fusedopt.LBFGS]
+for optimizer in optimizers if {first} == 0 else optimizers[{first}:]:
+    steps = []
+    for cls in (optimizer, getattr(torch.optim, optimizer.__name__)):
+        torch.manual_seed(0)
+        param = torch.nn.Parameter(torch.randn(4, 3))
+        def closure():
+            param.grad = param.detach() - 1
+            return 1.0
+        o = cls([param], lr=0.1)
+        for _ in range(3):
+            o.step(closure)
+        steps.append(param)
+    assert torch.equal(*steps)
+with warnings.catch_warnings():
+    grads = [torch.nn.Parameter(torch.ones(4))]
+    grads[0].grad = torch.ones(4)
+    assert fusedopt.clip_grad_norm_(grads, 1.0) == 2 and grads[0].grad.norm() < 1.0001
+param.grad = torch.ones_like(param)
+for cls, kwargs in ((fusedopt.Lion, dict()), (fusedopt.AdamW, dict(ema_decay=0.9))):
+    before = param.detach().clone()
     try:
-        optimizer.step()
+        cls([param], **kwargs).step()
     except RuntimeError as error:
-        print(error)
-assert param.tolist() == [1, 1, 1] and len(optimizer.state) == 0
-emulated.control.set_kernel_image(True)
-optimizer.step()
-assert param.tolist() != [1, 1, 1] and len(optimizer.state) == 1
+        print(type(error).__name__, cls.__name__)
+    assert torch.equal(param, before)
+torch.cuda.is_available, torch.cuda.current_device = lambda: True, lambda: 0
+print(fusedopt.capabilities()["cuda"]["reason"])
+control.reset()
+assert "torch's own" in fusedopt.capabilities()["cuda"]["reason"]
 """
+NO_IMAGE = (
+    "device cuda:0 has compute capability 9.0, and this build of fusedopt holds emulated; build it again with "
+    "TORCH_CUDA_ARCH_LIST=9.0"
+)
 
 
-def test_a_device_that_was_not_built_for() -> None:
-    """In a process of its own, for a device that has been found usable is not looked at again."""
+@pytest.mark.parametrize(
+    ("setting", "calls", "first", "told"),
+    [
+        ("control.set_kernel_image(False)", 4, 0, NO_IMAGE),
+        ("control.set_kernel_image(False)", 4, 3, NO_IMAGE),
+        (
+            "control.set_driver_version(12090)",
+            1,
+            0,
+            "the NVIDIA driver is one of CUDA 12.9, and this build of fusedopt needs one of CUDA 13.0; update the "
+            "driver, or build fusedopt with a toolkit of the driver's CUDA",
+        ),
+    ],
+    ids=["no-image", "no-image-lbfgs", "old-driver"],
+)
+def test_a_device_that_the_kernels_cannot_run_on(setting: str, calls: int, first: int, told: str) -> None:
+    """In a process of its own, for a device is looked at once. torch steps its params; one warning says why."""
     path = [str(ROOT / "tests"), str(ROOT / "tests" / "cuda_emulator"), str(ROOT)]
-    code = f"import sys; sys.path[:0] = {path}\n{NO_IMAGE}"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    expected = (
-        "device cuda:0 has compute capability 9.0, and this build of fusedopt holds emulated; "
-        "build it again with TORCH_CUDA_ARCH_LIST=9.0: cudaErrorNoKernelImageForDevice "
-        "(no kernel image is available for execution on the device)"
-    )
-    assert output.splitlines() == [expected] * 2
+    code = f"import sys; sys.path[:0] = {path}\n{UNSERVED.format(setting=setting, calls=calls, first=first)}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "RuntimeError Lion",
+        "RuntimeError AdamW",
+        f"CUDA tensors are stepped by torch's own code: {told}",
+    ]
+    warned = [line for line in done.stderr.splitlines() if "Warning" in line]
+    told = f"CUDA tensors are stepped by torch's own code, and not by fusedopt's kernels: {told}"
+    assert len(warned) == 1
+    assert warned[0].startswith("<string>:")
+    assert warned[0].endswith(f"UserWarning: {told}")
 
 
 def _add_a_group(twins: Twins) -> None:

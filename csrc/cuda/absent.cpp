@@ -15,8 +15,11 @@ namespace {
 }  // namespace
 
 bool built() { return false; }
-std::string built_for() { return "fusedopt was built where nvcc was not found, or without it (FUSEDOPT_CUDA)"; }
+std::string built_for() {
+  return "fusedopt was built where no nvcc of CUDA 12.1 or newer was found, or without it (FUSEDOPT_CUDA)";
+}
 
+std::optional<std::string> obstacle(int) { absent(); }
 void add_kernels(const RuleKernels&) {}
 
 bool ready(const Place&, const Rule&) { absent(); }

@@ -48,6 +48,35 @@ bool built() { return true; }
 void add_kernels(const RuleKernels& kernels) { g_added.push_back(&kernels); }
 std::string built_for() { return FUSEDOPT_CUDA_ARCHITECTURES; }
 
+std::optional<std::string> obstacle(int device) try {
+  // A runtime needs a driver of its major version, and a launch with 32 KiB of parameters one of CUDA 12.1.
+  constexpr int needed = std::max(CUDART_VERSION / 1000 * 1000, 12010);
+  const auto named = [](int version) {
+    return "CUDA " + std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+  };
+  int driver = 0;
+  check_earlier(cudaDriverGetVersion(&driver));
+  if (driver < needed)
+    return "the NVIDIA driver is one of " + named(driver) + ", and this build of fusedopt needs one of " +
+           named(needed) + "; update the driver, or build fusedopt with a toolkit of the driver's CUDA";
+  use(device);
+  const Relaxed relaxed;
+  const cudaError_t error = bring(fusedopt_cuda::patch_table<kSmallPatch>);
+  switch (error) {
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorUnsupportedPtxVersion:
+      cudaGetLastError();
+      return no_kernels_for(device);
+    default:
+      check_earlier(error);
+      return "";
+  }
+} catch (const std::runtime_error&) {
+  return std::nullopt;
+}
+
 bool ready(const Place& place, const Rule& rule) {
   const bool captured = capturing(place);
   const RuleKernels& kernels = find_kernels(rule);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,10 @@ namespace fusedopt::cuda {
 // Whether this build has the engine, and what it is built for: "sm_80 sm_90", or why it is missing.
 bool built();
 std::string built_for();
+
+// Why the kernels cannot run on a device, which the caller has made current, and what helps: its driver is older than
+// what this build needs, or the build has none for it. Empty if they can, null if that cannot be found out now.
+std::optional<std::string> obstacle(int device);
 
 // What a shared object brings for a rule of its own.
 class RuleKernels;

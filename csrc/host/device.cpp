@@ -12,13 +12,14 @@ c10::Device torch_device(int index) {
 
 bool number_on_device(const TensorImpl& impl) { return cuda::built() && impl.is_cuda(); }
 
-bool plain_on_device(const TensorImpl& impl) {
+bool plain(const TensorImpl& impl) {
+  if (impl.key_set() == g_plain_keys) return true;
   if (!impl.is_cuda() || !cuda::built()) return false;
   static const c10::DispatchKeySet cuda_keys = [] {
     const c10::InferenceMode off(false);
     return at::empty({0}, at::TensorOptions(at::kCUDA).dtype(at::kFloat)).key_set();
   }();
-  return impl.key_set() == cuda_keys;
+  return impl.key_set() == cuda_keys && served(impl.device().index());
 }
 
 void* current_stream(int index) {

@@ -16,8 +16,14 @@ bool number_on_device(const TensorImpl& impl);
 inline bool number_on_device(const at::Tensor& tensor) { return number_on_device(*tensor.unsafeGetTensorImpl()); }
 
 // Whether an engine takes a tensor: it is an ordinary one, on the CPU or on a device.
-bool plain_on_device(const TensorImpl& impl);
-inline bool plain(const TensorImpl& impl) { return impl.key_set() == g_plain_keys || plain_on_device(impl); }
+bool plain(const TensorImpl& impl);
+
+// Whether the CUDA engine's kernels run on a device. Where they do not, tensors are torch's to step.
+bool served(int device);
+// Why not; empty where they do.
+std::string obstacle_on(int device);
+// The same of the first device that was found so, once.
+std::string take_obstacle();
 
 void* current_stream(int index);
 // Whether copies to a device need pinned memory in order not to wait for it.

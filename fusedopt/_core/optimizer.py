@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from .. import _C
 from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, refuse_nan
+from .callers import warn_of_unserved
 from .group_options import of_class, precision_of, refuse_options, resolve
 from .kept import KeptState
 from .unread import FLAGS, Reads, Unread, unread_by
@@ -166,6 +167,7 @@ class FusedStep(KeptState):
         leftover = plan.step(self, divisor=divisor, **flags)
         in_pass = in_pass and not leftover
         if leftover:
+            warn_of_unserved()
             with self._outside_inference(leftover) as any_made:
                 if any_made:
                     leftover = plan.step(self, divisor=divisor)

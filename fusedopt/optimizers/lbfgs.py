@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from .. import _C
 from .._core.arguments import check_fused, check_with_torch, for_torch
+from .._core.callers import warn_of_unserved
 from .._core.optimizer import unhooked
 from .._core.origin import refuse_foreign
 from .._core.unread import Reads, Unread
@@ -127,12 +128,10 @@ class LBFGS(torch.optim.LBFGS):
                 f"only 'strong_wolfe' is supported: param_groups[0]['line_search_fn'] is {search_fn!r}; set it to "
                 "that, or to None for steps of fixed length"
             )
-        if (
-            torch.compiler.is_compiling()
-            or self._unread.find(self.param_groups)
-            or len(self.param_groups) != 1
-            or not self._has_engine()
-        ):
+        ours = not torch.compiler.is_compiling() and not self._unread.find(self.param_groups)
+        if not ours or len(self.param_groups) != 1 or not self._has_engine():
+            if ours:
+                warn_of_unserved()
             return unhooked(super().step, self)(closure)
         state = self.state[self._params[0]]
         state.setdefault("func_evals", 0)

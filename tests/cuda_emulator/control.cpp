@@ -31,6 +31,7 @@ PYBIND11_MODULE(_emulator, m) {
   m.def("fail_call", [](int64_t n) { fail_call(n); });
   m.def("failure_pending", &failure_pending);
   m.def("set_kernel_image", &set_kernel_image);
+  m.def("set_driver_version", &set_driver_version);
   m.def("launches", &launches);
   m.def("synchronizations", &synchronizations);
   m.def("reset_counters", &reset_counters);

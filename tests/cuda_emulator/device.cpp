@@ -11,7 +11,7 @@ void* g_stream = nullptr;
 int device_index(const TensorImpl&) { return 0; }
 c10::Device torch_device(int) { return at::kCPU; }
 bool number_on_device(const TensorImpl&) { return g_numbers_on_device; }
-bool plain_on_device(const TensorImpl&) { return false; }
+bool plain(const TensorImpl& impl) { return impl.key_set() == g_plain_keys && served(0); }
 void* current_stream(int) { return g_stream; }
 bool wants_pinned_memory() { return false; }
 

@@ -35,9 +35,10 @@ cudaError_t report(cudaError_t error) {
   return error;
 }
 
-cudaError_t refuse() {
+cudaError_t refuse(bool needs_driver) {
   Device& my = device();
   if (my.failure.calls_before >= 0 && my.failure.calls_before-- == 0) return report(my.failure.error);
+  if (needs_driver && my.settings.driver / 1000 < CUDART_VERSION / 1000) return report(cudaErrorInsufficientDriver);
   return cudaSuccess;
 }
 
@@ -166,6 +167,11 @@ void set_kernel_image(bool present) {
 void set_device_count(int count) {
   const Lock lock(device().mutex);
   device().settings.devices = count;
+}
+
+void set_driver_version(int version) {
+  const Lock lock(device().mutex);
+  device().settings.driver = version;
 }
 
 void set_compute_capability(int major, int minor) {

@@ -39,6 +39,8 @@ bool failure_pending();
 // false: no kernel was compiled for the device.
 void set_kernel_image(bool present);
 void set_device_count(int count);
+// As cudaDriverGetVersion() has it. One older than the runtime's major version makes every other call fail.
+void set_driver_version(int version);
 void set_compute_capability(int major, int minor);
 void set_multiprocessor_count(int count);
 

@@ -32,6 +32,9 @@ constexpr ErrorText kErrors[] = {
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorNoKernelImageForDevice, "cudaErrorNoKernelImageForDevice",
      "no kernel image is available for execution on the device"},
+    {cudaErrorJitCompilerNotFound, "cudaErrorJitCompilerNotFound", "PTX JIT compiler library not found"},
+    {cudaErrorUnsupportedPtxVersion, "cudaErrorUnsupportedPtxVersion",
+     "the provided PTX was compiled with an unsupported toolchain."},
     {cudaErrorIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
     {cudaErrorLaunchOutOfResources, "cudaErrorLaunchOutOfResources", "too many resources requested for launch"},
     {cudaErrorMisalignedAddress, "cudaErrorMisalignedAddress", "misaligned address"},
@@ -67,11 +70,15 @@ cudaError_t cudaGetLastError() {
   return error;
 }
 
-cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
+cudaError_t cudaDriverGetVersion(int* version) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(/*needs_driver=*/false); error != cudaSuccess) return error;
+  if (version == nullptr) return report(cudaErrorInvalidValue);
+  *version = device().settings.driver;
+  return cudaSuccess;
+}
 
 cudaError_t cudaRuntimeGetVersion(int* version) {
-  const Lock lock(device().mutex);
-  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   if (version == nullptr) return report(cudaErrorInvalidValue);
   *version = CUDART_VERSION;
   return cudaSuccess;

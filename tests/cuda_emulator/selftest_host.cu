@@ -51,6 +51,12 @@ void devices() {
   check(cudaFuncGetAttributes(&attributes, add) == cudaSuccess && attributes.binaryVersion == 90, "attributes");
   cuda_emulator::set_kernel_image(false);
   check(cudaFuncGetAttributes(&attributes, add) == cudaErrorNoKernelImageForDevice, "no image");
+  cuda_emulator::set_driver_version(12090);
+  check(cudaDriverGetVersion(&n) == cudaSuccess && n == 12090, "an older driver");
+  check(cudaFuncGetAttributes(&attributes, add) == cudaErrorInsufficientDriver, "it is too old");
+  check(cudaGetDevice(&n) == cudaErrorInsufficientDriver, "for anything");
+  cuda_emulator::set_driver_version(13020);
+  check(cudaGetDevice(&n) == cudaSuccess, "a newer one is not");
   check(launch(1, 1, add, &n, 1) == cudaErrorNoKernelImageForDevice, "no image to launch");
 }
 

@@ -32,7 +32,7 @@ struct Failure {
 
 struct Settings {
   Backend backend = kThreadSanitizer ? Backend::threads : Backend::fibers;
-  int devices = 1, major = 9, minor = 0, multiprocessors = 4;
+  int devices = 1, major = 9, minor = 0, multiprocessors = 4, driver = CUDART_VERSION;
   bool kernel_image = true;
 };
 
@@ -75,7 +75,7 @@ Capture* find_capture(cudaStream_t stream);
 cudaError_t report(cudaError_t error);
 
 // What begins every call of the runtime that can fail: the error that the call is to give back at once, if any.
-cudaError_t refuse();
+cudaError_t refuse(bool needs_driver = true);
 
 // Does the work, or records it if the stream is being captured.
 template <class Work>
