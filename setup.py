@@ -37,7 +37,7 @@ class Build(build_ext):
         cuda = toolchain.Cuda()
         if os.environ.get("FUSEDOPT_CUDA") == "1" and not cuda.nvcc:
             raise SystemExit(
-                "FUSEDOPT_CUDA=1 asks for the CUDA engine, and nvcc is not found; set CUDA_HOME or the PATH"
+                f"FUSEDOPT_CUDA=1 asks for the CUDA engine, and {cuda.missing}; set CUDA_HOME or the PATH to another"
             )
         isas = toolchain.isas()
         built = ", ".join(cuda.architectures()) if cuda.nvcc else f"no, {cuda.missing}"

@@ -22,6 +22,8 @@ NUMERICS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 CUDA_NUMERICS = ["-O3", "--fmad=false"]
 # Ampere, Hopper, and the two Blackwells.
 ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
+# The first toolkit whose launches carry more than 4 KiB of parameters, which the kernels take.
+OLDEST_CUDA = (12, 1)
 # Of the CPU engine, narrowest first; each has a source csrc/cpu/isa_<name>.cpp.
 ISAS = ["generic", "avx2", "avx512"]
 # What takes longest to compile: begun last, it would be waited for alone.
@@ -195,6 +197,10 @@ class Cuda:
 
     def __init__(self) -> None:
         self.nvcc = self._find()
+        if self.nvcc and self._release() < OLDEST_CUDA:
+            found, needed = (".".join(map(str, version)) for version in (self._release(), OLDEST_CUDA))
+            self.missing = f"{self.nvcc} is of CUDA {found}, and the kernels need CUDA {needed} or newer"
+            self.nvcc = None
 
     def _find(self) -> str | None:
         wanted = os.environ.get("FUSEDOPT_CUDA") or "1"
@@ -250,15 +256,15 @@ class Cuda:
         """How nvcc compiles a source, but for where to."""
         # Machine code compresses to a tenth, which by default is done to some images and not to others. The better way
         # needs a driver that what CUDA 13 makes needs anyway.
-        compress = ["--compress-mode=size"] if self._release() >= 13 else ["-Xfatbin", "-compress-all"]
+        compress = ["--compress-mode=size"] if self._release() >= (13, 0) else ["-Xfatbin", "-compress-all"]
         return [
             *[str(self.nvcc), "-std=c++17", *CUDA_NUMERICS, "--expt-relaxed-constexpr", *compress, "--threads", "0"],
             *[*flags, "-Xcompiler", "-fPIC,-fvisibility=hidden", "-c", str(source)],
         ]
 
-    def _release(self) -> int:
-        found = re.search(r"release (\d+)", _version_of(str(self.nvcc)))
-        return int(found.group(1)) if found else 0
+    def _release(self) -> tuple[int, int]:
+        found = re.search(r"release (\d+)\.(\d+)", _version_of(str(self.nvcc)))
+        return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
     def link_flags(self) -> list[str]:
         """For g++: a runtime of our own, hidden, since torch may have none, or one of another version."""

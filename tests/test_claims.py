@@ -79,7 +79,9 @@ CLAIMS = [
     (ARCHITECTURE, f"for steps of {constant('host/plan.h', 'kReleaseGil') // 2**20} Mi elements and more"),
     (ARCHITECTURE, f"Python's {sys.getswitchinterval() * 1000:.0f} ms switch interval"),
     (ARCHITECTURE, f"A launch carries {constant('cuda/table.h', 'kLargePatch'):,} of them"),
-    (ARCHITECTURE, f"of them ({constant('cuda/table.h', 'kSmallPatch')} on drivers before CUDA 12.1)"),
+    (ARCHITECTURE, f"where {constant('cuda/table.h', 'kSmallPatch')} will do, in 4 KiB"),
+    (ARCHITECTURE, f"which take CUDA {'.'.join(map(str, _toolchain.OLDEST_CUDA))} (where"),
+    (README, f"nvcc of CUDA {'.'.join(map(str, _toolchain.OLDEST_CUDA))} or newer is found"),
     (
         ARCHITECTURE,
         f"a float32 overflows float32 from {math.floor(torch.finfo(torch.float32).max ** 0.5 / 1e18) / 10}e19 on",
@@ -137,10 +139,8 @@ def test_bounds_that_prose_rounds() -> None:
     assert gpu_all.TOTAL <= 600  # "under ten minutes"
     assert measured(LATEST, "2matrices-muon", which="ours_ms") == pytest.approx(500, rel=0.1)  # "half a second"
     text = (ROOT / "csrc/cuda/norm.cu").read_text()
-    few, many = re.findall(r"DenseGrads<(\d+)>", text)[:2]
-    assert f"{max(int(few), int(many)):,} of them ({min(int(few), int(many))} before CUDA 12.1)" in text_of(
-        ARCHITECTURE
-    )
+    (most,) = re.findall(r"DenseGrads<(\d+)>", text)
+    assert f"parameters of the launch, {int(most):,} of them, and a strided" in text_of(ARCHITECTURE)
 
 
 def test_table_of_precisions() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from fusedopt import _toolchain
 from fusedopt._toolchain import Tree
 
+ROOT = Path(__file__).parent.parent
 only_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="about x86's instruction sets")
 
 
@@ -116,3 +119,26 @@ def test_cuda_is_built_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(_toolchain.os.path, "exists", lambda _: False)
     monkeypatch.setenv("FUSEDOPT_CUDA", "gpu")
     assert (_toolchain.Cuda().nvcc, _toolchain.Cuda().missing) == (None, "FUSEDOPT_CUDA=gpu and there is none")
+
+
+@pytest.mark.parametrize(("release", "served"), [("11.8", False), ("12.0", False), ("12.1", True), ("13.0", True)])
+def test_a_toolkit_that_cannot_compile_the_kernels_is_none(
+    release: str, served: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.99'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("FUSEDOPT_CUDA")
+    cuda = _toolchain.Cuda()
+    assert cuda.nvcc == (str(nvcc) if served else None)
+    if not served:
+        assert cuda.missing == f"{nvcc} is of CUDA {release}, and the kernels need CUDA 12.1 or newer"
+    # Asked for, it is not left out in silence.
+    command = [sys.executable, "setup.py", "-q", "build_ext", f"--build-lib={tmp_path}", f"--build-temp={tmp_path}"]
+    environment = {**os.environ, "FUSEDOPT_CUDA": "1"}
+    if not served:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert f"FUSEDOPT_CUDA=1 asks for the CUDA engine, and {cuda.missing}; set CUDA_HOME or" in done.stderr

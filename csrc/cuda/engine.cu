@@ -39,9 +39,6 @@ Brought& brought(const RuleKernels& kernels) {
   return all[&kernels];
 }
 
-// The most words that a launch's parameters hold on this machine.
-int largest_patch() { return large_parameters() ? kLargePatch : kSmallPatch; }
-
 }  // namespace
 
 bool built() { return true; }
@@ -103,7 +100,7 @@ struct Table::State {
   // Sends noted words until at most `leave` are left.
   void send(const Place& place, size_t leave) {
     while (mirror.noted() > leave) {
-      if (mirror.noted() > kSmallPatch && largest_patch() == kLargePatch)
+      if (mirror.noted() > kSmallPatch)
         send_patch<kLargePatch>(place);
       else
         send_patch<kSmallPatch>(place);
@@ -182,7 +179,7 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
   const RuleKernels& kernels = find_kernels(*step.rule);
   check_earlier(kernels.use(place.device));
   state.mirror.compose(step);
-  state.send(place, largest_patch());
+  state.send(place, kLargePatch);
   if (state.mirror.noted() > kSmallPatch)
     state.advance<kLargePatch>(step, place, kernels);
   else

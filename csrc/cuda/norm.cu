@@ -15,18 +15,17 @@ using fusedopt_cuda::MeasureArguments;
 using fusedopt_cuda::ScaleArguments;
 using fusedopt_cuda::StridedGrad;
 
-// Entries of 24 bytes beside some 40 of other arguments, in 4 KiB and in 32,764 bytes.
-using FewGrads = DenseGrads<160>;
+// Entries of 24 bytes beside some 40 of other arguments, in the 32,764 bytes that a launch carries.
 using ManyGrads = DenseGrads<1360>;
-static_assert(sizeof(MeasureArguments<FewGrads>) <= 4096 && sizeof(MeasureArguments<ManyGrads>) <= 32764);
+static_assert(sizeof(MeasureArguments<ManyGrads>) <= 32764);
 
 // Calls launch(gradients, index of their first chunk) until all entries have had their turn.
-template <class Grads, class F>
+template <class F>
 void put_dense(const NormEntry* first, const NormEntry* last, F&& launch) {
-  constexpr uint32_t kCapacity = sizeof(Grads::entry) / sizeof(typename Grads::Entry);
+  constexpr uint32_t kCapacity = sizeof(ManyGrads::entry) / sizeof(ManyGrads::Entry);
   // A chunk's index within a launch has 32 bits.
   constexpr int64_t kMostChunks = int64_t{1} << 31;
-  Grads grads;
+  ManyGrads grads;
   grads.count = grads.chunks = 0;
   int64_t before = 0;
   const auto flush = [&] {
@@ -47,10 +46,7 @@ void put_dense(const NormEntry* first, const NormEntry* last, F&& launch) {
 
 template <class F>
 void put_all(const NormEntry* first, const NormEntry* last, F&& launch) {
-  if (large_parameters())
-    put_dense<ManyGrads>(first, last, launch);
-  else
-    put_dense<FewGrads>(first, last, launch);
+  put_dense(first, last, launch);
   for (const NormEntry* entry = first; entry < last; ++entry) {
     if (!entry->layout) continue;
     StridedGrad grad = {static_cast<uint32_t>(entry->chunks()),
@@ -80,8 +76,8 @@ bool ready_for_norm(const Place& place) {
   static Brought brought;
   const bool captured = capturing(place);
   brought.to(place.device, [] {
-    for (const cudaError_t error : {bring_for<FewGrads>(), bring_for<ManyGrads>(), bring_for<StridedGrad>(),
-                                    bring(fusedopt_cuda::norm_fold, fusedopt_cuda::norm_clip)})
+    for (const cudaError_t error :
+         {bring_for<ManyGrads>(), bring_for<StridedGrad>(), bring(fusedopt_cuda::norm_fold, fusedopt_cuda::norm_clip)})
       if (error != cudaSuccess) return error;
     return cudaSuccess;
   });

@@ -99,15 +99,6 @@ class Brought {
   std::vector<int> devices_;
 };
 
-// Whether a launch carries 32,764 bytes of parameters, and not only 4 KiB.
-inline bool large_parameters() {
-  static const bool large = [] {
-    int driver = 0;
-    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010 && CUDART_VERSION >= 12010;
-  }();
-  return large;
-}
-
 struct LaunchFailed : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -89,8 +89,7 @@ struct Patch {
   uint32_t at[capacity];
   uint32_t count;
 };
-// With the arguments beside it, what a launch can carry: 4 KiB, and 32,764 bytes where toolkit and driver know
-// CUDA 12.1.
+// With the arguments beside it, what a launch carries: 4 KiB as a rule, and at most 32,764 bytes.
 constexpr int kSmallPatch = 320;
 constexpr int kLargePatch = 2688;
 
