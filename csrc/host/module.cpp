@@ -2,7 +2,7 @@
 #include "../cpu/engine.h"
 #include "../cuda/engine.h"
 #include "bind.h"
-#include "tensor.h"
+#include "device.h"
 
 namespace fusedopt {
 namespace {
@@ -50,6 +50,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("multiplies_bfloat16", &cpu::multiplies_bfloat16);
   m.def("cuda_built", &cuda::built);
   m.def("cuda_built_for", &cuda::built_for);
+  m.def("cuda_obstacle", &obstacle_on, py::arg("device"),
+        "Why CUDA kernels cannot run on a device; empty if they can.");
+  m.def("take_obstacle", &take_obstacle, "What a user has to be told of a device that has no kernels; once.");
   m.def("adam_traffic", [](py::object p, py::object g, py::object m, py::object v) {
     const int64_t n = unpack(p.ptr()).numel();
     cpu::adam_traffic(float_data(p, n), float_data(g, n), float_data(m, n), float_data(v, n), n, at::get_num_threads());
