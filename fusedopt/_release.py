@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from . import _C
 from . import _clipping as clipping
+from ._core.callers import label_of
 from ._core.optimizer import FusedStep
 from .optimizers.lbfgs import LBFGS
 
@@ -273,12 +274,6 @@ class _ParamStep:
             optimizer._fused_step()
 
 
-def _label(group: dict[str, Any], group_index: int, index: int) -> str:
-    """How errors call a param: "param 3 of group 0 ('layer.weight')"."""
-    names = group.get("param_names")
-    return f"param {index} of group {group_index}" + (f" ({names[index]!r})" if names else "")
-
-
 def _checked(optimizer: Optimizer) -> FusedStep:
     name = type(optimizer).__name__
     if isinstance(optimizer, LBFGS):
@@ -322,7 +317,7 @@ def _places(model: nn.Module, optimizer: FusedStep) -> dict[Tensor, tuple[int, i
                 # One whose optimizer is gone has nothing to say any more.
                 if isinstance(hook, _ParamStep) and hook.release._optimizer() is not None:
                     raise ValueError(
-                        f"{_label(group, group_index, index)} is stepped in backward already, by "
+                        f"{label_of(group, group_index, index)} is stepped in backward already, by "
                         f"{hook.release._name}; remove() that handle first"
                     )
                 if isinstance(hook, _ParamStep):

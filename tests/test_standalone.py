@@ -228,8 +228,8 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("process_group")
 @one_per_optimizer
-def test_sharded_params_are_refused_and_change_nothing(case: Case) -> None:
-    """A norm of a shard would not be the param's, and torch has no step that knows."""
+def test_params_on_one_process_of_a_mesh_are_stepped(case: Case) -> None:
+    """A shard that is the whole; tests/sharded_sums.py has those that are not."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -237,12 +237,13 @@ def test_sharded_params_are_refused_and_change_nothing(case: Case) -> None:
     plain, sharded = make_params([(5,)])[0], Parameter(distribute_tensor(torch.ones(8, 3), mesh, [Shard(0)]))
     ours = case.ours([plain, sharded])
     plain.grad, sharded.grad = torch.ones(5), distribute_tensor(torch.ones(8, 3), mesh, [Shard(0)])
-    kept = plain.detach().clone()
-    with pytest.raises(RuntimeError, match=f"{case.optimizer} steps ordinary tensors .* DTensor on cpu"):
-        ours.step()
-    assert_identical(plain, kept)
-    assert sharded.full_tensor().eq(1).all()
-    assert len(ours.state) == 0
+    ours.step()
+    twins = [plain, sharded]
+    others = [make_params([(5,)])[0], Parameter(torch.ones(8, 3))]
+    others[0].grad, others[1].grad = torch.ones(5), torch.ones(8, 3)
+    case.ours(others).step()
+    for p, q in zip(twins, others, strict=True):
+        assert_identical(p.full_tensor() if p is sharded else p, q)
 
 
 class Watching(TorchDispatchMode):

@@ -24,7 +24,7 @@ bool Plan::attached_as_before(const Row& row, const Source& source) const {
   for (int at = 0; at < kAttached; ++at) {
     TensorImpl* before = source.attached[at];
     if (!before) continue;
-    const TensorImpl* now = unpack(source.attached_object[at]).unsafeGetTensorImpl();
+    const TensorImpl* now = known_tensor(source, source.attached_object[at]);
     if (now != before || now->key_set() != source.keys || now->dtype() != source.attached_type[at]) return false;
     if (at >= kScaleTensor
             ? now->numel() != blocks_of(*source.param) || !now->is_contiguous()
@@ -49,10 +49,11 @@ bool Plan::settled(int slot, size_t at) {
   if (its.state && version_of(its.state) != source.state_version) return false;
 
   TensorImpl* param = unpack(its.param).unsafeGetTensorImpl();
+  TensorImpl* grad = param->grad().unsafeGetTensorImpl();
+  if (source.sharded && !shards_as_before(source, param, grad)) return false;
   const c10::DispatchKeySet keys = source.keys;
   // Only a plain tensor can be asked for its sizes without going into Python.
   if (param != source.param || param->key_set() != keys) return false;
-  TensorImpl* grad = param->grad().unsafeGetTensorImpl();
   const int device = source.device;
   const c10::IntArrayRef sizes = param->sizes(), strides = param->strides();
   const auto here = [=](const TensorImpl& impl, caffe2::TypeMeta dtype) __attribute__((always_inline)) {
@@ -66,7 +67,7 @@ bool Plan::settled(int slot, size_t at) {
     return false;
   for (int k = 0; k < rule_->states; ++k) {
     if (!source.state[k]) continue;
-    const TensorImpl* state = unpack(source.state_object[k]).unsafeGetTensorImpl();
+    const TensorImpl* state = known_tensor(source, source.state_object[k]);
     Dtype code;
     if (state != source.state[k]) return false;
     if (is_coded(row.state_dtype[k])
@@ -93,10 +94,9 @@ bool Plan::settled(int slot, size_t at) {
 
 // Makes row `at` of a slot.
 Plan::Found Plan::collect(int slot, size_t at) {
-  TensorImpl* param = unpack(slots_[slot].param).unsafeGetTensorImpl();
-  const at::Tensor& grad_tensor = param->grad();
-  if (!grad_tensor.defined()) return Found::nothing;
-  TensorImpl* grad = grad_tensor.unsafeGetTensorImpl();
+  TensorImpl* whole_param = unpack(slots_[slot].param).unsafeGetTensorImpl();
+  const at::Tensor& whole_grad = whole_param->grad();
+  if (!whole_grad.defined()) return Found::nothing;
   const Group& group = groups_[slots_[slot].group];
 
   Row& row = rows_[at];
@@ -104,9 +104,11 @@ Plan::Found Plan::collect(int slot, size_t at) {
   row = Row{};
   source = Source{};
   rows_changed_ = true;
-  source.param = param;
-  source.grad = grad;
   source.slot = slot;
+  source.param = whole_param;
+  source.grad = whole_grad.unsafeGetTensorImpl();
+  enter_shards(source, whole_grad);
+  TensorImpl *param = source.param, *grad = source.grad;
   source.device = device_index(*param);
   row.slot = static_cast<uint32_t>(slot);
   if (rule_->indexed) return collect_slices(row, source);
@@ -141,7 +143,7 @@ Plan::Found Plan::collect(int slot, size_t at) {
   rows_changed_ = address(row, source) || rows_changed_;
   if (!source.settled) return Found::row;
   source.state_version = slots_[slot].state ? version_of(slots_[slot].state) : 1;
-  source.settled = source.state_version != 0;
+  source.settled = source.state_version != 0 && !(source.sharded && sums());
   source.keys = param->key_set();
   source.param_type = param->dtype();
   source.grad_type = grad->dtype();
@@ -290,7 +292,8 @@ Plan::Found Plan::read_state(Row& row, Source& source) {
     if (!THPVariable_Check(found[k])) {
       fail(source, name() + "is not a tensor");
     }
-    TensorImpl* state = unpack(found[k]).unsafeGetTensorImpl();
+    TensorImpl* state =
+        source.sharded ? state_tensor(source, found[k], name()) : unpack(found[k]).unsafeGetTensorImpl();
     const bool reachable = plain(*state) && state->device() == source.param->device();
     const bool codes = options.coded(k) && codes_of(*state, *source.param, row.state_dtype[k]);
     const bool fits =

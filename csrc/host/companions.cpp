@@ -43,7 +43,8 @@ void Plan::read_attached(Row& row, Source& source, PyObject** found) {
 
 void Plan::attach(Source& source, int at, PyObject* value, const std::string& name) const {
   if (!THPVariable_Check(value)) fail(source, name + "is not a tensor");
-  TensorImpl* tensor = unpack(value).unsafeGetTensorImpl();
+  TensorImpl* tensor =
+      source.sharded && at < kScaleTensor ? state_tensor(source, value, name) : unpack(value).unsafeGetTensorImpl();
   if (tensor->is_inference()) tensor->bump_version();  // which raises what torch raises
   if (!plain(*tensor) || tensor->device() != source.param->device())
     fail(source, name + "is not a dense tensor on " + source.param->device().str() + "; move it to the param's device");
@@ -142,8 +143,10 @@ void Plan::make_attached(size_t i, py::dict& entry) {
       made = at::zeros_like(param,
                             param.options().dtype(options.pair == Pair::remainder ? at::kShort : param.scalar_type()));
     }
-    entry[key.name] = py::reinterpret_steal<py::object>(THPVariable_Wrap(made));
-    source.attached[at] = made.unsafeGetTensorImpl();
+    const Ref object = py::reinterpret_steal<py::object>(THPVariable_Wrap(made));
+    entry[key.name] = object;
+    source.attached[at] = local_tensor(object.ptr()).unsafeGetTensorImpl();
+    source.attached_object[at] = object.ptr();
   }
 }
 
@@ -159,9 +162,12 @@ void Plan::refuse_leftover(const py::list& leftover) const {
     if (!options_of(group).any()) continue;
     int position = 0;
     while (PySequence_Fast_GET_ITEM(groups_[group].params, position) != params[0].ptr()) ++position;
-    throw std::runtime_error(label(group, position) +
-                             ": with its gradient it can only take torch's own step, which knows no state_dtype, "
-                             "master_weights, rounding, ema_decay or copies; use an optimizer without these for it");
+    const std::string why = why_left(params[0].cast<py::object>());
+    throw std::runtime_error(label(group, position) + ": " +
+                             (why.empty() ? "with its gradient it can only take torch's own step, which"
+                                          : why + ". torch's own step, which would take it as it is,") +
+                             " knows no state_dtype, master_weights, rounding, ema_decay or copies; use an optimizer "
+                             "without these for it");
   }
 }
 

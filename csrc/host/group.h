@@ -1,6 +1,7 @@
 // A param group's hyper-parameters, read from its dict at every step.
 #pragma once
 
+#include "dtensor.h"
 #include "options.h"
 
 namespace fusedopt {
@@ -30,7 +31,9 @@ inline std::string param_label(PyObject* groups, int group, int position) {
 inline Number to_number(PyObject* value, const std::string& what) {
   if (PyFloat_CheckExact(value)) return {PyFloat_AS_DOUBLE(value)};
   if (THPVariable_Check(value)) {
-    const at::Tensor& tensor = unpack(value);
+    // Of a DTensor that every process has, without an operation.
+    const Shard shard = shard_of(value);
+    const at::Tensor& tensor = unpack(shard.local && is_whole(shard.spec) ? shard.local : value);
     if (tensor.numel() != 1)
       throw py::value_error(what + " is a tensor of " + std::to_string(tensor.numel()) + " elements; give it one");
     Number number;
@@ -141,7 +144,7 @@ class Group {
         entries = entries_of(value, names.hypers[i].of);
         value = PySequence_Fast_GET_ITEM(entries.ptr(), names.hypers[i].index);
       }
-      const at::Tensor& tensor = unpack(value);
+      const at::Tensor& tensor = local_tensor(value);
       if (device_index(*tensor.unsafeGetTensorImpl()) != reader) hypers[i] = {tensor.item().toDouble()};
     }
   }

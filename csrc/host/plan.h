@@ -77,6 +77,8 @@ class Plan {
   // How many steps have rounded by chance: a resumed run goes on from there.
   uint64_t draws() const { return draws_; }
   void set_draws_done(uint64_t draws) { draws_ = draws; }
+  // What keeps a DTensor from being stepped as a shard; empty if nothing does, or if it is none.
+  std::string why_left(const py::object& param) const;
   // Where this optimizer's params begin among those that draw, of a plan that has only some of them.
   uint32_t first_slot() const { return first_slot_; }
   void set_first_slot(uint32_t slot) { first_slot_ = slot; }
@@ -105,6 +107,9 @@ class Plan {
     const int64_t* index;         // of a sparse gradient: the slices that it has, and how many
     int64_t slices;
     int slot, device;
+    bool sharded;    // param, gradient and states are what this process has of DTensors,
+    PyObject* spec;  // the param's
+    Ref grad_spec;   // and the gradient's, held if it is another
     bool first;
     unsigned missing;  // bit a: attached a has yet to be made
 
@@ -157,6 +162,11 @@ class Plan {
   void rebuild_slots(PyObject* state);
   bool settled(int slot, size_t at);
   Found collect(int slot, size_t at);
+  bool sums() const { return rule_->sums > 0 || rule_->factored || products_; }
+  void enter_shards(Source& source, const at::Tensor& grad) const;
+  bool shards_as_before(const Source& source, TensorImpl*& param, TensorImpl*& grad) const;
+  TensorImpl* state_tensor(const Source& source, PyObject* value, const std::string& name) const;
+  TensorImpl* known_tensor(const Source& source, PyObject* value) const;
   Found read_state(Row& row, Source& source);
   Found collect_slices(Row& row, Source& source);
   bool lay_out_slices(Row& row, Source& source);
@@ -211,6 +221,8 @@ class Plan {
   void write_counts(const Pass& pass);
   void count_in_python(size_t i, int c, double value);
   void bump_versions() const;
+  template <class F>
+  void whole(const Source& source, F&& f) const;
 
   std::string label(int group, int position) const;
   [[noreturn]] void fail(const Source& source, const std::string& what) const {
@@ -270,6 +282,12 @@ class Plan {
   at::Tensor skipped_there_;            // the flag that the last step wrote, if a device alone knows
 };
 
+}  // namespace fusedopt
+
+#include "shards.h"
+
+namespace fusedopt {
+
 // Calls f while other Python threads may run, if that is worth it; what they could free is held.
 template <class F>
 void Plan::without_gil(int64_t work, F&& f) {
@@ -281,6 +299,7 @@ void Plan::without_gil(int64_t work, F&& f) {
   };
   for (size_t i = 0; i < count_; ++i) {
     hold(sources_[i].param);
+    if (sources_[i].sharded) whole(sources_[i], hold);
     hold(sources_[i].grad);
     for (TensorImpl* state : sources_[i].state) hold(state);
     for (TensorImpl* counter : sources_[i].counter) hold(counter);

@@ -68,25 +68,30 @@ void Plan::make_own(size_t i, py::dict& entry) {
   }
   for (int k = 0; k < rule_->states; ++k) {
     if (!rule_->keeps(row.variant, k)) continue;
-    const at::Tensor& param = unpack(slot.param);
+    const at::Tensor& param = unpack(slot.param);  // and what is made like a DTensor is one
     const double initial = rule_->initial_state(hypers.data(), k);
     at::Tensor value;
     // Codes begin with zeros, and a block of equal numbers has no need of them.
     if (initial == 0 && options.codes(k, *source.param)) {
       row.state_dtype[k] = *options.state[k];
-      value = new_codes(row.state_dtype[k], param.detach());
+      value = new_codes(row.state_dtype[k], local_tensor(slot.param).detach());
     } else {
       const at::ScalarType storage = options.storage_of_state(k, *source.param);
       const auto as = param.options().dtype(storage);
-      value = rule_->factored && row.variant == 0 ? at::zeros(state_shape(row, *source.param, k), as)
+      value = rule_->factored && row.variant == 0 ? param.new_zeros(state_shape(row, *source.param, k), as)
                                                   : at::zeros_like(rule_->like_grad(k) ? param.grad() : param, as);
+    }
+    const Ref object = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
+    const at::Tensor& local = local_tensor(object.ptr());
+    if (!is_coded(row.state_dtype[k])) {
       const double start = options.state[k] == Dtype::r16 ? std::sqrt(initial) : initial;
-      if (start != 0) is_complex(*source.param) ? at::view_as_real(value).fill_(start) : value.fill_(start);
-      storage_of(*value.unsafeGetTensorImpl(), row.state_dtype[k]);
+      if (start != 0) is_complex(*source.param) ? at::view_as_real(local).fill_(start) : local.fill_(start);
+      storage_of(*local.unsafeGetTensorImpl(), row.state_dtype[k]);
       row.state_dtype[k] = options.meant(k, row.state_dtype[k]);
     }
-    entry[keys_[k].name] = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
-    source.state[k] = value.unsafeGetTensorImpl();
+    entry[keys_[k].name] = object;
+    source.state[k] = local.unsafeGetTensorImpl();
+    source.state_object[k] = object.ptr();
   }
 }
 
@@ -104,6 +109,8 @@ void Plan::make_states(NewEntries& new_entries) {
       std::copy_n(sources_[twin->second].counter, kMaxCounters, source.counter);
       std::copy_n(sources_[twin->second].counter_object, kMaxCounters, source.counter_object);
       std::copy_n(sources_[twin->second].attached, kAttached, source.attached);
+      std::copy_n(sources_[twin->second].state_object, kMaxStates, source.state_object);
+      std::copy_n(sources_[twin->second].attached_object, kAttached, source.attached_object);
       source.missing = 0;
       std::copy_n(rows_[twin->second].state_dtype, kMaxStates, rows_[i].state_dtype);
       continue;
@@ -210,6 +217,7 @@ void Plan::bump_versions() const {
     for (TensorImpl* tensor : source.attached)
       if (tensor) tensor->bump_version();
     if (clears_grad_) source.grad->bump_version();
+    if (source.sharded) whole(source, [](TensorImpl* impl) { impl->bump_version(); });
   }
 }
 
@@ -340,6 +348,7 @@ void bind_plan(py::module_& m) {
            py::arg("clears_grad") = false)
       .def_property("draws", &Plan::draws, &Plan::set_draws_done)
       .def_property("first_slot", &Plan::first_slot, &Plan::set_first_slot)
+      .def("why_left", &Plan::why_left, py::arg("param"))
       .def_property_readonly("shares_grads", &Plan::shares_grads)
       .def("refresh", &Plan::refresh, py::arg("optimizer"))
       .def_property_readonly("skipped", &Plan::skipped)

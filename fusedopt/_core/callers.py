@@ -1,16 +1,23 @@
-"""Warnings at the line of whoever called the package, however many of its frames and torch's lie between."""
+"""What callers are told: warnings at their line, however many frames lie between, and which param an error is about."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
+from typing import Any
 
 import torch
 
 from .. import _C
 
 _INSIDE = tuple(os.path.dirname(path) + os.sep for path in (os.path.dirname(__file__), torch.__file__))
+
+
+def label_of(group: dict[str, Any], group_index: int, index: int) -> str:
+    """How errors call a param: "param 3 of group 0 ('layer.weight')"."""
+    names = group.get("param_names")
+    return f"param {index} of group {group_index}" + (f" ({names[index]!r})" if names else "")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

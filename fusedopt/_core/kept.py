@@ -16,6 +16,7 @@ from .max_grad_norm import ClippedStep, check_max_grad_norm
 from .origin import refuse_foreign
 from .precision import HALVES, PARTNERS, Precision, check_ema_decay, warn_of_losses
 from .scaling import ScaledStep
+from .shards import close_state, open_state
 
 
 def _fixed(name: str, read: Callable[[Precision], Any], doc: str) -> property:
@@ -163,7 +164,9 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
             precision = self._precision_of(group)
             for p in group["params"] if precision.converts else ():
                 if self.state.get(p):
-                    losses += precision.pack(self.state[p], p)
+                    here, local = open_state(self.state[p], p)
+                    losses += precision.pack(here, local)
+                    self.state[p].update(close_state(here, self.state[p], p))
         return losses
 
     def __repr__(self) -> str:
@@ -277,7 +280,12 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
             # A user may have keys of these names, too.
             ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}
             if ours & set(PARTNERS) and param.dtype in HALVES:
-                losses.append(precisions[id(param)].match_partner(its, param))
+                here, local = open_state(its, param)
+                losses.append(precisions[id(param)].match_partner(here, local))
+                here = close_state(here, its, param)
+                if here is not its:
+                    its.clear()
+                    its.update(here)
             if "ema" in ours and not precisions[id(param)].average:
                 losses.append("'ema' is kept as it is, since nothing averages any more")
         losses += self._pack_states(self.param_groups)
@@ -292,7 +300,8 @@ def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     state = dict(state_dict["state"])
     for index, param in zip(saved, params, strict=True):
         if isinstance(state.get(index), dict):
-            state[index] = precisions[id(param)].unpack(state[index], param)
+            here, local = open_state(state[index], param)
+            state[index] = close_state(precisions[id(param)].unpack(here, local), state[index], param)
     return {**state_dict, "state": state, **ours._numbers()}
 
 

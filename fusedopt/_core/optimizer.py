@@ -15,9 +15,10 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from .. import _C
 from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, refuse_nan
-from .callers import warn_of_unserved
+from .callers import label_of, warn_of_unserved
 from .group_options import of_class, precision_of, refuse_options, resolve
 from .kept import KeptState
+from .shards import grads_placed_as_params
 from .unread import FLAGS, Reads, Unread, unread_by
 from .wrapped import refuse_wrapped
 
@@ -168,7 +169,7 @@ class FusedStep(KeptState):
         in_pass = in_pass and not leftover
         if leftover:
             warn_of_unserved()
-            with self._outside_inference(leftover) as any_made:
+            with self._readable_grads(leftover) as any_made:
                 if any_made:
                     leftover = plan.step(self, divisor=divisor)
                 if leftover:
@@ -211,14 +212,19 @@ class FusedStep(KeptState):
 
     @staticmethod
     @contextmanager
-    def _outside_inference(leftover: Leftover) -> Iterator[bool]:
-        """Ordinary copies in the place of gradients made in inference mode, if there are any, for an engine to read."""
-        grads = [(p, p.grad) for _, params in leftover for p in params if p.grad is not None and p.grad.is_inference()]
+    def _readable_grads(leftover: Leftover) -> Iterator[bool]:
+        """Copies that an engine can read in the place of gradients that none can, whether there are any or not.
+
+        Of those made in inference mode, and of DTensors that are placed otherwise than their params.
+        """
+        every = [p for _, params in leftover for p in params]
+        grads = [(p, p.grad) for p in every if p.grad is not None and p.grad.is_inference()]
         try:
             with torch.inference_mode(False):
                 for p, grad in grads:
                     p.grad = grad.clone()
-            yield bool(grads)
+            with grads_placed_as_params(every) as any_placed:
+                yield any_placed or bool(grads)
         finally:
             for p, grad in grads:
                 p.grad = grad
@@ -249,6 +255,17 @@ class FusedStep(KeptState):
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's own step, without the hooks torch may have wrapped around it."""
         return unhooked(super().step, self)(closure)
+
+    def _refuse_shards(self, leftover: Leftover) -> None:
+        """Raise RuntimeError for DTensors that neither a plan nor torch's own step can take."""
+        plan = self._make_plan() if self._plan is None else self._plan
+        for index, params in leftover:
+            group = self.param_groups[index]
+            for p in params:
+                if why := plan.why_left(p):
+                    place = next(place for place, other in enumerate(group["params"]) if other is p)
+                    name = type(self).__name__
+                    raise RuntimeError(f"{label_of(group, index, place)} is no param that {name} can step: {why}")
 
     def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
         refuse_wrapped((p for _, params in leftover for p in params), self.state)

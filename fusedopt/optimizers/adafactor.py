@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .._core.arguments import Options
-from .._core.optimizer import FusedStep
+from .._core.optimizer import FusedStep, Leftover
 from .._core.precision import MasterWeights, Rounding
 
 
@@ -87,3 +87,8 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         given["maximize"] = maximize
         options = Options(max_grad_norm, ema_decay, None, master_weights, rounding, rounding_seed)
         super().__init__(params, given, foreach=foreach, fused=fused, options=options)
+
+    def _step_leftover(self, leftover: Leftover, divisor: float | Tensor | None = None) -> None:
+        # torch's raises for matrices that are DTensors, and takes a shard's norm for the norm of a vector.
+        self._refuse_shards(leftover)
+        super()._step_leftover(leftover, divisor)

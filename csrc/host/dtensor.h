@@ -1,0 +1,130 @@
+// What a plan knows of a DTensor: the tensor that this process has of it, and the spec that says of what whole it is
+// which part.
+#pragma once
+
+#include <structmember.h>
+
+#include "device.h"
+#include "python.h"
+
+namespace fusedopt {
+
+// Where DTensor keeps both: in slots of the object, which can be read without a call of Python.
+struct DTensorSlots {
+  PyTypeObject* type = nullptr;
+  Py_ssize_t local = 0, spec = 0;  // their offsets; 0 if this torch has them elsewhere
+};
+
+inline const DTensorSlots& dtensor_slots() {
+  static DTensorSlots& slots = *new DTensorSlots();
+  if (slots.type) return slots;
+  // Who has a DTensor has imported this; to import it for others would take half a second.
+  PyObject* module = PyDict_GetItemString(PyImport_GetModuleDict(), "torch.distributed.tensor");
+  const Ref type = module ? py::getattr(module, "DTensor", py::none()) : Ref(py::none());
+  if (!PyType_Check(type.ptr())) return slots;
+  const auto offset = [&](const char* name) -> Py_ssize_t {
+    const Ref found = py::getattr(type, name, py::none());
+    if (Py_TYPE(found.ptr()) != &PyMemberDescr_Type) return 0;
+    const PyMemberDef* member = reinterpret_cast<PyMemberDescrObject*>(found.ptr())->d_member;
+    return member->type == T_OBJECT_EX ? member->offset : 0;
+  };
+  slots.local = offset("_local_tensor");
+  slots.spec = offset("_spec");
+  slots.type = reinterpret_cast<PyTypeObject*>(Ref(type).release().ptr());
+  return slots;
+}
+
+inline bool is_dtensor(PyObject* object) {
+  const DTensorSlots& slots = dtensor_slots();
+  return slots.type && PyObject_TypeCheck(object, slots.type);
+}
+
+// Borrowed from a DTensor, or null.
+struct Shard {
+  PyObject* local = nullptr;
+  PyObject* spec = nullptr;
+};
+
+inline Shard shard_of(PyObject* object) {
+  const DTensorSlots& slots = dtensor_slots();
+  if (!is_dtensor(object) || slots.local == 0 || slots.spec == 0) return {};
+  const auto slot = [&](Py_ssize_t offset) {
+    return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
+  };
+  const Shard shard = {slot(slots.local), slot(slots.spec)};
+  return shard.local && shard.spec && THPVariable_Check(shard.local) ? shard : Shard();
+}
+
+// A tensor keeps its Python object for as long as it lives itself, and so what is borrowed from that.
+inline Shard shard_of(const at::Tensor& tensor) {
+  return tensor.defined() ? shard_of(py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)).ptr()) : Shard();
+}
+
+// What this process has of a tensor: all of it, or of a DTensor its part.
+inline const at::Tensor& local_tensor(PyObject* object) {
+  const at::Tensor& tensor = unpack(object);
+  if (!dispatches_to_python(*tensor.unsafeGetTensorImpl())) return tensor;
+  const Shard shard = shard_of(object);
+  return shard.local ? unpack(shard.local) : tensor;
+}
+
+struct SpecNames {
+  Ref mesh = intern("mesh"), placements = intern("placements"), order = intern("shard_order");
+};
+inline const SpecNames& spec_names() {
+  static const SpecNames& names = *new SpecNames();
+  return names;
+}
+
+// Whether two specs divide in the same way what is of the same shape.
+inline bool same_layout(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  const SpecNames& names = spec_names();
+  for (const Ref* name : {&names.mesh, &names.placements, &names.order}) {
+    const Ref of_a = py::getattr(a, *name, py::none()), of_b = py::getattr(b, *name, py::none());
+    if (!of_a.is(of_b) && !of_a.equal(of_b)) return false;
+  }
+  return true;
+}
+
+// Whether every process has all of it.
+inline bool is_whole(PyObject* spec) {
+  const Ref mesh = py::getattr(spec, spec_names().mesh);
+  int d = 0;
+  for (const py::handle placement : py::getattr(spec, spec_names().placements)) {
+    if (!placement.attr("is_replicate")().cast<bool>() && mesh.attr("size")(d).cast<int64_t>() != 1) return false;
+    ++d;
+  }
+  return true;
+}
+
+inline bool has_partial(PyObject* spec) {
+  for (const py::handle placement : py::getattr(spec, spec_names().placements))
+    if (placement.attr("is_partial")().cast<bool>()) return true;
+  return false;
+}
+
+// "(Shard(dim=0),)"
+inline std::string placements_of(PyObject* spec) { return py::str(py::getattr(spec, spec_names().placements)); }
+
+// Why a param and its gradient, one of them a DTensor, cannot be stepped as what this process has of them; empty if
+// they can. `sums`: the rule adds up over a tensor.
+inline std::string why_not_as_shards(PyObject* param, const at::Tensor& grad, bool sums) {
+  const Ref grad_object = py::reinterpret_steal<py::object>(THPVariable_Wrap(grad));
+  if (!is_dtensor(param) && !is_dtensor(grad_object.ptr())) return "";
+  if (!is_dtensor(grad_object.ptr()))
+    return "its gradient is no DTensor and it is one; distribute the gradient as the param is";
+  if (!is_dtensor(param)) return "its gradient is a DTensor and it is none; assign the gradient's full_tensor()";
+  const Shard its = shard_of(param), of_grad = shard_of(grad_object.ptr());
+  if (!its.local || !of_grad.local) return "the installed torch keeps local tensors elsewhere than torch 2.6 to 2.15";
+  if (!same_layout(its.spec, of_grad.spec) || !equal(unpack(param).sizes(), grad.sizes()))
+    return "its gradient is placed as " + placements_of(of_grad.spec) + " and itself as " + placements_of(its.spec) +
+           "; redistribute() the gradient as the param is";
+  if (has_partial(its.spec)) return "it is a sum that has not been made yet; redistribute() it";
+  if (sums && !is_whole(its.spec))
+    return "its rule adds up over a whole tensor, of which this process has a shard; replicate it, or use an optimizer "
+           "that works element by element, as AdamW does";
+  return "";
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,75 @@
+// Rows of DTensors: what this process has of param, gradient and states, which an element-wise rule steps as it steps
+// ordinary tensors.
+#pragma once
+
+// Part of plan.h.
+
+namespace fusedopt {
+
+// Puts the local tensors of a param and its gradient in their places, if they are DTensors of one layout.
+inline void Plan::enter_shards(Source& source, const at::Tensor& grad) const {
+  if (!dispatches_to_python(*source.param) && !dispatches_to_python(*source.grad)) return;
+  if (rule_->indexed || groups_[slots_[source.slot].group].differentiable) return;
+  PyObject* param = slots_[source.slot].param;
+  const Shard its = shard_of(param), of_grad = shard_of(grad);
+  if (!its.local || !of_grad.local || !why_not_as_shards(param, grad, sums()).empty()) return;
+  source.sharded = true;
+  source.spec = its.spec;
+  if (of_grad.spec != its.spec) source.grad_spec = borrow(of_grad.spec);
+  source.param = unpack(its.local).unsafeGetTensorImpl();
+  source.grad = unpack(of_grad.local).unsafeGetTensorImpl();
+}
+
+// The same for a row that was entered before; false if a spec has changed since.
+inline bool Plan::shards_as_before(const Source& source, TensorImpl*& param, TensorImpl*& grad) const {
+  const Shard its = shard_of(slots_[source.slot].param), of_grad = shard_of(param->grad());
+  if (!its.local || its.spec != source.spec || !of_grad.local) return false;
+  if (of_grad.spec != its.spec && of_grad.spec != source.grad_spec.ptr()) return false;
+  param = unpack(its.local).unsafeGetTensorImpl();
+  grad = unpack(of_grad.local).unsafeGetTensorImpl();
+  return true;
+}
+
+// Of a state that was checked before.
+inline TensorImpl* Plan::known_tensor(const Source& source, PyObject* value) const {
+  return (source.sharded ? local_tensor(value) : unpack(value)).unsafeGetTensorImpl();
+}
+
+// A state as the row's engine needs it. One in codes, and scales, are this process's own.
+inline TensorImpl* Plan::state_tensor(const Source& source, PyObject* value, const std::string& name) const {
+  TensorImpl* own = unpack(value).unsafeGetTensorImpl();
+  const Shard shard = shard_of(value);
+  if (shard.local) {
+    if (!same_layout(source.spec, shard.spec) && !(is_whole(source.spec) && is_whole(shard.spec)))
+      fail(source, name + "is placed as " + placements_of(shard.spec) + " and itself as " + placements_of(source.spec) +
+                       "; redistribute() the state as the param is");
+    return unpack(shard.local).unsafeGetTensorImpl();
+  }
+  if (!dispatches_to_python(*own) && own->dtype().itemsize() != 1)
+    fail(source, name + "is no DTensor and the param is one; distribute the state as the param is");
+  return own;
+}
+
+// The DTensors of a row themselves, for each.
+template <class F>
+void Plan::whole(const Source& source, F&& f) const {
+  TensorImpl* param = unpack(slots_[source.slot].param).unsafeGetTensorImpl();
+  f(param);
+  if (clears_grad_) f(param->grad().unsafeGetTensorImpl());
+  const auto other = [&](PyObject* object, const TensorImpl* local) {
+    if (local && unpack(object).unsafeGetTensorImpl() != local) f(unpack(object).unsafeGetTensorImpl());
+  };
+  for (int k = 0; k < rule_->states; ++k) other(source.state_object[k], source.state[k]);
+  for (int a = 0; a < kAttached; ++a) other(source.attached_object[a], source.attached[a]);
+}
+
+inline std::string Plan::why_left(const py::object& param) const {
+  if (!THPVariable_Check(param.ptr())) return "";
+  const at::Tensor& tensor = unpack(param.ptr());
+  const at::Tensor& grad = tensor.unsafeGetTensorImpl()->grad();
+  const bool ordinary = grad.defined() && !dispatches_to_python(*tensor.unsafeGetTensorImpl()) &&
+                        !dispatches_to_python(*grad.unsafeGetTensorImpl());
+  return !grad.defined() || ordinary ? "" : why_not_as_shards(param.ptr(), grad, sums());
+}
+
+}  // namespace fusedopt

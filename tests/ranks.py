@@ -1,0 +1,75 @@
+"""Cases that run in several processes, all that need as many of them in the same ones, one after the other."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+# Of each case its module, the number of processes, and the case itself.
+CASES: dict[str, tuple[str, int, Callable[[int], None]]] = {}
+
+
+def case(ranks: int = 2) -> Callable[[Callable[[int], None]], Callable[[int], None]]:
+    """Have a function of a rank be run by every one of so many processes."""
+
+    def register(run: Callable[[int], None]) -> Callable[[int], None]:
+        CASES[run.__name__] = (run.__module__, ranks, run)
+        return run
+
+    return register
+
+
+def run_all(ranks: int, modules: Iterable[str], folder: Path) -> dict[str, str]:
+    """What each case said on the way to its failure, by its name; empty if it passed."""
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        pytest.skip("needs gloo")
+    if str(HERE) not in sys.path:
+        sys.path.insert(0, str(HERE))
+    wanted = [name for name, (_, count, _) in CASES.items() if count == ranks]
+    context: Any = torch.multiprocessing.spawn(
+        _process, args=(ranks, tuple(modules), wanted, str(folder)), nprocs=ranks, join=False
+    )
+    try:
+        while not context.join(timeout=5):
+            pass
+    except Exception as error:
+        crash = str(error)
+    else:
+        crash = ""
+    files = {name: [folder / f"{name}-{rank}" for rank in range(ranks)] for name in wanted}
+    return {name: _told(paths, crash) for name, paths in files.items()}
+
+
+def _told(paths: list[Path], crash: str) -> str:
+    texts = [path.read_text() if path.exists() else "did not come to an end" for path in paths]
+    return "\n".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text) + crash * any(texts)
+
+
+def _process(rank: int, ranks: int, modules: tuple[str, ...], wanted: list[str], folder: str) -> None:
+    for module in modules:
+        importlib.import_module(module)
+    torch.set_num_threads(1)
+    # A rank that fails leaves others waiting.
+    patience = datetime.timedelta(seconds=60)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks, timeout=patience
+    )
+    for name in wanted:
+        torch.manual_seed(0)
+        try:
+            CASES[name][2](rank)
+        except BaseException:
+            (Path(folder) / f"{name}-{rank}").write_text(traceback.format_exc())
+            # What the others are in the middle of cannot be joined again.
+            raise
+        (Path(folder) / f"{name}-{rank}").write_text("")
+    torch.distributed.destroy_process_group()

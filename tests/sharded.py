@@ -1,0 +1,86 @@
+"""DTensors for the cases of several processes, and what they are compared with: the same run of whole tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from support import assert_identical, params_of
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+# Two processes have the same of the first, one more of the second, and nothing of the third is left for the other.
+SHAPES: tuple[tuple[int, ...], ...] = ((10, 3), (3, 10), (1,), (5, 4, 2))
+PLACEMENTS: tuple[tuple[Any, ...], ...] = ((Shard(0),), (Replicate(),))
+
+
+@cache
+def mesh_of(*sizes: int) -> Any:
+    return init_device_mesh("cpu", sizes)
+
+
+def numbers(shapes: Sequence[tuple[int, ...]], seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def place(tensor: Tensor, mesh: Any, placements: Sequence[Any]) -> Any:
+    """A part of a tensor that every process has: nothing is sent, so not all of them need to ask."""
+    return distribute_tensor(tensor.clone(), mesh, list(placements), src_data_rank=None)
+
+
+def whole(tensor: Any) -> Any:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class Pair:
+    """Two optimizers of one making over the same numbers: of DTensors, and of whole tensors."""
+
+    def __init__(
+        self,
+        make: Callable[[list[Parameter]], Optimizer],
+        placements: Sequence[Any] = (Shard(0),),
+        shapes: Sequence[tuple[int, ...]] = SHAPES,
+        *,
+        mesh: Any = None,
+        dtype: torch.dtype = torch.float32,
+        plain: Sequence[int] = (),
+    ) -> None:
+        self.mesh = mesh_of(torch.distributed.get_world_size()) if mesh is None else mesh
+        self.placements, self.shapes, self.plain, self.dtype = placements, shapes, plain, dtype
+        self.make = make
+        self.sharded, self.whole = (make(self.params(sharded)) for sharded in (True, False))
+
+    def params(self, sharded: bool) -> list[Parameter]:
+        return [
+            Parameter(place(t, self.mesh, self.placements) if sharded and i not in self.plain else t.clone())
+            for i, t in enumerate(numbers(self.shapes, 1, self.dtype))
+        ]
+
+    def give_grads(self, seed: int) -> None:
+        grads = numbers(self.shapes, 100 + seed, self.dtype)
+        for i, (p, q, grad) in enumerate(zip(params_of(self.sharded), params_of(self.whole), grads, strict=True)):
+            q.grad = grad
+            p.grad = grad.clone() if i in self.plain else place(grad, self.mesh, self.placements)
+
+    def step(self, count: int = 3, first: int = 0, **kwargs: Any) -> None:
+        for i in range(first, first + count):
+            self.give_grads(i)
+            for optimizer in (self.sharded, self.whole):
+                optimizer.step(**kwargs)  # type: ignore[call-arg]
+
+    def assert_same(self) -> None:
+        """Params and states have the same bits."""
+        for p, q in zip(params_of(self.sharded), params_of(self.whole), strict=True):
+            assert_identical(whole(p.detach()), q)
+            mine, its = self.sharded.state.get(p, {}), self.whole.state.get(q, {})
+            assert list(mine) == list(its)
+            for key in its:
+                assert_identical(whole(mine[key]), its[key])
+                if isinstance(p, DTensor) and isinstance(its[key], Tensor) and its[key].dim():
+                    assert mine[key].placements == p.placements
