@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import _C
 from ._core.callers import warn
+from ._core.shards import reduced, replicated, together
 
 # The handles of step_in_backward in force. Whoever has none pays for one look at this.
 releases: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -47,10 +48,13 @@ def clip_grad_norm_(
 
     The sum is made in double in a fixed order, so its bits depend neither on threads nor on the device. On the CPU,
     gradients that are short enough already are not written. An optimizer's `max_grad_norm` does without writing at all.
+    Of DTensors every process adds up what it has, and one all-reduce for each divided dimension of their mesh makes the
+    norm of the whole, the same everywhere.
 
     Args:
-        parameters: tensors, or one tensor; those without a gradient count as zeros. Where a gradient is sparse, of a
-            subclass or on another device than CPU and CUDA, torch's own function takes all.
+        parameters: tensors, or one tensor; those without a gradient count as zeros. Where a gradient is sparse, of
+            another subclass than DTensor, placed otherwise than its param or on another device than CPU and CUDA,
+            torch's own function takes all.
         max_norm: what the norm may be at most.
         norm_type: :math:`p`; `inf` for the largest absolute value. Orders that are not positive are left to torch.
             Default: 2.0.
@@ -60,6 +64,7 @@ def clip_grad_norm_(
 
     Returns:
         The norm before clipping, a 0-dim tensor on the first gradient's device: float32, or float64 if a gradient is.
+        If all parameters are DTensors of one mesh, a replicated DTensor, as torch's function returns one.
 
     Raises:
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set, or an expanded gradient cannot be scaled
@@ -89,9 +94,10 @@ def clip_grad_norm_(
     _refuse_released(listed)
     if grads.leftover:
         return torch.nn.utils.clip_grad_norm_(listed, max_norm, norm_type, error_if_nonfinite, foreach)
-    norm, coefficient, _ = _C.clip(grads.measure(norm_type), norm_type, None, float(max_norm), grads.wide)
+    norm, coefficient, _ = _C.clip(_total(grads, norm_type, _C), norm_type, None, float(max_norm), grads.wide)
+    told = replicated(norm, listed) if grads.sharded else norm
     if grads.empty:
-        return norm
+        return told
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
@@ -100,7 +106,7 @@ def clip_grad_norm_(
         )
     if isinstance(coefficient, Tensor) or coefficient != 1:
         grads.scale(coefficient)
-    return norm
+    return told
 
 
 def local_grad_norm(parameters: Tensor | Iterable[Tensor], norm_type: float = 2.0) -> Tensor:
@@ -198,10 +204,14 @@ def clip(
 
 def _total(grads: _C.Grads, norm_type: float, engine: ModuleType, local: bool = False) -> Tensor:
     total: Tensor = grads.measure(norm_type)
+    if not (grads.leftover or grads.sharded):
+        return total
     with torch.no_grad():
-        for grad in grads.leftover:
-            part = _total_of_one(grad, norm_type, engine, local).to(total.device)
-            total = torch.maximum(total, part) if norm_type == math.inf else total + part
+        shares = grads.measure_shards(norm_type)
+        parts = [part for _, _, part in shares] if local else list(reduced(shares, norm_type))
+        parts += [_total_of_one(grad, norm_type, engine, local) for grad in grads.leftover]
+        for part in parts:
+            total = together(total, part.to(total.device), norm_type)
     return total
 
 

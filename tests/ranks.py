@@ -14,15 +14,15 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-# Of each case its module, the number of processes, and the case itself.
-CASES: dict[str, tuple[str, int, Callable[[int], None]]] = {}
+# Of each case the number of processes, and the case itself.
+CASES: dict[str, tuple[int, Callable[[int], None]]] = {}
 
 
 def case(ranks: int = 2) -> Callable[[Callable[[int], None]], Callable[[int], None]]:
     """Have a function of a rank be run by every one of so many processes."""
 
     def register(run: Callable[[int], None]) -> Callable[[int], None]:
-        CASES[run.__name__] = (run.__module__, ranks, run)
+        CASES[run.__name__] = (ranks, run)
         return run
 
     return register
@@ -34,7 +34,7 @@ def run_all(ranks: int, modules: Iterable[str], folder: Path) -> dict[str, str]:
         pytest.skip("needs gloo")
     if str(HERE) not in sys.path:
         sys.path.insert(0, str(HERE))
-    wanted = [name for name, (_, count, _) in CASES.items() if count == ranks]
+    wanted = [name for name, (count, _) in CASES.items() if count == ranks]
     context: Any = torch.multiprocessing.spawn(
         _process, args=(ranks, tuple(modules), wanted, str(folder)), nprocs=ranks, join=False
     )
@@ -50,8 +50,8 @@ def run_all(ranks: int, modules: Iterable[str], folder: Path) -> dict[str, str]:
 
 
 def _told(paths: list[Path], crash: str) -> str:
-    texts = [path.read_text() if path.exists() else "did not come to an end" for path in paths]
-    return "\n".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text) + crash * any(texts)
+    texts = [path.read_text() if path.exists() else f"did not come to an end. {crash}" for path in paths]
+    return "\n".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
 
 
 def _process(rank: int, ranks: int, modules: tuple[str, ...], wanted: list[str], folder: str) -> None:
@@ -66,7 +66,7 @@ def _process(rank: int, ranks: int, modules: tuple[str, ...], wanted: list[str],
     for name in wanted:
         torch.manual_seed(0)
         try:
-            CASES[name][2](rank)
+            CASES[name][1](rank)
         except BaseException:
             (Path(folder) / f"{name}-{rank}").write_text(traceback.format_exc())
             # What the others are in the middle of cannot be joined again.

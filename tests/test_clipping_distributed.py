@@ -76,7 +76,7 @@ def shards(rank: int) -> None:
     for p, q in zip(params, optimizers[1].param_groups[0]["params"], strict=True):
         torch.testing.assert_close(p.full_tensor(), q)
 
-    # torch's function takes them all, and its norm is a DTensor.
+    # As from torch's function, a DTensor.
     norm: Any = fusedopt.clip_grad_norm_(params, MAX_NORM)
     torch.testing.assert_close(norm.full_tensor(), whole)
 

@@ -1,4 +1,7 @@
-"""DTensors: the cases of tests/sharded_*.py, each a function of a rank, by name. Processes are started once for all."""
+"""DTensors, in several processes: the cases of tests/sharded_*.py, which are functions of a rank.
+
+One test for each number of processes, since it is their start that takes the time.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,16 @@ from pathlib import Path
 
 import pytest
 import ranks
+import sharded_norms
 import sharded_states
 import sharded_steps
+import sharded_sums
+import sharded_training
 
-MODULES = tuple(module.__name__ for module in (sharded_steps, sharded_states))
-pytestmark = pytest.mark.xdist_group("sharded")
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, str]]:
-    folders: dict[int, Path] = {count: tmp_path_factory.mktemp(f"ranks{count}") for count in (2, 4)}
-    return {count: ranks.run_all(count, MODULES, folder) for count, folder in folders.items()}
+MODULES = [m.__name__ for m in (sharded_steps, sharded_states, sharded_sums, sharded_norms, sharded_training)]
 
 
-@pytest.mark.parametrize("name", ranks.CASES)
-def test_in_several_processes(outcomes: dict[int, dict[str, str]], name: str) -> None:
-    _, count, _ = ranks.CASES[name]
-    told = outcomes[count][name]
-    assert not told, told
+@pytest.mark.parametrize("count", [2, 4])
+def test_cases_of_processes(tmp_path: Path, count: int) -> None:
+    failed = {name: told for name, told in ranks.run_all(count, MODULES, tmp_path).items() if told}
+    assert not failed, "\n\n".join(f"{name}\n{told}" for name, told in failed.items())

@@ -2,6 +2,7 @@
 #include "../cpu/norm_engine.h"
 #include "../cuda/norm.h"
 #include "bind.h"
+#include "dtensor.h"
 #include "group.h"
 
 namespace fusedopt {
@@ -79,25 +80,20 @@ class Grads {
     return true;
   }
 
-  // The sum of |g|^p over those that the engines take, or the largest |g|, as a double where the first of them is.
-  py::object measure(double p) {
-    const NormOrder order = norm_order(p);
-    at::Tensor total;
-    for (const Part& part : parts_) {
-      const at::Tensor one = part.entries.empty()   ? at::Tensor()
-                             : part.device == kHost ? measure_on_host(part, order)
-                                                    : measure_on_device(part, order);
-      const at::Tensor its =
-          one.defined() ? one : at::zeros({}, at::TensorOptions(torch_device(part.device)).dtype(at::kDouble));
-      if (!total.defined())
-        total = its;
-      else if (order.term == Term::largest)
-        total = total.maximum(its.to(total.device()));
-      else
-        total = total.add(its.to(total.device()));
-    }
-    return to_python(total.defined() ? total : at::zeros({}, at::TensorOptions(at::kCPU).dtype(at::kDouble)));
+  // The sum of |g|^p over those that the engines take, or the largest |g|, as a double where the first of them is. Of
+  // DTensors it has nothing.
+  py::object measure(double p) { return to_python(total_of(kOrdinary, norm_order(p))); }
+
+  // The same of what this process has of DTensors: (mesh, which of its dimensions divide them, total) for all that one
+  // mesh divides alike. Params without a gradient count as zeros, so that all processes have the same list.
+  py::list measure_shards(double p) {
+    py::list measured;
+    for (size_t f = 0; f < families_.size(); ++f)
+      measured.append(py::make_tuple(families_[f].mesh, py::tuple(py::cast(families_[f].divided)),
+                                     to_python(total_of(static_cast<int>(f), norm_order(p)))));
+    return measured;
   }
+  bool sharded() const { return !families_.empty(); }
 
   // Multiplies them, those in the list twice two times.
   void scale(const py::object& coefficient) {
@@ -113,7 +109,10 @@ class Grads {
       const Number by = number_for(part.device, coefficient, "the coefficient", keep);
       for (const std::vector<NormEntry>& wave : waves_of(part)) scale_wave(part.device, wave, by);
     }
-    for (const Held& held : held_) held.tensor.unsafeGetTensorImpl()->bump_version();
+    for (const Held& held : held_) {
+      held.tensor.unsafeGetTensorImpl()->bump_version();
+      if (held.whole.defined()) held.whole.unsafeGetTensorImpl()->bump_version();
+    }
   }
 
  private:
@@ -123,9 +122,17 @@ class Grads {
     c10::Storage memory;
     const void* data;
     uint32_t version;
+    at::Tensor whole;  // the DTensor that it is the local tensor of
   };
-  struct Part {
+  // DTensors that one mesh divides alike, by their place in a list, and those that are none.
+  struct Family {
+    Ref mesh;
+    std::vector<bool> divided;
     int device;
+  };
+  static constexpr int kOrdinary = -1;
+  struct Part {
+    int family, device;
     std::vector<NormEntry> entries;
     std::vector<TensorImpl*> tensors;  // of the entries
     int64_t numel;
@@ -138,12 +145,63 @@ class Grads {
                            "; give tensors");
     const at::Tensor& tensor = unpack(object);
     const at::Tensor& grad = values_ ? tensor : tensor.unsafeGetTensorImpl()->grad();
+    const int family = observed_ ? kOrdinary : family_of(object, tensor);
     if (!grad.defined()) return;
-    if (observed_ || !enter(grad)) leftover_.append(to_python(grad));
+    const bool whole = family != kOrdinary;
+    const Shard shard = whole ? shard_of(grad) : Shard();
+    const bool readable = !observed_ && (!whole || (shard.local && same_layout(shard_of(object).spec, shard.spec)));
+    if (!readable || !enter(whole ? unpack(shard.local) : grad, family, whole ? grad : at::Tensor()))
+      leftover_.append(to_python(grad));
+  }
+
+  // Where a DTensor belongs; a sum that has yet to be made belongs nowhere.
+  int family_of(PyObject* object, const at::Tensor& tensor) {
+    if (!dispatches_to_python(*tensor.unsafeGetTensorImpl())) return kOrdinary;
+    const Shard shard = shard_of(object);
+    std::vector<bool> divided;
+    if (!shard.local || !divided_by(shard.spec, divided)) return kOrdinary;
+    wide_ = wide_ || tensor.scalar_type() == at::kDouble;
+    const Ref mesh = mesh_equal_to(py::getattr(shard.spec, spec_names().mesh));
+    size_t f = 0;
+    while (f < families_.size() && !(families_[f].mesh.is(mesh) && families_[f].divided == divided)) ++f;
+    if (f == families_.size())
+      families_.push_back({mesh, divided, device_index(*unpack(shard.local).unsafeGetTensorImpl())});
+    return static_cast<int>(f);
+  }
+
+  // Modules that were sharded one by one have equal meshes of their own.
+  Ref mesh_equal_to(const Ref& mesh) {
+    for (const auto& [known, first] : meshes_)
+      if (known.is(mesh)) return first;
+    for (const auto& [known, first] : meshes_)
+      if (known.equal(mesh)) return meshes_.emplace_back(mesh, first).second;
+    return meshes_.emplace_back(mesh, mesh).second;
+  }
+
+  at::Tensor total_of(int family, const NormOrder& order) const {
+    at::Tensor total;
+    for (const Part& part : parts_) {
+      if (part.family != family) continue;
+      const at::Tensor one = part.entries.empty()   ? zero_on(part.device)
+                             : part.device == kHost ? measure_on_host(part, order)
+                                                    : measure_on_device(part, order);
+      if (!total.defined())
+        total = one;
+      else if (order.term == Term::largest)
+        total = total.maximum(one.to(total.device()));
+      else
+        total = total.add(one.to(total.device()));
+    }
+    if (total.defined()) return total;
+    return zero_on(family != kOrdinary ? families_[family].device : parts_.empty() ? kHost : parts_[0].device);
+  }
+
+  static at::Tensor zero_on(int device) {
+    return at::zeros({}, at::TensorOptions(torch_device(device)).dtype(at::kDouble));
   }
 
   // False if no engine can read it.
-  bool enter(const at::Tensor& grad) {
+  bool enter(const at::Tensor& grad, int family, const at::Tensor& whole) {
     TensorImpl* impl = grad.unsafeGetTensorImpl();
     NormEntry entry = {};
     if (!plain(*impl) || !storage_of(*impl, entry.dtype)) return false;
@@ -154,7 +212,7 @@ class Grads {
       if (!dense(layout, 1)) entry.layout = &layouts_.emplace_back(layout);
     }
     wide_ = wide_ || entry.dtype == Dtype::f64;
-    Part& part = part_on(device_index(*impl));
+    Part& part = part_of(family, device_index(*impl));
     if (impl->numel() > 0) {
       entry.complex = is_complex(*impl);
       entry.numel = impl->numel() * (entry.complex ? 2 : 1);
@@ -164,14 +222,14 @@ class Grads {
       part.entries.push_back(entry);
       part.tensors.push_back(impl);
     }
-    held_.push_back({grad, impl->unsafe_storage(), entry.data, impl->version_counter().current_version()});
+    held_.push_back({grad, impl->unsafe_storage(), entry.data, impl->version_counter().current_version(), whole});
     return true;
   }
 
-  Part& part_on(int device) {
+  Part& part_of(int family, int device) {
     for (Part& part : parts_)
-      if (part.device == device) return part;
-    return parts_.emplace_back(Part{device, {}, {}, 0});
+      if (part.family == family && part.device == device) return part;
+    return parts_.emplace_back(Part{family, device, {}, {}, 0});
   }
 
   // From this many elements on other Python threads may run meanwhile; what they could free is held.
@@ -237,6 +295,8 @@ class Grads {
   py::list leftover_;
   std::vector<Held> held_;
   std::vector<Part> parts_;
+  std::vector<Family> families_;
+  std::vector<std::pair<Ref, Ref>> meshes_;  // and the first of those equal to it
   std::deque<Layout> layouts_;
 };
 
@@ -278,6 +338,8 @@ void bind_clipping(py::module_& m) {
       .def_property_readonly("empty", &Grads::empty)
       .def("same_as", &Grads::same_as, py::arg("other"))
       .def("measure", &Grads::measure, py::arg("norm_type"))
+      .def_property_readonly("sharded", &Grads::sharded)
+      .def("measure_shards", &Grads::measure_shards, py::arg("norm_type"))
       .def("scale", &Grads::scale, py::arg("coefficient"));
   m.def("clip", &clip_of, py::arg("total"), py::arg("norm_type"), py::arg("scale"), py::arg("max_norm"),
         py::arg("wide"));

@@ -13,6 +13,7 @@ namespace fusedopt {
 struct DTensorSlots {
   PyTypeObject* type = nullptr;
   Py_ssize_t local = 0, spec = 0;  // their offsets; 0 if this torch has them elsewhere
+  Ref shard, replicate;            // the classes of its placements
 };
 
 inline const DTensorSlots& dtensor_slots() {
@@ -30,6 +31,8 @@ inline const DTensorSlots& dtensor_slots() {
   };
   slots.local = offset("_local_tensor");
   slots.spec = offset("_spec");
+  slots.shard = py::getattr(module, "Shard", py::none());
+  slots.replicate = py::getattr(module, "Replicate", py::none());
   slots.type = reinterpret_cast<PyTypeObject*>(Ref(type).release().ptr());
   return slots;
 }
@@ -87,21 +90,27 @@ inline bool same_layout(PyObject* a, PyObject* b) {
   return true;
 }
 
-// Whether every process has all of it.
-inline bool is_whole(PyObject* spec) {
-  const Ref mesh = py::getattr(spec, spec_names().mesh);
-  int d = 0;
-  for (const py::handle placement : py::getattr(spec, spec_names().placements)) {
-    if (!placement.attr("is_replicate")().cast<bool>() && mesh.attr("size")(d).cast<int64_t>() != 1) return false;
-    ++d;
+// Which dimensions of its mesh divide a DTensor; false if a sum over one of them has yet to be made.
+inline bool divided_by(PyObject* spec, std::vector<bool>& dims) {
+  const Ref placements = py::getattr(spec, spec_names().placements);
+  const DTensorSlots& slots = dtensor_slots();
+  for (const py::handle placement : placements) {
+    // The two that nearly all of them are, by a look at their type.
+    const bool known = placement.get_type().is(slots.shard) || placement.get_type().is(slots.replicate);
+    if (!known && placement.attr("is_partial")().cast<bool>()) return false;
+    dims.push_back(known ? placement.get_type().is(slots.shard) : !placement.attr("is_replicate")().cast<bool>());
   }
   return true;
 }
 
-inline bool has_partial(PyObject* spec) {
-  for (const py::handle placement : py::getattr(spec, spec_names().placements))
-    if (placement.attr("is_partial")().cast<bool>()) return true;
-  return false;
+// Whether every process has all of it.
+inline bool is_whole(PyObject* spec) {
+  const Ref mesh = py::getattr(spec, spec_names().mesh);
+  std::vector<bool> divided;
+  if (!divided_by(spec, divided)) return false;
+  for (size_t d = 0; d < divided.size(); ++d)
+    if (divided[d] && mesh.attr("size")(d).cast<int64_t>() != 1) return false;
+  return true;
 }
 
 // "(Shard(dim=0),)"
@@ -120,7 +129,8 @@ inline std::string why_not_as_shards(PyObject* param, const at::Tensor& grad, bo
   if (!same_layout(its.spec, of_grad.spec) || !equal(unpack(param).sizes(), grad.sizes()))
     return "its gradient is placed as " + placements_of(of_grad.spec) + " and itself as " + placements_of(its.spec) +
            "; redistribute() the gradient as the param is";
-  if (has_partial(its.spec)) return "it is a sum that has not been made yet; redistribute() it";
+  std::vector<bool> dims;
+  if (!divided_by(its.spec, dims)) return "it is a sum that has not been made yet; redistribute() it";
   if (sums && !is_whole(its.spec))
     return "its rule adds up over a whole tensor, of which this process has a shard; replicate it, or use an optimizer "
            "that works element by element, as AdamW does";

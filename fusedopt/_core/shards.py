@@ -1,8 +1,9 @@
-"""DTensors, of which a process has a part: their states between the forms that steps, files and conversions have."""
+"""DTensors, of which a process has a part: norms of the whole, and states as steps, files and conversions have them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -82,3 +83,54 @@ def close_state(here: dict[str, Any], state: Mapping[str, Any], param: Tensor) -
     with torch.no_grad():
         shape = whole.to_local().shape
         return {name: close(name, value) for name, value in here.items()}
+
+
+def together(a: Tensor, b: Tensor, norm_type: float) -> Tensor:
+    """Two power sums as one, or the larger of two largest values, or NaN if one of them is."""
+    return torch.maximum(a, b) if norm_type == math.inf else a + b
+
+
+def reduced(shares: Iterable[tuple[Any, tuple[bool, ...], Tensor]], norm_type: float) -> Iterator[Tensor]:
+    """For each mesh the sum of its shares over all processes, as `Grads.measure_shards` has them of this one.
+
+    A process counts what dimensions of the mesh replicate only if it is the first in them, as far as the sum goes over
+    these dimensions at all: where all is replicated, every process has it already.
+    """
+    meshes: dict[int, tuple[Any, list[tuple[tuple[bool, ...], Tensor]]]] = {}
+    for mesh, divided, part in shares:
+        meshes.setdefault(id(mesh), (mesh, []))[1].append((divided, part))
+    for mesh, parts in meshes.values():
+        coordinate = mesh.get_coordinate()
+        if coordinate is None:
+            continue
+        dims = [d for d in range(mesh.ndim) if mesh.size(d) > 1 and any(divided[d] for divided, _ in parts)]
+        total = torch.zeros_like(parts[0][1])
+        for divided, part in parts:
+            if all(divided[d] or coordinate[d] == 0 for d in dims):
+                total = together(total, part.to(total.device), norm_type)
+        for d in dims:
+            total = _all_reduced(total.to(mesh.device_type), mesh.get_group(d), norm_type).to(total.device)
+        yield total
+
+
+def _all_reduced(total: Tensor, group: Any, norm_type: float) -> Tensor:
+    distributed = torch.distributed
+    if norm_type != math.inf:
+        distributed.all_reduce(total, group=group)
+        return total
+    # A backend may let a number win over NaN.
+    both = torch.stack([total.nan_to_num(math.inf, math.inf), total.isnan().double()])
+    distributed.all_reduce(both, op=distributed.ReduceOp.MAX, group=group)
+    return torch.where(both[1] > 0, math.nan, both[0])
+
+
+def replicated(norm: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """The norm of params as torch's function returns it: a DTensor, if all of them are DTensors of one mesh."""
+    mesh = getattr(params[0], "device_mesh", None)
+    if any(getattr(p, "device_mesh", None) != mesh for p in params):
+        return norm
+    from torch.distributed.tensor import Replicate
+
+    kind: Any = type(params[0])
+    placed: Tensor = kind.from_local(norm, mesh, [Replicate()] * cast(Any, mesh).ndim, run_check=False)
+    return placed
