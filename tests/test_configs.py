@@ -87,28 +87,6 @@ def test_a_flag_that_is_none_is_a_no(name: str, flag: str, edited: bool) -> None
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("edited", [False, True], ids=["constructed", "edited"])
-@pytest.mark.parametrize(
-    ("name", "key", "same", "other"), [("AdEMAMix", "t_alpha", 0, 5), ("AdEMAMix", "t_beta3", 0, 5)], ids=str
-)
-def test_a_schedule_that_is_none_is_over(name: str, key: str, same: float, other: float, edited: bool) -> None:
-    cls = getattr(fusedopt, name)
-    results = [
-        stepped(
-            lambda params, value=value: cls(params, **({} if edited else {key: value})),
-            {key: value} if edited else None,
-        )
-        for value in (None, same, other)
-    ]
-    assert torch.equal(*results[:2])
-    assert not torch.equal(*results[1:])
-
-
-def test_none_is_a_number_nowhere_else() -> None:
-    with pytest.raises(TypeError, match=r"param_groups\[0\]\['alpha'\] is <class 'NoneType'>; give a number"):
-        stepped(fusedopt.AdEMAMix, {"alpha": None})
-
-
 def test_an_infinite_learning_rate_is_torchs() -> None:
     """Adafactor's relative step alone; and what an update of 0 times infinity comes to elsewhere."""
     for name, kwargs in (("Adafactor", {}), ("AdamW", {"weight_decay": 0.0}), ("NAdam", {}), ("RAdam", {})):
