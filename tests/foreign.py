@@ -191,7 +191,10 @@ FORMS = [
         "NAdam",
         {"lr": 0.01},
         {"schedule_decay": 4e-3},
-        state=lambda s: {"step": 3, "m_schedule": s["mu_product"].item(), **_without_step(s)},
+        state=lambda s: {
+            "m_schedule": s["mu_product"].item(),
+            **{key: s[key] for key in ("step", "exp_avg", "exp_avg_sq")},
+        },
     ),
     Form("timm.RAdamLegacy", "RAdam", {**_ADAM, "decoupled_weight_decay": True}, {}),
     Form("timm.SGDW", "SGD", {"lr": 0.01, "momentum": 0.9}, {"dampening": 0.0, "nesterov": False, "caution": False}),
