@@ -65,7 +65,8 @@ PARAMS = json.loads((ROOT / "docs/images/precision.json").read_text())["params"]
 
 
 def least(code: str) -> str:
-    return f"{1 / CODES[int(code[-1])] / MOST[code]:.0e}".replace("e-0", "e-")
+    share = 1 / CODES[int(code[-1])] / MOST[code]
+    return f"{share:.1g}" if share > 1e-3 else f"{share:.0e}".replace("e-0", "e-")
 
 
 CLAIMS = [
@@ -95,9 +96,13 @@ CLAIMS = [
     (PRECISION, f"smaller than 1/{round(4 / torch.finfo(torch.bfloat16).eps)} of a param changes nothing"),
     (
         PRECISION,
-        f"sign and 0 to {MOST['int8']:,} units | {least('int8')} | sign and 0 to {MOST['int4']} units | 0.05 |",
+        f"sign and 0 to {MOST['int8']:,} units | {least('int8')} | "
+        f"sign and 0 to {MOST['int4']} units | {least('int4')} |",
     ),
-    (PRECISION, f"0 to {MOST['uint8'] / 1e9:.1f}e9 units | {least('uint8')} | 0 to {MOST['uint4']} units | 0.003 |"),
+    (
+        PRECISION,
+        f"0 to {MOST['uint8'] / 1e9:.1f}e9 units | {least('uint8')} | 0 to {MOST['uint4']} units | {least('uint4')} |",
+    ),
     (PRECISION, f"| 4, 2, 2, {1 + 4 / precision.CODE_BLOCK:.2f}, {0.5 + 4 / precision.CODE_BLOCK:.2f} a state |"),
     (PRECISION, f"for each block of {precision.CODE_BLOCK} in the order of memory"),
     (PRECISION, f"Tensors of fewer than {precision.LEAST_CODED:,} elements keep float32"),
@@ -177,6 +182,22 @@ def test_who_takes_the_options(document: str) -> None:
             continue
         for option in set(Options._fields) - set(inspect.signature(cls).parameters):
             assert f"`{name}` has no `{option}`" in text, name
+
+
+@pytest.mark.parametrize(("code", "share"), [("int8", "sixteenth"), ("uint8", "sixteenth"), ("int4", "quarter")])
+def test_a_code_is_off_by_no_more_than_is_said(code: str, share: str) -> None:
+    assert re.search(
+        rf"off by a sixteenth of itself and a unit at most.*by a {share}|a {share} of itself", text_of(PRECISION)
+    )
+    generator = torch.Generator().manual_seed(1)
+    value = torch.randn(64 * 256, generator=generator) * torch.exp2(3 * torch.randn(64 * 256, generator=generator))
+    value = value.abs() if code.startswith("u") else value
+    codes, scales = precision.encode(value, code, value)
+    off = (precision.decode(codes, scales, value) - value).abs()
+    unit = scales.repeat_interleave(256)
+    bound = {"sixteenth": 1 / 16, "quarter": 1 / 4}[share]
+    assert bool((off <= bound * value.abs() + unit).all())
+    assert bool((off > 0.5 * bound * value.abs()).any())
 
 
 def test_files_that_prose_cites_are_there() -> None:

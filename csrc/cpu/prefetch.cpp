@@ -3,7 +3,7 @@
 namespace fusedopt {
 
 #ifdef FUSEDOPT_X86
-// Worth 20 % on a Cascade Lake; an EPYC 9004's own prefetcher is better left alone (8 %).
+// It paid on a Cascade Lake; an EPYC 9004's own prefetcher was better left alone.
 const int64_t g_prefetch_distance = (__builtin_cpu_init(), __builtin_cpu_is("intel")) ? 512 : INT64_MAX / 2;
 #else
 const int64_t g_prefetch_distance = INT64_MAX / 2;
