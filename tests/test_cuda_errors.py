@@ -32,8 +32,6 @@ from cases import CASES, ONE_PER_OPTIMIZER, Case
 from tiers import thinned
 from torch.nn import Parameter
 
-import fusedopt
-
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 with_counters = pytest.mark.parametrize("case", [c for c in ONE_PER_OPTIMIZER if counters_of(c)], ids=str)
@@ -400,14 +398,3 @@ def test_gradient_on_another_device(cuda: Cuda) -> None:
             twins.ours.step()
         param.data = there
         twins.train()
-
-
-def test_params_on_the_cpu_in_a_capture(cuda: Cuda) -> None:
-    params = [Parameter(torch.ones(3, device=device)) for device in ("cuda", "cpu")]
-    optimizer = fusedopt.SGD(params, lr=0.1)
-    for p in params:
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    with refused(optimizer, "a step that also updates params on the CPU cannot be captured"):
-        cuda.capture(optimizer.step)
-    optimizer.step()

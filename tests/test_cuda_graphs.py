@@ -12,11 +12,13 @@ from backends import (
     CHUNK,
     SIZES,
     Backend,
+    Cuda,
     Twins,
     assert_untouched,
     backend_fixture,  # noqa: F401
     copies,
     counter_flags,
+    cuda_fixture,  # noqa: F401
     simple,
     spread,
     trained_twins,
@@ -26,6 +28,9 @@ from cases import CASES, ONE_PER_OPTIMIZER, Case
 from layouts import OF_ONE_SHAPE
 from tiers import thinned
 from torch import Tensor
+from torch.nn import Parameter
+
+import fusedopt
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
@@ -286,3 +291,16 @@ def test_replays_on_several_streams(backend: Backend, case: Case) -> None:
             twins.set_lr(0.01 * stream)
             twins.ours.refresh_hyperparameters()
             replay_steps(twins, replay)
+
+
+def test_params_on_the_cpu_in_a_capture(cuda: Cuda) -> None:
+    params = [Parameter(torch.ones(3, device=device)) for device in ("cuda", "cpu")]
+    optimizer = fusedopt.SGD(params, lr=0.1)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = copies(optimizer)
+    with pytest.raises(RuntimeError, match="a step that also updates params on the CPU cannot be captured"):
+        cuda.capture(optimizer.step)
+    assert_untouched(optimizer, before)
+    optimizer.step()

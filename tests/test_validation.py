@@ -136,7 +136,7 @@ BAD = [
         RuntimeError,
         "param 1 of group 0: its gradient is torch.complex64, the param torch.float32; convert",
     ),
-    (state_of_another_shape, RuntimeError, r"param 1 of group 0: its state 'exp_avg' has shape \[5\], the param \[6\]"),
+    (state_of_another_shape, RuntimeError, r"param 1 of group 0: its state 'exp_avg' has shape \[5\], not \[6\]"),
     (state_is_missing, KeyError, "param 1 of group 0: its state lacks 'exp_avg_sq'; delete optimizer.state"),
     (state_is_no_tensor, RuntimeError, "param 1 of group 0: its state 'exp_avg' is not a tensor"),
     (state_is_integer, RuntimeError, "param 1 of group 0: its state 'exp_avg' is torch.int32, the param torch.float32"),
