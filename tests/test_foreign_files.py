@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_identical, give_grads, snapshot
+from support import EMULATED, assert_identical, give_grads, snapshot
 from torch import Tensor
 from torch.nn import Parameter
 from torch.testing._internal.two_tensor import TwoTensor
@@ -105,6 +105,7 @@ def test_a_state_of_another_package_is_refused(
     _refuse(optimizer, _file(optimizer, state), match)
 
 
+@pytest.mark.skipif(EMULATED, reason="a shared object has kernels for a GPU, not for the emulator")
 def test_a_rule_of_the_users_own_is_asked_too() -> None:
     from lives import HEAVY_BALL
 

@@ -142,7 +142,10 @@ void Plan::run_with_products(const Pass& pass) {
     }
   }
   std::sort(rows.begin(), rows.end(), by_slot);
+  // What gradients are divided by has been done to the matrices already.
+  const at::Tensor scale = std::exchange(grad_scale_, at::Tensor());
   run(after, rows.data(), rows.data() + rows.size(), pass.device);
+  grad_scale_ = scale;
 }
 
 }  // namespace fusedopt
