@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import _C
 from ._core.callers import warn
-from ._core.shards import reduced, replicated, together
+from ._core.shards import is_sharded, reduced, replicated, together
 
 # The handles of step_in_backward in force. Whoever has none pays for one look at this.
 releases: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -219,8 +219,8 @@ def _total_of_one(grad: Tensor, norm_type: float, engine: ModuleType, local: boo
     """Of a gradient that the engines do not take as it is."""
     if grad.layout == torch.sparse_coo:
         return _total(engine.Grads([grad.coalesce().values()], values=True), norm_type, engine, local)
-    if local and hasattr(grad, "to_local"):
-        return _total(engine.Grads([grad.to_local()], values=True), norm_type, engine, local)
+    if local and is_sharded(grad):
+        return _total(engine.Grads([cast(Any, grad).to_local()], values=True), norm_type, engine, local)
     norm: Any = torch.linalg.vector_norm(grad, norm_type)
     norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).double()
     # A subclass need not have memory that a kernel can read. What a dispatch mode makes cannot be read at all.

@@ -77,7 +77,7 @@ CLAIMS = [
     (ARCHITECTURE, f"at the price of {constant('step.h', 'kAccumulators')} accumulators"),
     (ARCHITECTURE, f"{constant('step.h', 'kCodeBlock')} elements at a time by way of shared memory"),
     (ARCHITECTURE, f"when it takes {constant('cpu/parallel.h', 'kTeamSaves') // 2**10} Ki elements off the caller"),
-    (ARCHITECTURE, f"for steps of {constant('host/plan.h', 'kReleaseGil') // 2**20} Mi elements and more"),
+    (ARCHITECTURE, f"for steps of {constant('host/python.h', 'kReleaseGil') // 2**20} Mi elements and more"),
     (ARCHITECTURE, f"Python's {sys.getswitchinterval() * 1000:.0f} ms switch interval"),
     (ARCHITECTURE, f"A launch carries {constant('cuda/table.h', 'kLargePatch'):,} of them"),
     (ARCHITECTURE, f"where {constant('cuda/table.h', 'kSmallPatch')} will do, in 4 KiB"),

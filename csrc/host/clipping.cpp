@@ -232,15 +232,6 @@ class Grads {
     return parts_.emplace_back(Part{family, device, {}, {}, 0});
   }
 
-  // From this many elements on other Python threads may run meanwhile; what they could free is held.
-  static constexpr int64_t kReleaseGil = 1 << 21;
-  template <class F>
-  static void without_gil(int64_t numel, F&& f) {
-    if (numel < kReleaseGil) return f();
-    const py::gil_scoped_release release;
-    f();
-  }
-
   static at::Tensor measure_on_host(const Part& part, const NormOrder& order) {
     const int threads = at::get_num_threads();
     double total = 0;

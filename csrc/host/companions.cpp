@@ -17,7 +17,7 @@ void Plan::read_attached(Row& row, Source& source, PyObject** found) {
     if (n == options.partner_name())
       found[kPartnerTensor] = partner;
     else if (partner && THPVariable_Check(partner) && in_16_bits(*source.param) &&
-             equal(unpack(partner).sizes(), source.param->sizes()))
+             equal(local_tensor(partner).sizes(), source.param->sizes()))
       fail(source, std::string("its state has a '") + kPartnerName[n] +
                        "', which its group's options would leave behind; they are fixed once states are made, so load "
                        "state_dict() into an optimizer that is constructed with others");

@@ -5,6 +5,7 @@
 #include "../gram.h"
 #include "bind.h"
 #include "device.h"
+#include "python.h"
 
 namespace fusedopt::history {
 
@@ -188,17 +189,13 @@ class Sweep {
   // Calls host(threads) or device(place); what they write has changed then.
   template <class Host, class Device>
   void run(bool params_too, Host&& host, Device&& device) {
-    // From this many elements on other Python threads may run meanwhile; callers hold the flat tensors.
-    constexpr int64_t kReleaseGil = 1 << 21;
+    // Callers hold the flat tensors.
     if (on_->device() != kHost) {
       const OnDevice guard(on_->device());
       device(cuda::Place{on_->device(), current_stream(on_->device())});
-    } else if (numel() < kReleaseGil) {
-      host(at::get_num_threads());
     } else {
       const int threads = at::get_num_threads();
-      const py::gil_scoped_release release;
-      host(threads);
+      without_gil(numel(), [&] { host(threads); });
     }
     for (TensorImpl* tensor : written_) tensor->bump_version();
     if (!params_too) return;

@@ -291,7 +291,6 @@ namespace fusedopt {
 // Calls f while other Python threads may run, if that is worth it; what they could free is held.
 template <class F>
 void Plan::without_gil(int64_t work, F&& f) {
-  constexpr int64_t kReleaseGil = 1 << 21;
   if (work < kReleaseGil) return f();
   std::vector<c10::intrusive_ptr<TensorImpl>> held;
   const auto hold = [&](TensorImpl* impl) {
@@ -310,8 +309,7 @@ void Plan::without_gil(int64_t work, F&& f) {
     explicit Busy(bool& flag) : flag(flag) { flag = true; }
     ~Busy() { flag = false; }
   } const busy(busy_);
-  const py::gil_scoped_release release;
-  f();
+  fusedopt::without_gil(work, f);
 }
 
 }  // namespace fusedopt

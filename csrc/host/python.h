@@ -23,6 +23,17 @@ inline uint64_t version_of(PyObject* dict) {
 #endif
 }
 
+// From this many elements on other Python threads may run while an engine does. Below that it is done sooner than they
+// would begin. Who calls holds what they could free.
+constexpr int64_t kReleaseGil = 1 << 21;
+
+template <class F>
+void without_gil(int64_t elements, F&& f) {
+  if (elements < kReleaseGil) return f();
+  const py::gil_scoped_release release;
+  f();
+}
+
 inline Ref intern(const char* text) { return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text)); }
 
 }  // namespace fusedopt

@@ -34,6 +34,12 @@ def twin_of(cls: type[Optimizer], base: type[Optimizer]) -> Any:
     return next(c for c in past if "__init__" in vars(c))
 
 
+def own_parameters(cls: type[Optimizer]) -> list[inspect.Parameter]:
+    """Those of all constructors behind a class: of the package's, whatever that of a user's subclass looks like."""
+    constructors: list[Any] = [vars(c)["__init__"] for c in cls.__mro__ if "__init__" in vars(c)]
+    return [p for constructor in constructors for p in inspect.signature(constructor).parameters.values()]
+
+
 @cache
 def _parameters(twin: Any) -> Mapping[str, inspect.Parameter]:
     """Those of the constructor of one of torch's classes."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Container, Iterable, Mapping
 from functools import cache
 from typing import Any
 
 import torch
 
-from .arguments import Options
+from .arguments import Options, own_parameters
 from .precision import Precision
 
 # Those that are about one param. The others are about all of them together.
@@ -18,9 +17,8 @@ OF_GROUPS = ("ema_decay", "state_dtype", "master_weights", "rounding")
 
 @cache
 def of_class(cls: Any) -> set[str]:
-    """Those of them that a class takes, of the package's classes whatever that of a user's subclass looks like."""
-    constructors = [inspect.signature(vars(c)["__init__"]) for c in cls.__mro__ if "__init__" in vars(c)]
-    return {name for name in OF_GROUPS if any(name in signature.parameters for signature in constructors)}
+    """Those of them that a class takes."""
+    return {p.name for p in own_parameters(cls)} & {*OF_GROUPS}
 
 
 def refuse_options(groups: Iterable[Mapping[str, Any]], own: Container[str], first: int = 0) -> None:

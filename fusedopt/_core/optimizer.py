@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -14,13 +13,13 @@ from torch.optim import optimizer as _torch_optimizer
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .. import _C
-from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, refuse_nan
+from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, own_parameters, refuse_nan
 from .callers import label_of, warn_of_unserved
 from .group_options import of_class, precision_of, refuse_options, resolve
 from .kept import KeptState
 from .shards import grads_placed_as_params
 from .unread import FLAGS, Reads, Unread, unread_by
-from .wrapped import refuse_wrapped
+from .wrapped import plain_dispatch, refuse_wrapped
 
 
 class Products(NamedTuple):
@@ -286,7 +285,7 @@ class FusedStep(KeptState):
         if (
             sparse
             or hasattr(self, "found_inf")
-            or any(type(p).__torch_dispatch__ is not _plain_dispatch for p in params)
+            or any(type(p).__torch_dispatch__ is not plain_dispatch for p in params)
         ):
             group["fused"] = None
             group["foreach"] = False if sparse else group.get("foreach")
@@ -375,9 +374,7 @@ class FusedStep(KeptState):
 @cache
 def _flags(cls: Any) -> set[str]:
     """The arguments that say yes or no: None, as configurations have it, is a no."""
-    # Of the package's class, whatever that of a user's subclass looks like.
-    constructors = [inspect.signature(vars(c)["__init__"]) for c in cls.__mro__ if "__init__" in vars(c)]
-    return {name for s in constructors for name, p in s.parameters.items() if isinstance(p.default, bool)}
+    return {p.name for p in own_parameters(cls) if isinstance(p.default, bool)}
 
 
 def unhooked(step: Any, optimizer: Optimizer) -> Any:
@@ -385,9 +382,6 @@ def unhooked(step: Any, optimizer: Optimizer) -> Any:
     while getattr(step, "hooked", False):
         step = step.__wrapped__.__get__(optimizer)
     return step
-
-
-_plain_dispatch = torch.Tensor.__torch_dispatch__
 
 
 @Optimizer.profile_hook_step

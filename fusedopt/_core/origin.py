@@ -44,9 +44,8 @@ class Kind:
         )
 
 
-# Of the classes whose step is more than one rule.
+# Of the classes whose step reads more than a rule's.
 _HYPERS: dict[str, tuple[str, ...]] = {
-    "Adafactor": ("lr", "beta2_decay", "eps", "d", "weight_decay"),
     "LBFGS": ("lr", "max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size", "line_search_fn"),
     "Muon": ("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"),
 }

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_plain_dispatch = Tensor.__torch_dispatch__
+# Of tensors that have no operations of their own.
+plain_dispatch = Tensor.__torch_dispatch__
 
 
 def wrapped_class(value: Any, *beside: Tensor | None) -> str | None:
@@ -19,7 +20,7 @@ def wrapped_class(value: Any, *beside: Tensor | None) -> str | None:
     cls = type(value)
     if not isinstance(value, Tensor) or cls in (Tensor, torch.nn.Parameter):
         return None
-    if cls.__torch_dispatch__ is _plain_dispatch or any(type(tensor) is cls for tensor in beside):
+    if cls.__torch_dispatch__ is plain_dispatch or any(type(tensor) is cls for tensor in beside):
         return None
     return f"{cls.__module__}.{cls.__qualname__}"
 
