@@ -101,6 +101,21 @@ def test_master_weights_are_the_params_in_float32(name: str, weights: Any) -> No
 
 
 @every_optimizer
+@pytest.mark.parametrize(
+    "remedy", [{"master_weights": "float32"}, {"master_weights": "remainder"}, {"rounding": "kahan"}]
+)
+def test_an_edited_param_goes_on_from_the_edit(name: str, remedy: dict[str, Any]) -> None:
+    """Pruned to zero, it is a step away from that, and neither what it was nor NaN."""
+    optimizer = train(make(name, torch.bfloat16, **remedy))
+    with torch.no_grad():
+        for param in params_of(optimizer):
+            param.zero_()
+    train(optimizer, first=4, count=1)
+    for param in params_of(optimizer):
+        assert not param.numel() or float(param.detach().abs().max()) < 0.2
+
+
+@every_optimizer
 def test_kahan_stays_near(name: str) -> None:
     plain, near, naive = (
         train(make(name, dtype, **given), count=30)
