@@ -43,6 +43,8 @@ struct AnyOperand {
   __device__ int64_t offset(int64_t e) const {
     if (!layout) return e;
     int64_t offset = 0;
+    // A division of 64 bits is a hundred instructions, and ptxas copies what a kernel calls into each kernel.
+#pragma unroll 1
     for (int d = static_cast<int>(layout[0]) - 1; d >= 0; --d) {
       const uint64_t* dim = layout + 2 + d * (1 + places);
       const int64_t size = static_cast<int64_t>(dim[0]), index = d == 0 ? e : e % size;
@@ -151,18 +153,19 @@ struct AnyCodes {
     return (looked_up ? where.offset(share.begin) : share.begin) / kAnyTile;
   }
   template <class C>
-  __device__ uint32_t* of_lane(const Share& share) const {
-    return words + block(share) * C::kWords + threadIdx.x % kLanes;
+  __device__ uint32_t* of_lane(int64_t block) const {
+    return words + block * C::kWords + threadIdx.x % kLanes;
   }
 };
 
 template <class T>
 __device__ __noinline__ void load_codes(const AnyCodes codes, const Share share, const Column<T> to) {
-  const float scale = codes.scales[codes.block(share)];
+  const int64_t block = codes.block(share);
+  const float scale = codes.scales[block];
   with_code(codes.dtype, [&](auto code) {
     using C = decltype(code);
     constexpr int kWords = C::kWords / kLanes;
-    const uint32_t* words = codes.of_lane<C>(share);
+    const uint32_t* words = codes.of_lane<C>(block);
     uint32_t word[kWords];
 #pragma unroll
     for (int w = 0; w < kWords; ++w) word[w] = words[w * kLanes];
@@ -188,13 +191,14 @@ __device__ __noinline__ void store_codes(const AnyCodes codes, const Share share
     const uint32_t other = __shfl_xor_sync(~0u, largest, lanes);
     largest = other > largest ? other : largest;
   }
+  const int64_t block = codes.block(share);
   with_code(codes.dtype, [&](auto code) {
     using C = decltype(code);
     constexpr int kWords = C::kWords / kLanes;
-    uint32_t* words = codes.of_lane<C>(share);
+    uint32_t* words = codes.of_lane<C>(block);
     const float scale = scale_of<C>(largest);
     const Coder<C> coder(scale);
-    if (threadIdx.x % kLanes == 0) codes.scales[codes.block(share)] = scale;
+    if (threadIdx.x % kLanes == 0) codes.scales[block] = scale;
 #pragma unroll 1
     for (int w = 0; w < kWords; ++w) {
       uint32_t word = 0;
