@@ -112,7 +112,7 @@ format: $(BUILT)
 	$(BIN)/clang-format -i $(NATIVE)
 
 sanitize: $(BUILT)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/sanitize/run.sh
+	$(BIN)/python tests/sanitize/run.py
 
 clean:
 	rm -rf $(VENV) $(FRAMEWORKS) $(PEERS) build dist *.egg-info fusedopt/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

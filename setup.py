@@ -21,15 +21,6 @@ CSRC = Path("csrc")
 TREE = toolchain.Tree(Path(__file__).parent.absolute())
 
 
-def cuda_commands(cuda: toolchain.Cuda) -> list[list[str]]:
-    """How the CUDA engine, or what says that there is none, is compiled."""
-    if not cuda.nvcc:
-        return [toolchain.cpp_command(CSRC / "cuda" / "absent.cpp")]
-    flags, names = cuda.codes(cuda.architectures())
-    flags.append(f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"')
-    return [cuda.command(source, flags) for source in TREE.sources("csrc/cuda/*.cu")]
-
-
 class Build(build_ext):
     """build_ext that compiles in one pool, keeps objects for later builds and says in one line what it builds."""
 
@@ -43,7 +34,7 @@ class Build(build_ext):
         built = ", ".join(cuda.architectures()) if cuda.nvcc else f"no, {cuda.missing}"
         # The build front ends swallow stdout; this line is for people.
         print(f"fusedopt builds CPU: {', '.join(isas)}; CUDA: {built}", file=sys.stderr)
-        commands = [*TREE.host_commands(), *TREE.cpu_commands(isas), *cuda_commands(cuda)]
+        commands = [*TREE.host_commands(), *TREE.cpu_commands(isas, cuda=bool(cuda.nvcc)), *TREE.cuda_commands(cuda)]
         self.force = True  # setuptools does not compare objects with what was linked of others
         extension.extra_objects = [str(path) for path in TREE.make(commands)]
         extension.extra_link_args = [*toolchain.torch_link_flags(), *(cuda.link_flags() if cuda.nvcc else [])]

@@ -8,6 +8,16 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
+// The name that a rule is found by: its own, or what the build gives a rule from outside.
+template <class R>
+constexpr const char* key_of() {
+#ifdef FUSEDOPT_RULE_KEY
+  return FUSEDOPT_RULE_KEY;
+#else
+  return R::name;
+#endif
+}
+
 template <class R>
 struct Shape {
   using Hypers = typename R::Hypers;

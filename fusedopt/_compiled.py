@@ -77,12 +77,12 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledR
         raise ValueError(f"name is {name!r}; give a Python identifier, which becomes the name of the class")
     path = Path(source) if not isinstance(source, str) or _is_path(source) else None
     text = path.read_text() if path else cast(str, source)
-    rule = re.search(r"\bstruct\s+(\w+)\s*(?:final\s*)?:\s*(?:public\s+)?RuleDefaults\b", text)
-    if not rule:
+    structs = _toolchain.structs_in(text)
+    if not structs:
         raise ValueError(
             "source holds no rule; write a struct derived from RuleDefaults, as csrc/rules/rule.h describes"
         )
-    library, key = _Build(text, str(path.resolve()) if path else f"{name}.h", rule.group(1), name).library()
+    library, key = _Build(text, str(path.resolve()) if path else f"{name}.h", structs[0], name).library()
     facts = _C.load_rule(str(library))
     caller = sys._getframe(1).f_globals.get("__name__", __name__)
     return _make_class(name, key, facts, text, caller)
@@ -101,7 +101,8 @@ def _sources() -> Path:
 def _cache() -> Path:
     given = os.environ.get("FUSEDOPT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "fusedopt"
+    # Compilers run elsewhere.
+    return Path(given).absolute() if given else Path(base) / "fusedopt"
 
 
 class _Build:
@@ -110,12 +111,12 @@ class _Build:
     def __init__(self, text: str, label: str, struct: str, name: str) -> None:
         self.text, self.label, self.struct, self.name = text, label, struct, name
         self.csrc = _sources()
-        self.compiler = os.environ.get("CXX", "g++")
+        self.compiler = _toolchain.compiler()
+        self.isas = _C.built_isas()
         self.cuda = _toolchain.Cuda() if _C.cuda_built() and _C.cuda_built_for() != "emulated" else None
         self.nvcc_flags: list[str] = []
         if self.cuda is not None and self.cuda.nvcc:
             self.nvcc_flags, _ = self.cuda.codes(self._architectures(self.cuda))
-        self.flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *_toolchain.NUMERICS]
         self.key = f"{name}-{self._digest()}"
 
     @staticmethod
@@ -127,7 +128,8 @@ class _Build:
 
     def _digest(self) -> str:
         digest = hashlib.sha256()
-        for part in (self.text, self.label, self.name, self.compiler, self._version(), *self.flags, *self.nvcc_flags):
+        flags = _toolchain.cpp_command(Path())
+        for part in (self.text, self.label, self.name, *self.isas, self._version(), *flags, *self.nvcc_flags):
             digest.update(part.encode() + b"\0")
         for path in sorted(p for p in self.csrc.rglob("*") if p.is_file() and "bindings" not in p.parts[-2:]):
             digest.update(path.read_bytes() + b"\0")
@@ -156,26 +158,20 @@ class _Build:
         wrapped = "FUSEDOPT_NAMESPACE" in self.text
         opening = "" if wrapped else "namespace FUSEDOPT_NAMESPACE {\n"
         closing = "" if wrapped else "\n}  // namespace FUSEDOPT_NAMESPACE\n"
-        file.write_text(f'#include "rule.h"\n{opening}#line 1 "{self.label}"\n{self.text}{closing}')
-        defines = [
-            *[f"-DFUSEDOPT_RULE={self.struct}", f'-DFUSEDOPT_RULE_FILE="{file}"', f'-DFUSEDOPT_RULE_KEY="{self.key}"'],
-            f"-I{self.csrc / 'rules'}",
-        ]
-        on_cuda = ["-DFUSEDOPT_RULE_ON_CUDA"] if self.nvcc_flags else []
-        isas = sorted((self.csrc / "cpu").glob("isa_*.cpp"))
+        file.write_text(f'#pragma once\n#include "rule.h"\n{opening}#line 1 "{self.label}"\n{self.text}{closing}')
+        rule, flags = _toolchain.Rule(self.struct, str(file)), [f'-DFUSEDOPT_RULE_KEY="{self.key}"']
+        commands = _toolchain.rule_commands(rule, self.isas, flags)
         # The first alone, since all of them would say the same of a rule that is wrong.
-        generic = next(path for path in isas if path.name == "isa_generic.cpp")
-        self._run([self.compiler, *self.flags, *defines, "-fsyntax-only", str(generic)])
-        commands, objects = [], []
-        for path in [*isas, self.csrc / "cpu" / "prefetch.cpp", self.csrc / "plugin.cpp"]:
-            objects.append(str(folder / f"{path.stem}.o"))
-            commands.append([self.compiler, *self.flags, *defines, *on_cuda, "-c", str(path), "-o", objects[-1]])
+        self._run([*commands[0], "-fsyntax-only"])
+        commands += [_toolchain.isa_command(Path("csrc/cpu/isa/tile.cpp"), isa) for isa in self.isas]
+        commands += [_toolchain.cpp_command(Path("csrc", part)) for part in ("cpu/prefetch.cpp", "plugin.cpp")]
         link: Sequence[str] = []
         if self.cuda is not None and self.nvcc_flags:
-            objects.append(str(folder / "kernels.o"))
+            commands.insert(0, self.cuda.rule_command([rule], [*self.nvcc_flags, *flags]))
             link = self.cuda.link_flags()
-            kernels = self.csrc / "cuda" / "kernels.cu"
-            commands.insert(0, [*self.cuda.command(kernels, [*self.nvcc_flags, *defines]), "-o", objects[-1]])
+        commands.append(_toolchain.registry_command([rule], self.isas, cuda=bool(link)))
+        objects = [str(folder / f"{number}.o") for number in range(len(commands))]
+        commands = [[*command, "-o", made] for command, made in zip(commands, objects, strict=True)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(self._run, commands))
         built = folder / "rule.so"
@@ -184,7 +180,8 @@ class _Build:
 
     def _run(self, command: list[str]) -> None:
         # In the C locale compilers quote with plain quotes.
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+        env = {**os.environ, "LC_ALL": "C"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.csrc.parent)
         if done.returncode != 0:
             raise RuntimeError(f"rule {self.name} does not compile:\n{self._complaint(done.stderr)}")
 

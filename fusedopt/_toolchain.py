@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 # IEEE arithmetic with every fma written out (-ffp-contract=off) makes results equal on every instruction set; the other
 # two flags only drop errno and floating-point exceptions, without which g++ vectorises neither roots nor selections.
@@ -24,10 +25,12 @@ CUDA_NUMERICS = ["-O3", "--fmad=false"]
 ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
 # The first toolkit whose launches carry more than 4 KiB of parameters, which the kernels take.
 OLDEST_CUDA = (12, 1)
-# Of the CPU engine, narrowest first; each has a source csrc/cpu/isa_<name>.cpp.
+# Of the CPU engine, narrowest first; csrc/cpu/isa/target.h says what they are.
 ISAS = ["generic", "avx2", "avx512"]
+# These are compiled once for each rule.
+_CPU_RULE, _CUDA_RULE = Path("csrc/cpu/isa/rule.cpp"), Path("csrc/cuda/rule.cu")
 # What takes longest to compile: begun last, it would be waited for alone.
-_LONGEST = ["torch.h", "kernels.cu", "cuda_kernels.cpp", "factored.cu", "isa_avx512.cpp", "isa_avx2.cpp"]
+_LONGEST = ["torch.h", "factored.cu", "rule.cu", "norm.cu", "history.cu", "engine.cu", "cuda_rule.cpp"]
 # What all sources that see torch include first. Reading it takes longer than compiling one of them.
 TORCH_HEADER = Path("csrc/host/torch.h")
 
@@ -43,7 +46,9 @@ def compiler() -> str:
 
 def isas() -> list[str]:
     """The instruction sets to build for: all, or as FUSEDOPT_ISAS lists them, beside generic."""
-    ours = ISAS if platform.machine() in ("x86_64", "AMD64") else ISAS[:1]
+    # Clang has no `#pragma GCC target`.
+    has_all = platform.machine() in ("x86_64", "AMD64") and "clang" not in _version_of(compiler())
+    ours = ISAS if has_all else ISAS[:1]
     asked = os.environ.get("FUSEDOPT_ISAS", "").replace(",", " ").split()
     for name in asked:
         if name not in (*ours, "native"):
@@ -98,6 +103,54 @@ def _version_of(program: str) -> str:
     return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
 
 
+class Rule(NamedTuple):
+    """A struct that is a rule, and the header that has it as #include finds it."""
+
+    struct: str
+    header: str
+
+
+def structs_in(text: str) -> list[str]:
+    """The names of the rules in a header's text."""
+    return re.findall(r"\bstruct\s+(\w+)\s*(?:final\s*)?:\s*(?:public\s+)?RuleDefaults\b", text)
+
+
+def isa_command(source: Path, isa: str, flags: Iterable[str] = ()) -> list[str]:
+    """How a source in csrc/cpu/isa is compiled for an instruction set."""
+    return cpp_command(source, [f"-DFUSEDOPT_ISA_{isa.upper()}", *flags])
+
+
+def rule_commands(rule: Rule, isas: Iterable[str], flags: Iterable[str] = ()) -> list[list[str]]:
+    """How a rule is compiled for the CPU."""
+    named = ["-Icsrc/rules", f"-DFUSEDOPT_RULE={rule.struct}", f'-DFUSEDOPT_RULE_FILE="{rule.header}"']
+    return [isa_command(_CPU_RULE, isa, [*named, *flags]) for isa in isas]
+
+
+def kernel_flags(rules: Sequence[Rule]) -> list[str]:
+    """What csrc/cuda/rule.cu is told of rules, three at most."""
+    listed = _each(rule.struct for rule in rules)
+    headers = enumerate([rule.header for rule in (*rules, rules[-1], rules[-1])][:3], 1)
+    return ["-Icsrc/rules", f"-DFUSEDOPT_RULES(do)={listed}", *[f'-DFUSEDOPT_RULE_FILE_{n}="{h}"' for n, h in headers]]
+
+
+def in_threes(rules: Sequence[Rule]) -> list[Sequence[Rule]]:
+    """Rules whose kernels are compiled together; csrc/cuda/rule.cu says why."""
+    return [rules[at : at + 3] for at in range(0, len(rules), 3)]
+
+
+def registry_command(rules: Sequence[Rule], isas: Iterable[str], cuda: bool, flags: Iterable[str] = ()) -> list[str]:
+    """How what finds these rules is compiled; `cuda` says that their kernels are linked as well."""
+    on_cpu = _each(f"{isa}, {rule.struct}" for isa in isas for rule in rules)
+    on_cuda = _each(rule.struct for rule in rules if cuda)
+    lists = [f"-DFUSEDOPT_CPU_RULES(do)={on_cpu}", f"-DFUSEDOPT_CUDA_RULES(do)={on_cuda}"]
+    return cpp_command(Path("csrc/registry.cpp"), [*lists, *flags])
+
+
+def _each(names: Iterable[str]) -> str:
+    """The body of a macro that does something with each."""
+    return " ".join(f"do({name})" for name in names)
+
+
 class Tree:
     """A source tree and its object files: one for each command, made anew when a source or a header has changed."""
 
@@ -119,12 +172,35 @@ class Tree:
         """How what knows torch is compiled."""
         return self.torch_commands(self.sources("csrc/host/*.cpp"))
 
-    def cpu_commands(self, isas: Sequence[str]) -> list[list[str]]:
-        """How the CPU engine is compiled for some instruction sets. It is free of torch."""
-        absent = [f"-DFUSEDOPT_NO_{name.upper()}" for name in ISAS if name not in isas]
-        kinds = [f"isa_{name}.cpp" for name in ISAS if name in isas]
-        sources = [s for s in self.sources("csrc/cpu/*.cpp") if s.name in kinds or not s.name.startswith("isa_")]
-        return [cpp_command(source, absent if source.name == "engine.cpp" else ()) for source in sources]
+    def rules(self) -> list[Rule]:
+        """Those of the package: every one that a header in csrc/rules has."""
+        headers = self.sources("csrc/rules/*.h")
+        return [Rule(s, header.name) for header in headers for s in structs_in((self.root / header).read_text())]
+
+    def cpu_commands(self, isas: Sequence[str], cuda: bool, flags: Sequence[str] = ()) -> list[list[str]]:
+        """How the CPU engine and its rules are compiled for some instruction sets. They are free of torch.
+
+        `cuda` says that the rules' kernels are linked with them.
+        """
+        built = f"-DFUSEDOPT_ISAS(do)={_each(isas)}"
+        commands = [registry_command(self.rules(), isas, cuda, flags)]
+        for source in self.sources("csrc/cpu/*.cpp"):
+            commands.append(cpp_command(source, [*[built] * (source.name == "engine.cpp"), *flags]))
+        for source in self.sources("csrc/cpu/isa/*.cpp"):
+            if source != _CPU_RULE:
+                commands += [isa_command(source, isa, flags) for isa in isas]
+        for rule in self.rules():
+            commands += rule_commands(rule, isas, flags)
+        return commands
+
+    def cuda_commands(self, cuda: Cuda) -> list[list[str]]:
+        """How the CUDA engine and the rules' kernels, or what says that there are none, are compiled."""
+        if not cuda.nvcc:
+            return [cpp_command(Path("csrc/cuda/absent.cpp"))]
+        flags, names = cuda.codes(cuda.architectures())
+        engine = [*flags, f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"']
+        commands = [cuda.command(s, engine) for s in self.sources("csrc/cuda/*.cu") if s != _CUDA_RULE]
+        return commands + [cuda.rule_command(rules, flags) for rules in in_threes(self.rules())]
 
     def make(self, commands: Iterable[Sequence[str]]) -> list[Path]:
         """The objects of commands that end with a source; ninja compiles what is missing or has changed."""
@@ -163,7 +239,9 @@ class Tree:
 
     def _object(self, command: Sequence[str]) -> Path:
         digest = hashlib.sha256("\0".join([_version_of(command[0]), *command]).encode())
-        return self.folder / f"{Path(command[-1]).stem}-{digest.hexdigest()[:12]}.o"
+        (told,) = [flag for flag in command if re.match(r"-DFUSEDOPT_RULES?\b[^_]", flag)] or [""]
+        rules = re.findall(r"\w+", told.partition("=")[2].replace("do(", " "))
+        return self.folder / f"{'-'.join([Path(command[-1]).stem, *rules, digest.hexdigest()[:12]])}.o"
 
 
 def _rank(command: Sequence[str]) -> int:
@@ -261,6 +339,10 @@ class Cuda:
             *[str(self.nvcc), "-std=c++17", *CUDA_NUMERICS, "--expt-relaxed-constexpr", *compress, "--threads", "0"],
             *[*flags, "-Xcompiler", "-fPIC,-fvisibility=hidden", "-c", str(source)],
         ]
+
+    def rule_command(self, rules: Sequence[Rule], flags: Iterable[str]) -> list[str]:
+        """How the kernels of three rules at most are compiled."""
+        return self.command(_CUDA_RULE, [*flags, *kernel_flags(rules)])
 
     def _release(self) -> tuple[int, int]:
         found = re.search(r"release (\d+)\.(\d+)", _version_of(str(self.nvcc)))

@@ -181,6 +181,14 @@ def test_bad_rules_get_a_sentence(source: str, name: str, error: type[Exception]
         fusedopt.compile_rule(source, name=name)
 
 
+def test_the_cache_may_be_relative(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Compilers run in another folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FUSEDOPT_CACHE", "cache")
+    fusedopt.compile_rule(ADABELIEF.replace("1e-12", "1e-11"), name="AdaBelief")
+    assert list(tmp_path.glob("cache/AdaBelief-*/rule.so"))
+
+
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(

@@ -1,6 +1,6 @@
 """Both engines by themselves, without torch: every rule in every mix of storages and every size, to the bit.
 
-tests/sanitize/run.sh runs the same programs under the sanitizers.
+tests/sanitize/run.py runs the same programs under the sanitizers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def run(program: str, tmp_path: Path, isas: list[str], more: list[list[str]]) ->
     """What it says; it is linked of the objects that the package was built of."""
     tree = _toolchain.Tree(ROOT)
     main = _toolchain.cpp_command(Path("tests/sanitize") / f"{program}.cpp", ["-Itests/cuda_emulator"])
-    objects = tree.make([main, *tree.cpu_commands(isas), *more])
+    objects = tree.make([main, *tree.cpu_commands(isas, cuda=bool(more)), *more])
     target = tmp_path / program
     subprocess.run([_toolchain.compiler(), "-fopenmp", "-pthread", *map(str, objects), "-o", str(target)], check=True)
     done = subprocess.run([str(target)], capture_output=True, text=True)

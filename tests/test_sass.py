@@ -18,6 +18,8 @@ import pytest
 import sass
 from sass import SIZES, VECTOR_BYTES, Access, Kernel
 
+from fusedopt import _toolchain
+
 ROOT = Path(__file__).parent.parent
 
 # What the kernels are meant to be, in the test's own words: a change of theirs is a change here.
@@ -111,7 +113,6 @@ def differences(built: sass.Table, committed: sass.Table) -> Iterator[str]:
 COUNT_STATES = """
 #include <cstdio>
 #include <typeinfo>
-#include "csrc/rules/all.h"
 
 template <class Rule>
 void print() {
@@ -122,13 +123,6 @@ void print() {
     std::printf("%s %d %d\\n", typeid(Rule).name(), variant, kept);
   }
 }
-
-template <class... Rules>
-void print_all(fusedopt::RuleList<Rules...>) {
-  (print<Rules>(), ...);
-}
-
-int main() { print_all(fusedopt::AllRules()); }
 """
 
 
@@ -140,7 +134,11 @@ def kept_states(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str
         pytest.skip("needs a C++ compiler")
     program = tmp_path_factory.mktemp("rules") / "count_states"
     command = [compiler, "-std=c++17", f"-I{ROOT}", "-x", "c++", "-", "-o", str(program)]
-    subprocess.run(command, input=COUNT_STATES, text=True, check=True)
+    rules = _toolchain.Tree(ROOT).rules()
+    headers = "".join(f'#include "csrc/rules/{rule.header}"\n' for rule in rules)
+    calls = "".join(f"print<fusedopt::{rule.struct}>();" for rule in rules)
+    text = f"{headers}{COUNT_STATES}int main() {{ {calls} }}"
+    subprocess.run(command, input=text, text=True, check=True)
     lines = subprocess.check_output([program], text=True).splitlines()
     rows = [line.split() for line in lines]
     return {(sass.short(f"_Z{rule}"), variant): int(kept) for rule, variant, kept in rows}

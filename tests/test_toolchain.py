@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from fusedopt import _toolchain
-from fusedopt._toolchain import Tree
+from fusedopt._toolchain import Rule, Tree
+
+PACKAGE = Tree(Path(__file__).parent.parent)
 
 ROOT = Path(__file__).parent.parent
 only_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="about x86's instruction sets")
@@ -101,16 +103,58 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
         _toolchain.isas()
 
 
+def test_only_gcc_builds_more_than_the_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_toolchain, "_version_of", lambda _: "Debian clang version 14.0.6")
+    assert _toolchain.isas() == ["generic"]
+
+
 @only_x86
 def test_what_is_not_built_is_not_compiled_nor_named() -> None:
-    tree = Tree(Path(__file__).parent.parent)
-    every, fewer = tree.cpu_commands(_toolchain.ISAS), tree.cpu_commands(["generic", "avx512"])
-    names = [{Path(command[-1]).name for command in commands} for commands in (every, fewer)]
-    assert names[0] - names[1] == {"isa_avx2.cpp"}
-    # One file knows which there are; all other objects serve any build.
-    assert [command for command in fewer if command not in every] == [
-        _toolchain.cpp_command(Path("csrc/cpu/engine.cpp"), ["-DFUSEDOPT_NO_AVX2"])
+    every, fewer = (PACKAGE.cpu_commands(isas, cuda=False) for isas in (_toolchain.ISAS, ["generic", "avx512"]))
+    assert not [command for command in fewer if "-DFUSEDOPT_ISA_AVX2" in command]
+    assert len([command for command in every if "-DFUSEDOPT_ISA_AVX2" in command]) == 4 + len(PACKAGE.rules())
+    # Two files know which there are; all other objects serve any build.
+    named = [command for command in fewer if command not in every]
+    assert [command[-1] for command in named] == ["csrc/registry.cpp", "csrc/cpu/engine.cpp"]
+    assert not [flag for command in named for flag in command if "avx2" in flag]
+
+
+def test_a_rule_is_a_struct_that_a_header_has(tree: Tree) -> None:
+    folder = tree.root / "csrc" / "rules"
+    folder.mkdir(parents=True)
+    (folder / "rule.h").write_text("struct RuleDefaults {};\n")
+    (folder / "two.h").write_text(
+        "struct A : RuleDefaults {};\nstruct Helper {};\nstruct B final: public RuleDefaults {};"
+    )
+    assert tree.rules() == [Rule("A", "two.h"), Rule("B", "two.h")]
+    (registry,) = [c for c in tree.cpu_commands(["generic", "avx2"], cuda=True) if c[-1] == "csrc/registry.cpp"]
+    assert "-DFUSEDOPT_CPU_RULES(do)=do(generic, A) do(generic, B) do(avx2, A) do(avx2, B)" in registry
+    assert "-DFUSEDOPT_CUDA_RULES(do)=do(A) do(B)" in registry
+
+
+def test_kernels_are_compiled_three_rules_at_a_time() -> None:
+    rules = [Rule(name, f"{name.lower()}.h") for name in "ABCD"]
+    first, last = _toolchain.in_threes(rules)
+    assert _toolchain.kernel_flags(first)[1:] == [
+        "-DFUSEDOPT_RULES(do)=do(A) do(B) do(C)",
+        *(f'-DFUSEDOPT_RULE_FILE_{n}="{name}.h"' for n, name in enumerate("abc", 1)),
     ]
+    # The source includes three headers; one that it has seen says nothing more.
+    assert _toolchain.kernel_flags(last)[1:] == [
+        "-DFUSEDOPT_RULES(do)=do(D)",
+        *(f'-DFUSEDOPT_RULE_FILE_{n}="d.h"' for n in (1, 2, 3)),
+    ]
+
+
+def test_an_edited_rule_makes_its_own_objects_anew() -> None:
+    """By the files that the compiler has read for each object of the package's rules."""
+    tree = Tree(PACKAGE.root)
+    commands = [c for rule in tree.rules() for c in _toolchain.rule_commands(rule, ["generic"])]
+    read = {path: Path(f"{path}.d").read_text() for path in tree.make(commands)}
+    for rule in tree.rules():
+        those = [path.name for path, files in read.items() if f"rules/{rule.header}" in files]
+        same_header = sorted(other.struct for other in tree.rules() if other.header == rule.header)
+        assert sorted(name.split("-")[1] for name in those) == same_header
 
 
 def test_cuda_is_built_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+// The build says which instruction sets it links objects of: FUSEDOPT_ISAS(do) is do(isa) for each, narrowest first.
 #include "engine.h"
 
 #include <algorithm>
@@ -6,6 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "../registry.h"
 #include "isa.h"
 #include "parallel.h"
 
@@ -13,8 +15,27 @@ namespace fusedopt::cpu {
 namespace {
 
 std::string g_reason;
-std::vector<const Plugin*> g_plugins;
 std::atomic<const Isa*> g_chosen{nullptr};
+
+// Whether this processor has what a set of instructions is compiled for.
+bool supports(const std::string& isa) {
+#ifdef __x86_64__
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (isa == "avx2") return avx2;
+  if (isa == "avx512")
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+  return isa == "generic";
+}
+
+// Calls f(rule) for the rules of the chosen instruction set.
+template <class F>
+void each_rule(const Registry& registry, F&& f) {
+  const std::string isa = chosen_isa().name;
+  for (const CpuRule* one = registry.cpu; one->rule; ++one)
+    if (isa == one->isa) f(one->rule());
+}
 
 const Isa* named(const std::string& name) {
   std::string usable;
@@ -77,19 +98,10 @@ bool is_wide(const Row& row) { return row.param_dtype == Dtype::f64; }
 }  // namespace
 
 const std::vector<Isa>& built_isas() {
-  static const std::vector<Isa> isas = {
-      {"generic", 0, true, rules_generic, history_generic, factored_generic, norm_generic},
-#if defined(FUSEDOPT_X86) && !defined(FUSEDOPT_NO_AVX2)
-      {"avx2", 1, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
-       rules_avx2, history_avx2, factored_avx2, norm_avx2},
-#endif
-#if defined(FUSEDOPT_X86) && !defined(FUSEDOPT_NO_AVX512)
-      {"avx512", 2,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
-       rules_avx512, history_avx512, factored_avx512, norm_avx512},
-#endif
-  };
+#define FUSEDOPT_ROW(isa)                                                                   \
+  {#isa, supports(#isa), fusedopt_##isa::history_kernels, fusedopt_##isa::factored_kernels, \
+   fusedopt_##isa::norm_kernels},
+  static const std::vector<Isa> isas = {FUSEDOPT_ISAS(FUSEDOPT_ROW)};
   return isas;
 }
 
@@ -113,22 +125,21 @@ bool multiplies_bfloat16() {
 #endif
 }
 
-const Rule* find_rule(const std::string& name) {
-  const auto find = [&](RulesOf rules_of) -> const Rule* {
-    int count = 0;
-    const Rule* rules = rules_of(count);
-    for (int i = 0; i < count; ++i)
-      if (name == rules[i].name) return &rules[i];
-    return nullptr;
-  };
-  if (name == factored_rule().name) return &factored_rule();
-  if (const Rule* rule = find(chosen_isa().rules)) return rule;
-  for (const Plugin* plugin : g_plugins)
-    if (const Rule* rule = find(plugin->rules[chosen_isa().place])) return rule;
-  return nullptr;
+std::vector<const Rule*> built_rules() {
+  std::vector<const Rule*> rules;
+  each_rule(linked_rules(), [&](const Rule& rule) { rules.push_back(&rule); });
+  return rules;
 }
 
-void add_rules(const Plugin& plugin) { g_plugins.push_back(&plugin); }
+const Rule* find_rule(const std::string& name) {
+  if (name == factored_rule().name) return &factored_rule();
+  const Rule* found = nullptr;
+  for (const Registry& registry : registries())
+    each_rule(registry, [&](const Rule& rule) {
+      if (!found && name == rule.name) found = &rule;
+    });
+  return found;
+}
 
 void sweep(const Rule& rule, const Row* first, const Row* last, int threads) {
   if (first == last) return;

@@ -7,18 +7,15 @@
 #include "../factored.h"
 #include "../history.h"
 #include "../norm.h"
-#include "../plugin.h"
 #include "../step.h"
 
 namespace fusedopt::cpu {
 
 struct Isa {
   const char* name;
-  int place;       // of its rules in a Plugin
   bool supported;  // by this processor
-  RulesOf rules;
   const history::Kernels& (*history)();
-  const FactoredKernels* (*factored)();
+  const FactoredKernels& (*factored)();
   const NormKernels& (*norm)();
 };
 
@@ -35,10 +32,10 @@ void use_isa(const std::string& name);
 // Whether this processor has instructions for products of bfloat16; only x86 is asked, others are taken to have them.
 bool multiplies_bfloat16();
 
-// Rules from a shared object, which has to stay loaded.
-void add_rules(const Plugin& plugin);
+// The package's rules, of the chosen instruction set.
+std::vector<const Rule*> built_rules();
 
-// A rule of the chosen instruction set, or nullptr.
+// A rule of the chosen instruction set, one from a shared object included, or nullptr.
 const Rule* find_rule(const std::string& name);
 
 // Sweeps rows [first, last), all of `rule`; their work_end must be running totals. Results do not depend on `threads`.

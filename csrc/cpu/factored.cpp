@@ -102,7 +102,7 @@ const Rule& factored_rule() {
 }
 
 void step_factored(Factored* first, Factored* last, int threads) {
-  const FactoredKernels& kernels = *chosen_isa().factored();
+  const FactoredKernels& kernels = chosen_isa().factored();
   std::vector<Factored*> small, large;
   int64_t work = 0;
   for (Factored* t = first; t < last; ++t) {

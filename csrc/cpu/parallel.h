@@ -7,8 +7,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "isa.h"
-#ifdef FUSEDOPT_X86
+#ifdef __x86_64__
 #include <xmmintrin.h>
 #endif
 
@@ -34,18 +33,18 @@ template <class F>
 void parallel(bool worthwhile, int threads, F&& share) {
   if (!worthwhile || threads <= 1 || g_team_lost || omp_in_parallel()) return share(0, 1);
   g_team_started = true;
-#ifdef FUSEDOPT_X86
+#ifdef __x86_64__
   // Rounding and denormal modes belong to a thread: the team takes over the caller's, or results would depend on it.
   const unsigned mode = _mm_getcsr();
 #endif
 #pragma omp parallel num_threads(threads)
   {
-#ifdef FUSEDOPT_X86
+#ifdef __x86_64__
     const unsigned own = _mm_getcsr();
     _mm_setcsr(mode);
 #endif
     share(omp_get_thread_num(), omp_get_num_threads());
-#ifdef FUSEDOPT_X86
+#ifdef __x86_64__
     _mm_setcsr(own);
 #endif
   }

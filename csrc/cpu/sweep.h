@@ -1,7 +1,6 @@
-// How a rule sweeps host memory. Included once per instruction set, in a namespace of its own.
+// How a rule sweeps host memory. Included once for each rule and instruction set, in a namespace of the latter's own.
 #pragma once
 
-#include "../rules/all.h"
 #include "../shape.h"
 #include "../step.h"
 #include "isa.h"
@@ -324,11 +323,10 @@ struct Entry {
   }
 };
 
-template <class... Rules>
-const fusedopt::Rule* rule_table(RuleList<Rules...>, int& count) {
-  static const fusedopt::Rule table[] = {Entry<Rules>::rule()...};
-  count = sizeof...(Rules);
-  return table;
+template <class R>
+const fusedopt::Rule& rule_of() {
+  static const fusedopt::Rule rule = Entry<R>::rule();
+  return rule;
 }
 
 }  // namespace FUSEDOPT_NAMESPACE

@@ -20,7 +20,6 @@ std::string built_for() {
 }
 
 std::optional<std::string> obstacle(int) { absent(); }
-void add_kernels(const RuleKernels&) {}
 
 bool ready(const Place&, const Rule&) { absent(); }
 void synchronize(const Place&) { absent(); }

@@ -1,8 +1,9 @@
 // The CUDA engine: how a step is put on a stream.
 #define FUSEDOPT_NAMESPACE fusedopt_cuda
-#include "kernel_table.h"
+#include "../registry.h"
 #include "mirror.h"
 #include "patch.cuh"
+#include "rule_kernels.h"
 #include "runtime.h"
 
 #include <map>
@@ -16,14 +17,10 @@
 namespace fusedopt::cuda {
 namespace {
 
-std::vector<const RuleKernels*> g_added;
-
 const RuleKernels& find_kernels(const Rule& rule) {
-  const KernelTable table = kernel_table();
-  for (int i = 0; i < table.count; ++i)
-    if (std::strcmp(table.first[i]->name(), rule.name) == 0) return *table.first[i];
-  for (const RuleKernels* kernels : g_added)
-    if (std::strcmp(kernels->name(), rule.name) == 0) return *kernels;
+  for (const Registry& registry : registries())
+    for (const CudaRule* kernels = registry.cuda; *kernels; ++kernels)
+      if (std::strcmp((*kernels)().name(), rule.name) == 0) return (*kernels)();
   throw std::runtime_error("rule '" + std::string(rule.name) +
                            "' was compiled where nvcc was not found, and has no CUDA kernels; compile it where it is");
 }
@@ -42,7 +39,6 @@ Brought& brought(const RuleKernels& kernels) {
 }  // namespace
 
 bool built() { return true; }
-void add_kernels(const RuleKernels& kernels) { g_added.push_back(&kernels); }
 std::string built_for() { return FUSEDOPT_CUDA_ARCHITECTURES; }
 
 std::optional<std::string> obstacle(int device) try {

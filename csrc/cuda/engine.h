@@ -19,10 +19,6 @@ std::string built_for();
 // what this build needs, or the build has none for it. Empty if they can, null if that cannot be found out now.
 std::optional<std::string> obstacle(int device);
 
-// What a shared object brings for a rule of its own.
-class RuleKernels;
-void add_kernels(const RuleKernels& kernels);
-
 // What a param group contributes to a step.
 struct Group {
   const Number* hypers;

@@ -5,7 +5,6 @@
 #include <cuda_runtime.h>
 
 #include "../codec.h"
-#include "../rules/all.h"
 #include "../shape.h"
 #include "patch.cuh"
 #include "table.h"

@@ -1,6 +1,6 @@
 // Rules from shared objects.
 #include "../cpu/engine.h"
-#include "../cuda/engine.h"
+#include "../plugin.h"
 #include "../rules/rule.h"
 #include "bind.h"
 #include "torch.h"
@@ -58,12 +58,8 @@ py::dict load_rule(const std::string& path) {
     dlclose(library);
     throw std::runtime_error(path + " was compiled for another version of fusedopt; compile it again");
   }
-  int count = 0;
-  const Rule& rule = *plugin->rules[0](count);
-  if (!cpu::find_rule(rule.name)) {
-    cpu::add_rules(*plugin);
-    if (plugin->kernels) cuda::add_kernels(*plugin->kernels);
-  }
+  const Rule& rule = plugin->registry.cpu->rule();
+  if (!cpu::find_rule(rule.name)) registries().push_back(plugin->registry);
   return describe(rule);
 }
 
@@ -71,10 +67,8 @@ py::dict load_rule(const std::string& path) {
 
 void bind_rules(py::module_& m) {
   m.def("rules", [] {
-    int count = 0;
-    const Rule* rules = cpu::chosen_isa().rules(count);
     py::dict result;
-    for (int i = 0; i < count; ++i) result[rules[i].name] = describe(rules[i]);
+    for (const Rule* rule : cpu::built_rules()) result[rule->name] = describe(*rule);
     result[cpu::factored_rule().name] = describe(cpu::factored_rule());
     return result;
   });

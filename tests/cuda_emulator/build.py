@@ -9,6 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -31,11 +32,16 @@ def load_toolchain() -> Any:
     return module
 
 
-def emulator_commands(toolchain: Any) -> list[list[str]]:
-    """How the CUDA engine is compiled for the emulator: free of torch and of Python."""
-    bound = ("control.cpp", "device.cpp")
-    sources = [path.relative_to(ROOT) for path in sorted(HERE.glob("*.cpp")) if path.name not in bound]
-    return [toolchain.cpp_command(source, FLAGS) for source in sources]
+def emulator_commands(toolchain: Any, flags: Sequence[str] = FLAGS) -> list[list[str]]:
+    """How the CUDA engine and the rules' kernels are compiled for the emulator: free of torch and of Python."""
+    threes = toolchain.in_threes(toolchain.Tree(ROOT).rules())
+    # What sets apart the objects of one source; two sources are for Python.
+    kinds = {"control.cpp": [], "device.cpp": [], "cuda_rule.cpp": [toolchain.kernel_flags(three) for three in threes]}
+    commands = []
+    for path in sorted(HERE.glob("*.cpp")):
+        for kind in kinds.get(path.name, [[]]):
+            commands.append(toolchain.cpp_command(path.relative_to(ROOT), [*kind, *flags]))
+    return commands
 
 
 def compile_module() -> Path:
@@ -45,7 +51,7 @@ def compile_module() -> Path:
     control, device = (HERE.relative_to(ROOT) / name for name in ("control.cpp", "device.cpp"))
     commands = [command for command in tree.host_commands() if not command[-1].endswith("host/device.cpp")]
     commands += [*tree.torch_commands([device]), toolchain.torch_cpp_command(control, FLAGS)]
-    objects = tree.make([*commands, *tree.cpu_commands(["generic"]), *emulator_commands(toolchain)])
+    objects = tree.make([*commands, *tree.cpu_commands(["generic"], cuda=True), *emulator_commands(toolchain)])
     if not MODULE.exists() or max(path.stat().st_mtime for path in objects) > MODULE.stat().st_mtime:
         MODULE.parent.mkdir(parents=True, exist_ok=True)
         part = MODULE.with_suffix(f".{os.getpid()}")

@@ -112,22 +112,19 @@ void expect_equal(const std::vector<Operand>& a, const std::vector<Operand>& b, 
 
 // Whoever adds a rule or a variant adds it to the list.
 void expect_all_variants() {
-  int count = 0;
-  const Rule* rules = cpu::built_isas()[0].rules(count);
-  for (int i = 0; i < count; ++i) {
-    std::vector<bool> listed(rules[i].variants);
-    for (const auto& [rule, hypers] : kVariants) {
-      if (rule != rules[i].name) continue;
-      if (static_cast<int>(hypers.size()) != rules[i].hypers) {
-        std::fprintf(stderr, "operands.h gives %s %zu numbers, it has %d\n", rule.c_str(), hypers.size(),
-                     rules[i].hypers);
+  for (const Rule* rule : cpu::built_rules()) {
+    std::vector<bool> listed(rule->variants);
+    for (const auto& [name, hypers] : kVariants) {
+      if (name != rule->name) continue;
+      if (static_cast<int>(hypers.size()) != rule->hypers) {
+        std::fprintf(stderr, "operands.h gives %s %zu numbers, it has %d\n", rule->name, hypers.size(), rule->hypers);
         std::exit(1);
       }
-      listed[rules[i].variant(hypers.data())] = true;
+      listed[rule->variant(hypers.data())] = true;
     }
     for (size_t variant = 0; variant < listed.size(); ++variant) {
       if (listed[variant]) continue;
-      std::fprintf(stderr, "operands.h has no variant %zu of %s\n", variant, rules[i].name);
+      std::fprintf(stderr, "operands.h has no variant %zu of %s\n", variant, rule->name);
       std::exit(1);
     }
   }

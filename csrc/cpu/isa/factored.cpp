@@ -1,13 +1,11 @@
-// How the CPU sums and updates matrices. Included once for each instruction set, in a namespace of its own.
-#pragma once
+// How the CPU sums and updates matrices.
+#include "target.h"
 
-#include <cstring>
-
-#include "../codec.h"
-#include "../rules/adafactor.h"
-#include "../tiling.h"
-#include "factored_row.h"
-#include "sum.h"
+#include "../../codec.h"
+#include "../../rules/adafactor.h"
+#include "../../tiling.h"
+#include "../factored_row.h"
+#include "../sum.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
@@ -358,13 +356,13 @@ inline void conclude_factored(Factored& t, const FactoredSums& sums) {
   std::memcpy(t.scalars, &scalars, sizeof(scalars));
 }
 
-inline const fusedopt::FactoredKernels* factored_kernels() {
+const fusedopt::FactoredKernels& factored_kernels() {
   using F = FactoredKernel<float>;
   using D = FactoredKernel<double>;
   static const fusedopt::FactoredKernels kernels = {prepare_factored,       {F::measure, D::measure},
                                                     {F::finish, D::finish}, {F::square, D::square},
                                                     conclude_factored,      {F::update, D::update}};
-  return &kernels;
+  return kernels;
 }
 
 }  // namespace FUSEDOPT_NAMESPACE

@@ -1,10 +1,8 @@
-// How the CPU adds up the terms of a norm and scales gradients. Included once per instruction set, in a namespace of
-// its own, after sweep.h.
-#pragma once
+// How the CPU adds up the terms of a norm and scales gradients.
+#include "target.h"
 
-#include "../norm.h"
-#include "sum.h"
-#include "sweep.h"
+#include "../sum.h"
+#include "../tile.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
@@ -145,7 +143,7 @@ struct GradNorm {
   }
 };
 
-inline const fusedopt::NormKernels& norm_kernels() {
+const fusedopt::NormKernels& norm_kernels() {
   static const fusedopt::NormKernels kernels = {GradNorm::measure, GradNorm::fold, GradNorm::scale};
   return kernels;
 }

@@ -1,10 +1,8 @@
-// How the CPU sweeps the vectors of L-BFGS. Included once per instruction set, in a namespace of its own, after
-// sweep.h.
-#pragma once
+// How the CPU sweeps the vectors of L-BFGS.
+#include "target.h"
 
-#include "../history.h"
-#include "sum.h"
-#include "sweep.h"
+#include "../sum.h"
+#include "../tile.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
@@ -267,7 +265,7 @@ inline void conclude_long(const double* sums, int64_t chunks, int results, doubl
   }
 }
 
-inline const fusedopt::history::Kernels& history_kernels() {
+const fusedopt::history::Kernels& history_kernels() {
   static const fusedopt::history::Kernels kernels = {{Long<float>::products, Long<double>::products},
                                                      {Long<float>::direction, Long<double>::direction},
                                                      {Long<float>::move, Long<double>::move},

@@ -30,13 +30,6 @@ class RuleKernels {
   ~RuleKernels() = default;
 };
 
-// Those of AllRules.
-struct KernelTable {
-  const RuleKernels* const* first;
-  int count;
-};
-KernelTable kernel_table();
-
 }  // namespace fusedopt::cuda
 
 namespace FUSEDOPT_NAMESPACE {
