@@ -96,9 +96,9 @@ inline bool divided_by(PyObject* spec, std::vector<bool>& dims) {
   const DTensorSlots& slots = dtensor_slots();
   for (const py::handle placement : placements) {
     // The two that nearly all of them are, by a look at their type.
-    const bool known = placement.get_type().is(slots.shard) || placement.get_type().is(slots.replicate);
+    const bool known = py::type::of(placement).is(slots.shard) || py::type::of(placement).is(slots.replicate);
     if (!known && placement.attr("is_partial")().cast<bool>()) return false;
-    dims.push_back(known ? placement.get_type().is(slots.shard) : !placement.attr("is_replicate")().cast<bool>());
+    dims.push_back(known ? py::type::of(placement).is(slots.shard) : !placement.attr("is_replicate")().cast<bool>());
   }
   return true;
 }
