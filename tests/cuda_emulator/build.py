@@ -17,9 +17,12 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-MODULE = ROOT / "build" / "cuda_emulator" / "fusedopt_emulated.so"
+FOLDER = ROOT / "build" / "cuda_emulator"
 # Of what runs in tests alone; -O3 takes longer to compile than it saves.
-FLAGS = ["-O1", f"-I{HERE.relative_to(ROOT)}", "-Wno-unknown-pragmas"]
+# The assembler has its own idea of what is in the sections of shared.cpp.
+FLAGS = ["-O1", f"-I{HERE.relative_to(ROOT)}", "-Wno-unknown-pragmas", "-Wa,--no-warn"]
+# ThreadSanitizer's instructions, of which access.cpp makes something else.
+WATCHED = ["-fsanitize=thread"]
 
 
 def load_toolchain() -> Any:
@@ -32,47 +35,56 @@ def load_toolchain() -> Any:
     return module
 
 
-def emulator_commands(toolchain: Any, flags: Sequence[str] = FLAGS) -> list[list[str]]:
-    """How the CUDA engine and the rules' kernels are compiled for the emulator: free of torch and of Python."""
+def emulator_commands(toolchain: Any, flags: Sequence[str] = FLAGS, watched: bool = False) -> list[list[str]]:
+    """How the CUDA engine and the rules' kernels are compiled for the emulator: free of torch and of Python.
+
+    If `watched`, access.cpp is told of every access to memory by the engine and, of the rules, by Adam and those that
+    are compiled with it: enough for what is about streams.
+    """
     threes = toolchain.in_threes(toolchain.Tree(ROOT).rules())
     # What sets apart the objects of one source; two sources are for Python.
     kinds = {"control.cpp": [], "device.cpp": [], "cuda_rule.cpp": [toolchain.kernel_flags(three) for three in threes]}
+    kinds["access.cpp"] = [[]] if watched else []
     commands = []
     for path in sorted(HERE.glob("*.cpp")):
         for kind in kinds.get(path.name, [[]]):
-            commands.append(toolchain.cpp_command(path.relative_to(ROOT), [*kind, *flags]))
+            seen = watched and path.name.startswith("cuda_") and (not kind or "do(Adam)" in " ".join(kind))
+            commands.append(toolchain.cpp_command(path.relative_to(ROOT), [*kind, *flags, *(WATCHED if seen else [])]))
     return commands
 
 
-def compile_module() -> Path:
+def compile_module(watched: bool = False) -> Path:
     """The shared object, of which only what has changed is made anew."""
     toolchain = load_toolchain()
     tree = toolchain.Tree(ROOT)
+    module = FOLDER / ("fusedopt_watched.so" if watched else "fusedopt_emulated.so")
     control, device = (HERE.relative_to(ROOT) / name for name in ("control.cpp", "device.cpp"))
     commands = [command for command in tree.host_commands() if not command[-1].endswith("host/device.cpp")]
     commands += [*tree.torch_commands([device]), toolchain.torch_cpp_command(control, FLAGS)]
-    objects = tree.make([*commands, *tree.cpu_commands(["generic"], cuda=True), *emulator_commands(toolchain)])
-    if not MODULE.exists() or max(path.stat().st_mtime for path in objects) > MODULE.stat().st_mtime:
-        MODULE.parent.mkdir(parents=True, exist_ok=True)
-        part = MODULE.with_suffix(f".{os.getpid()}")
+    emulated = emulator_commands(toolchain, watched=watched)
+    objects = tree.make([*commands, *tree.cpu_commands(["generic"], cuda=True), *emulated])
+    if not module.exists() or max(path.stat().st_mtime for path in objects) > module.stat().st_mtime:
+        module.parent.mkdir(parents=True, exist_ok=True)
+        part = module.with_suffix(f".{os.getpid()}")
         link = [toolchain.compiler(), "-shared", *map(str, objects), *toolchain.torch_link_flags(), "-o", str(part)]
         subprocess.run(link, check=True)
-        part.replace(MODULE)
-    return MODULE
+        part.replace(module)
+    return module
 
 
-def build() -> tuple[ModuleType, ModuleType]:
+def build(watched: bool = False) -> tuple[ModuleType, ModuleType]:
     """The engine module, which can stand in for fusedopt._C, and the emulator's controls."""
-    if "emulated._C" not in sys.modules:
-        path = compile_module()
+    package = "watched" if watched else "emulated"
+    if f"{package}._C" not in sys.modules:
+        path = compile_module(watched)
         for name in ("_C", "_emulator"):
-            loader = ExtensionFileLoader(f"emulated.{name}", str(path))
+            loader = ExtensionFileLoader(f"{package}.{name}", str(path))
             spec = importlib.util.spec_from_loader(loader.name, loader)
             assert spec is not None
             module = importlib.util.module_from_spec(spec)
             loader.exec_module(module)
             sys.modules[loader.name] = module
-    return sys.modules["emulated._C"], sys.modules["emulated._emulator"]
+    return sys.modules[f"{package}._C"], sys.modules[f"{package}._emulator"]
 
 
 if __name__ == "__main__":

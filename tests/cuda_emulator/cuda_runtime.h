@@ -21,8 +21,15 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
-// One block runs at a time, so one copy serves them all.
+// One block runs at a time, so one copy serves them all. The attribute puts it where shared.cpp finds it.
+#if defined(__has_attribute) && !defined(__clang__)
+#if __has_attribute(noinit)
+#define __shared__ static __attribute__((noinit))
+#endif
+#endif
+#ifndef __shared__
 #define __shared__ static
+#endif
 
 #define CUDART_VERSION 13000
 

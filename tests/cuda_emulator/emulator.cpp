@@ -35,6 +35,14 @@ cudaError_t report(cudaError_t error) {
   return error;
 }
 
+cudaError_t submit(cudaStream_t stream, Work work) {
+  Capture* const capture = find_capture(stream);
+  if (capture == nullptr) return device().streams.put(stream, std::move(work));
+  if (capture->invalidated) return report(cudaErrorStreamCaptureInvalidated);
+  capture->graph->work.push_back(std::move(work));
+  return cudaSuccess;
+}
+
 cudaError_t refuse(bool needs_driver) {
   Device& my = device();
   if (my.failure.calls_before >= 0 && my.failure.calls_before-- == 0) return report(my.failure.error);
@@ -52,6 +60,7 @@ cudaError_t run_kernel(const detail::Call& call, dim3 grid, dim3 shape) {
   std::fesetenv(FE_DFL_ENV);
   my.running = my.settings.backend == Backend::fibers ? static_cast<Executor*>(&my.fibers) : my.threads;
   my.block.set_kernel(call, grid, shape);
+  my.shared.begin();
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   if (my.shuffled) {
     my.order.resize(blocks);
@@ -66,6 +75,7 @@ cudaError_t run_kernel(const detail::Call& call, dim3 grid, dim3 shape) {
     my.block.start({static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
                     static_cast<unsigned>(at / grid.x / grid.y)});
     my.running->run(my.block);
+    my.shared.after_block(call.kernel);
   }
   my.running = nullptr;
   std::fesetenv(&host);
@@ -116,7 +126,7 @@ void set_seed(uint64_t seed) {
 cudaError_t begin_capture(cudaStream_t stream, cudaStreamCaptureMode mode) {
   const Lock lock(device().mutex);
   if (find_capture(stream) != nullptr) return report(cudaErrorInvalidValue);
-  device().captures.push_back({stream, mode, std::this_thread::get_id(), false, {}});
+  device().captures.push_back({stream, mode, std::this_thread::get_id(), false, std::make_shared<Graph>()});
   return cudaSuccess;
 }
 
@@ -125,18 +135,62 @@ int end_capture(cudaStream_t stream) {
   Capture* const capture = find_capture(stream);
   if (capture == nullptr) return -1;
   const bool invalidated = capture->invalidated;
-  if (!invalidated) device().graphs.push_back(std::move(capture->graph));
+  if (!invalidated) device().graphs.push_back(capture->graph);
   device().captures.erase(device().captures.begin() + (capture - device().captures.data()));
   return invalidated ? -1 : static_cast<int>(device().graphs.size()) - 1;
 }
 
-cudaError_t replay(int graph) {
+cudaError_t replay(int graph, cudaStream_t stream) {
   const Lock lock(device().mutex);
   if (device().sticky != cudaSuccess) return device().sticky;
-  if (graph < 0 || static_cast<size_t>(graph) >= device().graphs.size()) return report(cudaErrorInvalidValue);
-  for (const auto& work : device().graphs[graph])
-    if (const cudaError_t error = work(); error != cudaSuccess) return error;
+  if (graph < 0 || static_cast<size_t>(graph) >= device().graphs.size() || device().graphs[graph]->destroyed)
+    return report(cudaErrorInvalidValue);
+  for (const Work& work : device().graphs[graph]->work)
+    if (const cudaError_t error = device().streams.put(stream, work); error != cudaSuccess) return error;
   return cudaSuccess;
+}
+
+void destroy_graph(int graph) {
+  const Lock lock(device().mutex);
+  if (graph < 0 || static_cast<size_t>(graph) >= device().graphs.size()) return;
+  device().streams.wait_for_all();
+  *device().graphs[graph] = {{}, {}, true};
+}
+
+void defer(uint64_t seed) {
+  const Lock lock(device().mutex);
+  device().streams.defer(seed);
+}
+
+void wait_stream(cudaStream_t later, cudaStream_t earlier) {
+  const Lock lock(device().mutex);
+  device().streams.order(later, earlier);
+}
+
+std::string drain() {
+  const Lock lock(device().mutex);
+  device().streams.wait_for_all();
+  return device().streams.disorder();
+}
+
+void allocated(const void* address, size_t bytes, cudaStream_t stream) {
+  const Lock lock(device().mutex);
+  device().streams.allocated(address, bytes, stream, find_capture(stream) != nullptr);
+}
+
+void freed(const void* address) {
+  const Lock lock(device().mutex);
+  device().streams.freed(address);
+}
+
+void used_on(const void* address, cudaStream_t stream) {
+  const Lock lock(device().mutex);
+  device().streams.used_on(address, stream);
+}
+
+size_t bytes_allocated() {
+  const Lock lock(device().mutex);
+  return device().streams.bytes();
 }
 
 void inject_error(cudaError_t error) {
@@ -222,6 +276,8 @@ void reset() {
   device().message.clear();
   device().captures.clear();
   device().graphs.clear();
+  device().objects.clear();
+  device().streams.defer(0);
 }
 
 namespace detail {
@@ -252,14 +308,15 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const Call& call) {
   if (!valid(config, call)) return report(cudaErrorInvalidValue);
   const dim3 grid = config.gridDim, shape = config.blockDim;
   cudaError_t error;
-  if (find_capture(config.stream) == nullptr) {
+  if (find_capture(config.stream) == nullptr && !my.streams.deferred()) {
     error = run_kernel(call, grid, shape);
   } else {
-    error = submit(config.stream, [call, grid, shape, arguments = call.copy(call.arguments)] {
-      Call replayed = call;
-      replayed.arguments = arguments.get();
-      return run_kernel(replayed, grid, shape);
-    });
+    const auto run = [call, grid, shape, arguments = call.copy(call.arguments)] {
+      Call later = call;
+      later.arguments = arguments.get();
+      return run_kernel(later, grid, shape);
+    };
+    error = submit(config.stream, {run, std::string("a kernel ") + call.signature});
   }
   my.counters.launches += error != cudaErrorStreamCaptureInvalidated;
   return error;

@@ -24,7 +24,21 @@ void set_seed(uint64_t seed);
 // graph's number, or -1 if a call that capture forbids has invalidated it (or if nothing was being captured).
 cudaError_t begin_capture(cudaStream_t stream, cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal);
 int end_capture(cudaStream_t stream);
-cudaError_t replay(int graph);
+cudaError_t replay(int graph, cudaStream_t stream = nullptr);
+// What the graph held is given back, once all streams are done.
+void destroy_graph(int graph);
+
+// The deferred mode of streams.h, with fibers, until reset(); 0 ends it.
+void defer(uint64_t seed);
+// As cudaStreamWaitEvent() on an event recorded just now.
+void wait_stream(cudaStream_t later, cudaStream_t earlier);
+// All streams do what they have been given. Returns what nothing had put in order, or an empty string.
+std::string drain();
+// Memory, as streams.h has it, that whoever calls this makes and keeps until the mode ends.
+void allocated(const void* address, size_t bytes, cudaStream_t stream);
+void freed(const void* address);
+void used_on(const void* address, cudaStream_t stream);
+size_t bytes_allocated();
 
 // From now on whatever may report an earlier kernel's fault reports this, until clear_error() (as after a real fault).
 void inject_error(cudaError_t error);

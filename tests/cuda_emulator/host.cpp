@@ -1,5 +1,7 @@
 // The CUDA runtime's host interface, as far as host.h declares it, on the emulated device; launches are in
 // emulator.cpp.
+#include <algorithm>
+
 #include "state.h"
 
 using namespace cuda_emulator;
@@ -137,10 +139,13 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   if (bytes == 0) return cudaSuccess;
   if (to == nullptr || from == nullptr || kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault)
     return report(cudaErrorInvalidValue);
-  return submit(stream, [=] {
-    std::memmove(to, from, bytes);
-    return cudaSuccess;
-  });
+  return submit(stream, {[=] {
+                           device().streams.access(from, bytes, false);
+                           device().streams.access(to, bytes, true);
+                           std::memmove(to, from, bytes);
+                           return cudaSuccess;
+                         },
+                         "a copy"});
 }
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
@@ -149,10 +154,12 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   if (device().sticky != cudaSuccess) return device().sticky;
   if (bytes == 0) return cudaSuccess;
   if (to == nullptr) return report(cudaErrorInvalidValue);
-  return submit(stream, [=] {
-    std::memset(to, value, bytes);
-    return cudaSuccess;
-  });
+  return submit(stream, {[=] {
+                           device().streams.access(to, bytes, true);
+                           std::memset(to, value, bytes);
+                           return cudaSuccess;
+                         },
+                         "a fill"});
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
@@ -165,7 +172,9 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (capture.stream != stream && !forbids(capture)) continue;
     capture.invalidated = refused = true;
   }
-  return refused ? report(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+  if (refused) return report(cudaErrorStreamCaptureUnsupported);
+  device().streams.wait_for(stream);
+  return device().sticky;
 }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
@@ -177,6 +186,58 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
   *status = capture == nullptr     ? cudaStreamCaptureStatusNone
             : capture->invalidated ? cudaStreamCaptureStatusInvalidated
                                    : cudaStreamCaptureStatusActive;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id,
+                                     cudaGraph_t* graph) {
+  const cudaError_t error = cudaStreamIsCapturing(stream, status);
+  if (error != cudaSuccess || *status != cudaStreamCaptureStatusActive) return error;
+  const Lock lock(device().mutex);
+  Graph* const its = find_capture(stream)->graph.get();
+  if (graph != nullptr) *graph = reinterpret_cast<cudaGraph_t>(its);
+  if (id != nullptr) *id = reinterpret_cast<uintptr_t>(its);
+  return cudaSuccess;
+}
+
+cudaError_t cudaUserObjectCreate(cudaUserObject_t* object, void* pointer, cudaHostFn_t destroy, unsigned references,
+                                 unsigned flags) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  if (object == nullptr || destroy == nullptr || references != 1 || flags != cudaUserObjectNoDestructorSync)
+    return report(cudaErrorInvalidValue);
+  std::shared_ptr<UserObject> made(new UserObject{pointer, destroy}, [](UserObject* its) {
+    its->destroy(its->pointer);
+    delete its;
+  });
+  *object = reinterpret_cast<cudaUserObject_t>(made.get());
+  device().objects.push_back(std::move(made));
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphRetainUserObject(cudaGraph_t graph, cudaUserObject_t object, unsigned count, unsigned flags) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  auto& objects = device().objects;
+  const auto found = std::find_if(objects.begin(), objects.end(), [&](const std::shared_ptr<UserObject>& its) {
+    return reinterpret_cast<cudaUserObject_t>(its.get()) == object;
+  });
+  if (graph == nullptr || found == objects.end() || count != 1 || flags != cudaGraphUserObjectMove)
+    return report(cudaErrorInvalidValue);
+  reinterpret_cast<Graph*>(graph)->objects.push_back(std::move(*found));
+  objects.erase(found);
+  return cudaSuccess;
+}
+
+cudaError_t cudaUserObjectRelease(cudaUserObject_t object, unsigned count) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  auto& objects = device().objects;
+  const auto found = std::find_if(objects.begin(), objects.end(), [&](const std::shared_ptr<UserObject>& its) {
+    return reinterpret_cast<cudaUserObject_t>(its.get()) == object;
+  });
+  if (found == objects.end() || count != 1) return report(cudaErrorInvalidValue);
+  objects.erase(found);
   return cudaSuccess;
 }
 

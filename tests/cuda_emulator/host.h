@@ -1,6 +1,7 @@
 // What launchers call: the part of the CUDA runtime's host interface that the project uses, with the runtime's own
-// numbers. Part of cuda_runtime.h. Streams do their work at once, so a call that would report an earlier kernel's fault
-// reports its own. The functions have C++ linkage: a process that has loaded the real runtime keeps both apart.
+// numbers. Part of cuda_runtime.h. Streams do their work at once (but see streams.h), so a call that would report an
+// earlier kernel's fault reports its own. The functions have C++ linkage: a process that has loaded the real runtime
+// keeps both apart.
 #pragma once
 
 #include <tuple>
@@ -77,6 +78,19 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 
+using cudaGraph_t = struct CUgraph_st*;
+using cudaUserObject_t = struct CUuserObject_st*;
+using cudaHostFn_t = void (*)(void* data);
+constexpr unsigned cudaUserObjectNoDestructorSync = 1, cudaGraphUserObjectMove = 1;
+
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
+                                     unsigned long long* id = nullptr, cudaGraph_t* graph = nullptr);
+cudaError_t cudaUserObjectCreate(cudaUserObject_t* object, void* pointer, cudaHostFn_t destroy, unsigned references,
+                                 unsigned flags);
+cudaError_t cudaUserObjectRelease(cudaUserObject_t object, unsigned count = 1);
+cudaError_t cudaGraphRetainUserObject(cudaGraph_t graph, cudaUserObject_t object, unsigned count = 1,
+                                      unsigned flags = 0);
+
 struct cudaFuncAttributes {
   size_t sharedSizeBytes;
   size_t constSizeBytes;
@@ -127,6 +141,7 @@ struct Call {
   size_t bytes;  // of the arguments as a kernel's parameter space holds them
   void (*run)(const void* kernel, const void* arguments);
   std::shared_ptr<const void> (*copy)(const void* arguments);
+  const char* signature;
 };
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const Call& call);
@@ -144,6 +159,9 @@ struct Signature {
     return std::make_shared<const Arguments>(*static_cast<const Arguments*>(arguments));
   }
 
+  // Names the parameters' types, from which a person knows the kernel.
+  static const char* name() { return __PRETTY_FUNCTION__; }
+
   static constexpr size_t bytes() {
     size_t end = 0;
     ((end = (end + alignof(Parameters) - 1) / alignof(Parameters) * alignof(Parameters) + sizeof(Parameters)), ...);
@@ -160,5 +178,5 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (config == nullptr || kernel == nullptr) return cudaErrorInvalidValue;
   const typename Signature::Arguments arguments{std::forward<Given>(given)...};
   return cuda_emulator::detail::launch(*config, {reinterpret_cast<const void*>(kernel), &arguments, Signature::bytes(),
-                                                 &Signature::run, &Signature::copy});
+                                                 &Signature::run, &Signature::copy, Signature::name()});
 }

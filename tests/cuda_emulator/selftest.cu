@@ -289,7 +289,7 @@ const std::vector<Case> kCases = {
 int main(int argc, char** argv) {
   if (argc < 4) return 2;
   backend = std::string(argv[2]) == "threads" ? Backend::threads : Backend::fibers;
-  for (const auto* cases : {&kCases, &kHostCases}) {
+  for (const auto* cases : {&kCases, &kHostCases, &kStreamCases}) {
     for (const Case& entry : *cases) {
       if (std::string(argv[1]) != entry.name) continue;
       for (int i = 3; i < argc; ++i) {

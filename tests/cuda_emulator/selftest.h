@@ -16,6 +16,8 @@ struct Case {
 
 // selftest_host.cu's: about launches as such, their limits, errors, capture, and the host around them.
 extern const std::vector<Case> kHostCases;
+// selftest_streams.cu's: the order of streams' work, and memory.
+extern const std::vector<Case> kStreamCases;
 
 extern Backend backend;
 

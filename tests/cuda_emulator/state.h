@@ -1,7 +1,7 @@
 // The emulated device as the emulator's own files share it.
 #pragma once
 
-#include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -9,19 +9,31 @@
 #include "block.h"
 #include "emulator.h"
 #include "fibers.h"
+#include "shared.h"
 #include "shuffle.h"
+#include "streams.h"
 #include "threads.h"
 
 namespace cuda_emulator {
 
-using Graph = std::vector<std::function<cudaError_t()>>;
+// What graphs hold, until the last of them is gone.
+struct UserObject {
+  void* pointer;
+  cudaHostFn_t destroy;
+};
+
+struct Graph {
+  std::vector<Work> work;
+  std::vector<std::shared_ptr<UserObject>> objects;
+  bool destroyed = false;
+};
 
 struct Capture {
   cudaStream_t stream;
   cudaStreamCaptureMode mode;
   std::thread::id owner;
   bool invalidated;
-  Graph graph;
+  std::shared_ptr<Graph> graph;
 };
 
 // One call of the runtime that is to fail.
@@ -48,7 +60,10 @@ struct Device {
   cudaError_t sticky = cudaSuccess;
   std::string message;
   std::vector<Capture> captures;
-  std::vector<Graph> graphs;
+  std::vector<std::shared_ptr<Graph>> graphs;
+  std::vector<std::shared_ptr<UserObject>> objects;  // that the host holds
+  Streams streams;
+  SharedMemory shared;
   bool shuffled = false;
   Random random;
   std::vector<uint32_t> order;
@@ -77,14 +92,7 @@ cudaError_t report(cudaError_t error);
 // What begins every call of the runtime that can fail: the error that the call is to give back at once, if any.
 cudaError_t refuse(bool needs_driver = true);
 
-// Does the work, or records it if the stream is being captured.
-template <class Work>
-cudaError_t submit(cudaStream_t stream, const Work& work) {
-  Capture* const capture = find_capture(stream);
-  if (capture == nullptr) return work();
-  if (capture->invalidated) return report(cudaErrorStreamCaptureInvalidated);
-  capture->graph.push_back(work);
-  return cudaSuccess;
-}
+// Gives the work to the stream, or records it if the stream is being captured.
+cudaError_t submit(cudaStream_t stream, Work work);
 
 }  // namespace cuda_emulator
