@@ -10,6 +10,7 @@ class Plan:
     draws: int
     first_slot: int
     shares_grads: bool
+    captured: bool
     def __init__(
         self, rule: str, defaults: dict[str, float], device_counters: bool = False, options: dict[str, Any] = ...
     ) -> None: ...

@@ -137,10 +137,23 @@ class Backend:
 
 
 @cache
-def _emulator() -> tuple[Any, Any]:
+def _emulator(watched: bool = False) -> tuple[Any, Any]:
     from build import build
 
-    return build()
+    return build(watched)
+
+
+class EmulatedGraph:
+    """Replays what a capture has recorded; what it holds is given back with this."""
+
+    def __init__(self, control: Any, number: int) -> None:
+        self.control, self.number = control, number
+
+    def __call__(self, stream: int = 0) -> None:
+        self.control.replay(self.number, stream)
+
+    def __del__(self) -> None:
+        self.control.destroy_graph(self.number)
 
 
 class Emulated(Backend):
@@ -149,8 +162,8 @@ class Emulated(Backend):
     name = "emulated"
     device = "cpu"
 
-    def __init__(self) -> None:
-        self.engine, self.control = _emulator()
+    def __init__(self, watched: bool = False) -> None:
+        self.engine, self.control = _emulator(watched)
         # Nothing here is large, and a second thread that has to be waited for takes longer than the work.
         torch.set_num_threads(1)
         self.control.reset()
@@ -181,7 +194,7 @@ class Emulated(Backend):
             finally:
                 graph = self.control.end_capture(stream)
         assert graph >= 0, "something has invalidated the capture"
-        return lambda: self.control.replay(graph)
+        return EmulatedGraph(self.control, graph)
 
     def launches(self, fn: Callable[[], Any]) -> int:
         before = self.control.launches()

@@ -22,6 +22,7 @@ std::string built_for() {
 std::optional<std::string> obstacle(int) { absent(); }
 
 bool ready(const Place&, const Rule&) { absent(); }
+void hold_for_graph(const Place&, void*, void (*)(void*)) { absent(); }
 void synchronize(const Place&) { absent(); }
 
 Table::Table() = default;
@@ -33,6 +34,7 @@ void Table::send(const Step&, const Place&) { absent(); }
 void Table::send_groups(const Step&, const Place&) { absent(); }
 void Table::launch(const Step&, const Place&) { absent(); }
 
+bool ready_for_history(const Place&) { absent(); }
 void products(const history::Products&, bool, void*, double*, const Place&) { absent(); }
 void direction(const history::Direction&, bool, void*, double*, const Place&) { absent(); }
 void move(const history::Move&, bool, const Place&) { absent(); }

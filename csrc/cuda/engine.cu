@@ -83,6 +83,23 @@ bool ready(const Place& place, const Rule& rule) {
   return captured;
 }
 
+void hold_for_graph(const Place& place, void* data, void (*leave)(void*)) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaGraph_t graph = nullptr;
+  cudaUserObject_t object;
+  cudaError_t error = cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(place.stream), &status, nullptr, &graph);
+  if (error == cudaSuccess && status != cudaStreamCaptureStatusActive) error = cudaErrorStreamCaptureInvalidated;
+  if (error == cudaSuccess) error = cudaUserObjectCreate(&object, data, leave, 1, cudaUserObjectNoDestructorSync);
+  if (error != cudaSuccess) {
+    leave(data);
+    check_earlier(error);
+  }
+  error = cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove);
+  if (error == cudaSuccess) return;
+  cudaUserObjectRelease(object, 1);
+  check_earlier(error);
+}
+
 void synchronize(const Place& place) {
   use(place.device);
   const Relaxed relaxed;

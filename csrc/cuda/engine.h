@@ -59,6 +59,11 @@ struct Place {
 // for. Returns whether the stream is being captured into a graph.
 bool ready(const Place& place, const Rule& rule);
 
+// Has leave(data) called once the graph that the stream is being captured into is gone, and so is all that was made of
+// it, and what was launched of that has run. It may be called from any thread and must not call CUDA; also if this
+// throws.
+void hold_for_graph(const Place& place, void* data, void (*leave)(void*));
+
 // Waits for a stream, also while another is being captured.
 void synchronize(const Place& place);
 

@@ -57,7 +57,14 @@ int class_of(const Factored& t) {
 bool ready_for_factored(const Place& place) {
   static Brought brought;
   const bool captured = capturing(place);
-  brought.to(place.device, [] { return bring(fusedopt_cuda::factored_prepare); });
+  brought.to(place.device, [] {
+    cudaError_t error = bring(fusedopt_cuda::factored_prepare, fusedopt_cuda::factored_conclude);
+    for (int kind = 0; kind < FactoredLaunch::kClasses; ++kind) {
+      const fusedopt_cuda::FactoredClass& its = fusedopt_cuda::factored_class_of(kind);
+      if (error == cudaSuccess) error = bring(its.measure, its.finish, its.square, its.update);
+    }
+    return error;
+  });
   return captured;
 }
 

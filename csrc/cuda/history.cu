@@ -286,6 +286,13 @@ __global__ void __launch_bounds__(kWarps* kLanes) history_gather(const __grid_co
 namespace fusedopt::cuda {
 namespace {
 
+template <class T>
+cudaError_t bring_for() {
+  return bring(fusedopt_cuda::history_products<T, true>, fusedopt_cuda::history_products<T, false>,
+               fusedopt_cuda::history_direction<T>, fusedopt_cuda::history_conclude<T>, fusedopt_cuda::history_move<T>,
+               fusedopt_cuda::history_gather<T>);
+}
+
 uint32_t blocks_of(int64_t numel) { return static_cast<uint32_t>((history::chunks_of(numel) + kWarps - 1) / kWarps); }
 
 template <class... Parameters, class... Arguments>
@@ -358,6 +365,17 @@ void put_direction(const history::Direction& job, T* sums, double* out, const Pl
 }
 
 }  // namespace
+
+bool ready_for_history(const Place& place) {
+  static Brought brought;
+  const bool captured = capturing(place);
+  brought.to(place.device, [] {
+    for (const cudaError_t error : {bring_for<float>(), bring_for<double>()})
+      if (error != cudaSuccess) return error;
+    return cudaSuccess;
+  });
+  return captured;
+}
 
 void products(const history::Products& job, bool wide, void* sums, double* out, const Place& place) {
   use(place.device);

@@ -8,6 +8,9 @@
 
 namespace fusedopt::cuda {
 
+// As ready(), for these sweeps.
+bool ready_for_history(const Place& place);
+
 void products(const history::Products& job, bool wide, void* sums, double* out, const Place& place);
 void direction(const history::Direction& job, bool wide, void* sums, double* out, const Place& place);
 void move(const history::Move& job, bool wide, const Place& place);

@@ -59,12 +59,16 @@ class Relaxed {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Whether the stream is being captured into a graph. Throws if an earlier kernel failed.
+// Whether the stream is being captured into a graph. Throws if an earlier kernel failed, or the capture has.
 inline bool capturing(const Place& place) {
   check_earlier(cudaPeekAtLastError());
   use(place.device);
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check_earlier(cudaStreamIsCapturing(static_cast<cudaStream_t>(place.stream), &status));
+  if (status == cudaStreamCaptureStatusInvalidated)
+    throw std::runtime_error(
+        "the capture that this step is part of has failed at something before it, and this step wrote nothing; end the "
+        "capture, whose error says at what");
   return status == cudaStreamCaptureStatusActive;
 }
 

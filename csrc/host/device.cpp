@@ -27,6 +27,15 @@ void* current_stream(int index) {
   return reinterpret_cast<void*>(raw(index).cast<uintptr_t>());
 }
 
+at::Tensor zeros_on(int index, int64_t bytes) {
+  return at::zeros({bytes}, at::TensorOptions(torch_device(index)).dtype(at::kByte));
+}
+
+void use_on_stream(int index, const at::Tensor& memory) {
+  const c10::impl::VirtualGuardImpl guard(at::kCUDA);
+  guard.recordDataPtrOnStream(memory.storage().data_ptr(), guard.getStream(torch_device(index)));
+}
+
 bool wants_pinned_memory() { return true; }
 
 // The graph's memory pool keeps it.

@@ -134,7 +134,7 @@ void Plan::run_factored(const Pass& pass) {
   step.last = tensors.data() + tensors.size();
   const at::Tensor scale = bring(grad_scale_, pass.device, step.grad_scale),
                    found = bring(found_inf_, pass.device, step.found_inf);
-  if (found.defined()) step.skipped = tell_skipped(pass.device);
+  if (found.defined()) step.skipped = tell_skipped(place);
   const cuda::FactoredLaunch launch(step);
   // torch's allocators know when the stream is done with both.
   const at::Tensor memory =

@@ -1,5 +1,6 @@
 // The part of a step that is particular to CUDA.
 #include "../cuda/factored.h"
+#include "graph_memory.h"
 #include "plan.h"
 
 namespace fusedopt {
@@ -103,7 +104,9 @@ void Plan::give_groups(cuda::Step& step) const {
 Plan::DeviceTable& Plan::table_for(const cuda::Place& place, const Work& work, std::list<DeviceTable>& captured) {
   // A table belongs to one stream: its memory is used in the order in which torch's allocator knows it.
   constexpr size_t kKept = 16;
-  if (!capturing_) {
+  if (capturing_) {
+    forget_graphs();
+  } else {
     size_t eager = 0;
     auto oldest = tables_.end();
     for (auto table = tables_.begin(); table != tables_.end(); ++table) {
@@ -125,11 +128,15 @@ Plan::DeviceTable& Plan::table_for(const cuda::Place& place, const Work& work, s
   return table;
 }
 
-const at::Tensor& Plan::skip_flag(int device) {
-  for (const at::Tensor& flag : skip_flags_)
-    if (flag.device() == torch_device(device)) return flag;
-  const OffCapture off(device);
-  return skip_flags_.emplace_back(at::zeros({}, at::TensorOptions(torch_device(device)).dtype(at::kInt)));
+// Forgets the tables of graphs that nobody can replay any more.
+void Plan::forget_graphs() {
+  collect_from_graphs();
+  tables_.remove_if([](const DeviceTable& table) { return table.captured && table.of_graph.expired(); });
+}
+
+bool Plan::captured() {
+  forget_graphs();
+  return std::any_of(tables_.begin(), tables_.end(), [](const DeviceTable& table) { return table.captured; });
 }
 
 // A number of GradScaler's on a device, and the tensor that holds it there.
@@ -142,9 +149,22 @@ at::Tensor Plan::bring(const at::Tensor& tensor, int device, Number& number) con
   return copy;
 }
 
-// Where a device says whether this step was skipped.
-uint32_t* Plan::tell_skipped(int device) {
-  skipped_there_ = skip_flag(device);
+// Where a step on this stream says whether it was skipped. The memory is the stream's, and its kernels write it before
+// they read it, so it begins as it may; a captured step's is the graph's pool's, as whatever torch allocates there.
+uint32_t* Plan::tell_skipped(const cuda::Place& place) {
+  constexpr size_t kKept = 16;
+  const auto here = [&](const SkipFlag& kept) {
+    return kept.place.device == place.device && kept.place.stream == place.stream;
+  };
+  auto kept = std::find_if(skip_flags_.begin(), skip_flags_.end(), here);
+  if (capturing_ || kept == skip_flags_.end()) {
+    skipped_there_ = at::empty({}, at::TensorOptions(torch_device(place.device)).dtype(at::kInt));
+    keep_for_replays(capturing_, skipped_there_);
+    if (!capturing_ && skip_flags_.size() == kKept) skip_flags_.pop_front();
+    if (!capturing_) skip_flags_.push_back({place, skipped_there_});
+  } else {
+    skipped_there_ = kept->flag;
+  }
   return static_cast<uint32_t*>(data_of(*skipped_there_.unsafeGetTensorImpl()));
 }
 
@@ -156,22 +176,27 @@ void Plan::launch(Work& work, int device) {
   step.slots = slots_.size();
   const at::Tensor scale = bring(grad_scale_, device, step.grad_scale),
                    found = bring(found_inf_, device, step.found_inf);
-  step.skipped = found.defined() ? tell_skipped(device) : nullptr;
+  step.skipped = found.defined() ? tell_skipped(place) : nullptr;
 
   std::list<DeviceTable> captured;
   DeviceTable& table = table_for(place, work, captured);
   const size_t bytes = table.table.lacks(step);
   const auto allocate = [&] {
-    table.memory = at::zeros({static_cast<int64_t>(bytes)}, at::TensorOptions(torch_device(device)).dtype(at::kByte));
+    table.memory = zeros_on(device, static_cast<int64_t>(bytes));
     table.table.bind(table.memory.data_ptr());
   };
   if (capturing_) {
     // The table is filled now and stays as it is: a replay launches the two kernels and nothing else.
-    const OffCapture off(device);
-    const cuda::Place aside = {device, current_stream(device)};
-    allocate();
-    table.table.send(step, aside);
-    cuda::synchronize(aside);
+    {
+      const OffCapture off(device);
+      const cuda::Place aside = {device, current_stream(device)};
+      allocate();
+      table.table.send(step, aside);
+      // Others may have work on that stream that waits for a Python thread.
+      without_gil(std::numeric_limits<int64_t>::max(), [&] { cuda::synchronize(aside); });
+    }
+    table.of_graph = give_to_graph(place, table.memory);
+    table.memory = at::Tensor();
   } else if (bytes) {
     allocate();
   }
@@ -182,6 +207,7 @@ void Plan::launch(Work& work, int device) {
 void Plan::refresh(py::object optimizer) {
   const Ref groups = optimizer.attr("param_groups");
   read_groups(groups.ptr());
+  forget_graphs();
   cuda::Step step;
   std::vector<int> variants;
   for (const Group& group : groups_) variants.push_back(group.variant);
@@ -193,13 +219,15 @@ void Plan::refresh(py::object optimizer) {
         "param_groups have changed since the step was captured in more than their numbers; capture it again");
   for (DeviceTable& table : tables_) {
     // What was captured with other groups keeps their numbers.
-    if (!table.captured || table.variants != variants) continue;
+    const std::shared_ptr<at::Tensor> memory = table.of_graph.lock();
+    if (!memory || table.variants != variants) continue;
     const OnDevice guard(table.place.device);
     read_groups(groups.ptr());
     for (size_t g = 0; g < groups_.size(); ++g)
       groups_[g].fetch_for(table.place.device, names_, PySequence_Fast_GET_ITEM(group_list_, g));
     give_groups(step);
     table.table.send_groups(step, {table.place.device, current_stream(table.place.device)});
+    use_on_stream(table.place.device, *memory);
   }
 }
 

@@ -192,7 +192,12 @@ class Sweep {
     // Callers hold the flat tensors.
     if (on_->device() != kHost) {
       const OnDevice guard(on_->device());
-      device(cuda::Place{on_->device(), current_stream(on_->device())});
+      const cuda::Place place = {on_->device(), current_stream(on_->device())};
+      if (cuda::ready_for_history(place))
+        throw std::runtime_error(
+            "Attempting CUDA graph capture of step() for an instance of LBFGS, which torch.optim does not have "
+            "capturable either: step outside of the capture");
+      device(place);
     } else {
       const int threads = at::get_num_threads();
       without_gil(numel(), [&] { host(threads); });
@@ -213,6 +218,10 @@ class Sweep {
           const at::Tensor sums = at::empty({(1 + chunks_of(job.numel)) * results}, options);
           double* at = static_cast<double*>(sums.data_ptr());
           device(job, wide(), at + results, at, place);
+          {
+            const py::gil_scoped_release release;
+            cuda::synchronize(place);
+          }
           const at::Tensor there = sums.narrow(0, 0, results).to(at::kCPU);
           const double* first = static_cast<const double*>(there.data_ptr());
           out.assign(first, first + results);

@@ -82,6 +82,8 @@ class Plan {
   // Where this optimizer's params begin among those that draw, of a plan that has only some of them.
   uint32_t first_slot() const { return first_slot_; }
   void set_first_slot(uint32_t slot) { first_slot_ = slot; }
+  // Whether a graph that has captured a step may still be replayed.
+  bool captured();
   // Whether the last step, asked to clear gradients, has left that to the caller.
   bool shares_grads() const { return shares_grads_; }
 
@@ -134,10 +136,12 @@ class Plan {
     std::vector<Prepared> prepared;  // for each entry
     int wave = 0, stage = 0;
   };
-  // A table and its memory, for the steps of one wave on one stream, or for one step that a graph has captured.
+  // A table and its memory, for the steps of one wave on one stream, or for one step that a graph has captured: then
+  // the memory is the graph's.
   struct DeviceTable {
     cuda::Table table;
     at::Tensor memory;
+    std::weak_ptr<at::Tensor> of_graph;
     cuda::Place place;
     int wave, stage;
     bool captured;
@@ -208,15 +212,15 @@ class Plan {
   template <class F>
   void without_gil(int64_t work, F&& f);
   at::Tensor bring(const at::Tensor& tensor, int device, Number& number) const;
-  uint32_t* tell_skipped(int device);
+  uint32_t* tell_skipped(const cuda::Place& place);
   struct Batch;
   std::vector<Batch> batches_of(const Pass& pass) const;
   void multiply(Batch& batch);
   void sweep(const Work& work, Row* first, Row* last);
   void launch(Work& work, int device);
   void give_groups(cuda::Step& step) const;
+  void forget_graphs();
   DeviceTable& table_for(const cuda::Place& place, const Work& work, std::list<DeviceTable>& captured);
-  const at::Tensor& skip_flag(int device);
   void read_counts(Source& source) const;
   void write_counts(const Pass& pass);
   void count_in_python(size_t i, int c, double value);
@@ -278,8 +282,13 @@ class Plan {
   std::unique_ptr<Products> products_;
 
   std::list<DeviceTable> tables_;
-  std::vector<at::Tensor> skip_flags_;  // one for each device that has needed it
-  at::Tensor skipped_there_;            // the flag that the last step wrote, if a device alone knows
+  // Where a stream's steps say whether they were skipped.
+  struct SkipFlag {
+    cuda::Place place;
+    at::Tensor flag;
+  };
+  std::list<SkipFlag> skip_flags_;
+  at::Tensor skipped_there_;  // the flag that the last step wrote, if a device alone knows
 };
 
 }  // namespace fusedopt

@@ -351,6 +351,7 @@ void bind_plan(py::module_& m) {
       .def("why_left", &Plan::why_left, py::arg("param"))
       .def_property_readonly("shares_grads", &Plan::shares_grads)
       .def("refresh", &Plan::refresh, py::arg("optimizer"))
+      .def_property_readonly("captured", &Plan::captured)
       .def_property_readonly("skipped", &Plan::skipped)
       // A copied optimizer starts with a plan of its own.
       .def(py::pickle(

@@ -25,6 +25,7 @@
 #include <array>
 #include <cmath>
 #include <deque>
+#include <limits>
 #include <list>
 #include <memory>
 #include <numeric>

@@ -85,6 +85,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
                 `load_state_dict`. `deepcopy` and `pickle` take copies along; checkpoints do not.
 
         Raises:
+            RuntimeError: a CUDA graph has captured a step, and its replays would write no copies.
             ValueError: a tensor does not fit its param, or this optimizer keeps master weights or compensations, which
                 are for params in 16 bits.
 
@@ -101,6 +102,11 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
             raise ValueError(
                 "copies are for float32 params, and this optimizer was constructed with master_weights or "
                 "rounding='kahan', which are for params in 16 bits"
+            )
+        if self._plan is not None and self._plan.captured:
+            raise RuntimeError(
+                "a CUDA graph has captured a step of this optimizer, and its replays would write no copies; call "
+                "copy_params_to() before the capture, or drop the graph first"
             )
         owned = {id(p) for group in self.param_groups for p in group["params"]}
         for index, (param, copy) in enumerate(copies.items()):

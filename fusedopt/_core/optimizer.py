@@ -329,7 +329,8 @@ class FusedStep(KeptState):
 
         A replay reads learning rates and their like from device memory that the optimizer owns. After a scheduler or an
         assignment changed them, call this before the replay; no new capture is needed. A learning rate given as a
-        CUDA tensor needs no call: it is read where it is.
+        CUDA tensor needs no call: it is read where it is. Like every operation the sending takes its place on the
+        current stream: where replays are on another, have the two wait for each other (`stream.wait_stream`).
 
         Raises:
             RuntimeError: groups were added or removed, or options that are no numbers (amsgrad, momentum from or to 0)

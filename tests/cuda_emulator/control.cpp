@@ -3,6 +3,7 @@
 #include <c10/core/CPUAllocator.h>
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <vector>
 
 #include "emulator.h"
@@ -18,6 +19,7 @@ extern void* g_stream;
 namespace {
 
 bool g_tracked = false;
+std::atomic<int> g_waits_with_gil{0};
 
 // torch's memory on the CPU, which plays the device's: in the deferred mode the emulator is told of all of it, and what
 // is freed stays until the mode ends.
@@ -74,6 +76,7 @@ cudaStream_t stream(uintptr_t number) { return reinterpret_cast<cudaStream_t>(nu
 
 PYBIND11_MODULE(_emulator, m) {
   using namespace cuda_emulator;
+  set_wait_hook([] { g_waits_with_gil += PyGILState_Check(); });
   m.def("numbers_on_device", [](bool on_device) { fusedopt::g_numbers_on_device = on_device; });
   m.def("use_stream", [](uintptr_t number) { fusedopt::g_stream = stream(number); });
   m.def("set_seed", &set_seed);
@@ -101,6 +104,8 @@ PYBIND11_MODULE(_emulator, m) {
   m.def("failure_pending", &failure_pending);
   m.def("set_kernel_image", &set_kernel_image);
   m.def("set_driver_version", &set_driver_version);
+  // How often a thread has begun to wait while it kept all other Python threads from running.
+  m.def("waits_with_gil", [] { return g_waits_with_gil.load(); });
   m.def("launches", &launches);
   m.def("synchronizations", &synchronizations);
   m.def("reset_counters", &reset_counters);

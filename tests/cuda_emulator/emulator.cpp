@@ -135,26 +135,26 @@ int end_capture(cudaStream_t stream) {
   Capture* const capture = find_capture(stream);
   if (capture == nullptr) return -1;
   const bool invalidated = capture->invalidated;
-  if (!invalidated) device().graphs.push_back(capture->graph);
+  const int number = invalidated ? -1 : device().graphs_made++;
+  if (!invalidated) device().graphs[number] = capture->graph;
   device().captures.erase(device().captures.begin() + (capture - device().captures.data()));
-  return invalidated ? -1 : static_cast<int>(device().graphs.size()) - 1;
+  return number;
 }
 
 cudaError_t replay(int graph, cudaStream_t stream) {
   const Lock lock(device().mutex);
   if (device().sticky != cudaSuccess) return device().sticky;
-  if (graph < 0 || static_cast<size_t>(graph) >= device().graphs.size() || device().graphs[graph]->destroyed)
-    return report(cudaErrorInvalidValue);
-  for (const Work& work : device().graphs[graph]->work)
+  const auto found = device().graphs.find(graph);
+  if (found == device().graphs.end()) return report(cudaErrorInvalidValue);
+  for (const Work& work : found->second->work)
     if (const cudaError_t error = device().streams.put(stream, work); error != cudaSuccess) return error;
   return cudaSuccess;
 }
 
 void destroy_graph(int graph) {
   const Lock lock(device().mutex);
-  if (graph < 0 || static_cast<size_t>(graph) >= device().graphs.size()) return;
   device().streams.wait_for_all();
-  *device().graphs[graph] = {{}, {}, true};
+  device().graphs.erase(graph);
 }
 
 void defer(uint64_t seed) {
@@ -211,6 +211,11 @@ void fail_call(int64_t n, cudaError_t error) {
 bool failure_pending() {
   const Lock lock(device().mutex);
   return device().failure.calls_before >= 0;
+}
+
+void set_wait_hook(void (*hook)()) {
+  const Lock lock(device().mutex);
+  device().wait_hook = hook;
 }
 
 void set_kernel_image(bool present) {

@@ -50,6 +50,9 @@ void fail_call(int64_t n, cudaError_t error = cudaErrorMemoryAllocation);
 // Whether that call has yet to come.
 bool failure_pending();
 
+// Is called by a thread that is about to wait for a stream; null: nothing is.
+void set_wait_hook(void (*hook)());
+
 // false: no kernel was compiled for the device.
 void set_kernel_image(bool present);
 void set_device_count(int count);

@@ -163,6 +163,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (device().wait_hook != nullptr) device().wait_hook();
   const Lock lock(device().mutex);
   if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
   ++device().counters.synchronizations;

@@ -1,6 +1,7 @@
 // The emulated device as the emulator's own files share it.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -25,7 +26,6 @@ struct UserObject {
 struct Graph {
   std::vector<Work> work;
   std::vector<std::shared_ptr<UserObject>> objects;
-  bool destroyed = false;
 };
 
 struct Capture {
@@ -60,9 +60,11 @@ struct Device {
   cudaError_t sticky = cudaSuccess;
   std::string message;
   std::vector<Capture> captures;
-  std::vector<std::shared_ptr<Graph>> graphs;
+  std::map<int, std::shared_ptr<Graph>> graphs;
+  int graphs_made = 0;                               // so that no number comes twice
   std::vector<std::shared_ptr<UserObject>> objects;  // that the host holds
   Streams streams;
+  void (*wait_hook)() = nullptr;
   SharedMemory shared;
   bool shuffled = false;
   Random random;
