@@ -391,9 +391,8 @@ def trained_twins(backend: Backend, case: Case, there: bool = True, **extra: Any
 
 def copies(optimizer: Any) -> list[Tensor]:
     """Copies of the params and the states, for `assert_untouched`."""
-    params = params_of(optimizer)
-    states = [value for p in params for value in optimizer.state.get(p, {}).values() if isinstance(value, Tensor)]
-    return [t.detach().clone() for t in [*params, *states]]
+    states = [value for p in params_of(optimizer) for value in optimizer.state.get(p, {}).values()]
+    return [t.detach().clone() for t in [*params_of(optimizer), *states] if isinstance(t, Tensor)]
 
 
 def assert_untouched(optimizer: Any, before: list[Tensor]) -> None:

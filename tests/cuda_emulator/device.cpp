@@ -19,7 +19,8 @@ at::Tensor zeros_on(int, int64_t bytes) {
   const at::Tensor memory = at::empty({bytes}, at::TensorOptions(at::kCPU).dtype(at::kByte));
   const cudaError_t error = cudaMemsetAsync(memory.mutable_data_ptr(), 0, bytes, static_cast<cudaStream_t>(g_stream));
   // As torch does.
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorName(cudaGetLastError()));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorName(cudaGetLastError()));
   return memory;
 }
 void use_on_stream(int, const at::Tensor& memory) {
