@@ -42,7 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # What does not step anything, or chooses its engine itself.
-_OWN_ENGINE = tuple(f"test_{name}" for name in ("bench", "cuda", "examples", "generic", "gpu", "registry", "sass"))
+_OWN_ENGINE = tuple(
+    f"test_{name}"
+    for name in ("bench", "cuda", "docs", "examples", "generic", "gpu", "install", "registry", "sass", "site")
+)
 
 
 # What is about numbers beside tensors: counters, learning rates, GradScaler's. All else is the same wherever they lie,
