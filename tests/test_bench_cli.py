@@ -339,8 +339,8 @@ def test_a_baseline_that_is_not_installed_gives_a_sentence(
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
-        ("rich", "the tables and the progress bar need rich, which is not installed: pip install 'fusedopt[bench]'"),
-        ("matplotlib", "the plots need matplotlib, which is not installed: pip install 'fusedopt[bench]'"),
+        ("rich", "the tables and the progress bar need rich, which is not installed: python -m pip install rich"),
+        ("matplotlib", "the plots need matplotlib, which is not installed: python -m pip install matplotlib"),
     ],
 )
 def test_a_library_that_is_missing_gives_a_sentence(

@@ -11,6 +11,7 @@ EXTRAS = {"rich": "the tables and the progress bar", "matplotlib": "the plots"}
 
 def require(*modules: str) -> None:
     """Raise BenchError, with what to install, unless all are there."""
-    missing = [f"{EXTRAS[m]} need {m}" for m in modules if importlib.util.find_spec(m) is None]
+    missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise BenchError(f"{' and '.join(missing)}, which is not installed: pip install 'fusedopt[bench]'")
+        needs = " and ".join(f"{EXTRAS[m]} need {m}" for m in missing)
+        raise BenchError(f"{needs}, which is not installed: python -m pip install {' '.join(missing)}")
