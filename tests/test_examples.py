@@ -1,5 +1,6 @@
 """The demo trains for real, if briefly: both libraries must tell the same story and the picture must be drawn."""
 
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
 
 import digits
+from rich.console import Console
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,15 @@ def test_demo_curves_agree_with_torch(demo: tuple[list[digits.Pair], Path]) -> N
         np.testing.assert_allclose(pair.ours.losses, pair.torch.losses, rtol=1e-4, err_msg=pair.name)
         assert pair.ours.final_loss == pytest.approx(pair.torch.final_loss, rel=1e-3)
         assert pair.ours.test_accuracy == pytest.approx(pair.torch.test_accuracy, abs=0.01)
+
+
+def test_demo_table_fits_into_a_log(demo: tuple[list[digits.Pair], Path]) -> None:
+    """80 columns are what a pipe has; beyond them figures would be cut, and the differences are the last columns."""
+    console = Console(width=80, file=StringIO())
+    console.print(digits.make_table(demo[0]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert all(f"{pair.largest_difference:.1e}" in text for pair in demo[0])
 
 
 def test_demo_network_learns(demo: tuple[list[digits.Pair], Path]) -> None:
