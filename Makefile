@@ -20,7 +20,7 @@ NATIVE := $(shell find csrc -type f)
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
 
-.PHONY: venv build demo gallery precision docs-figures test test-all test-frameworks test-peers bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision docs docs-figures test test-all test-frameworks test-peers bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -53,6 +53,11 @@ gallery: $(BUILT)
 
 precision: $(BUILT)
 	$(BIN)/python examples/precision.py
+
+# README and docs/ as a site; a warning is an error. With the documentation's own tests: make test-site.
+docs: $(BUILT)
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/site
+	@echo "the site: build/site/index.html"
 
 docs-figures: $(BUILT)
 	$(BIN)/python examples/digits.py --out docs/images/digits.png
