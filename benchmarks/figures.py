@@ -1,14 +1,26 @@
-"""Write the newest results into the README: its figures are generated, never typed."""
+"""Write the newest results into the tables of README.md and benchmarks/README.md: figures are generated, not typed."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from fusedopt.bench.baselines import OURS
+from fusedopt.bench.method import Ratio, compare
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-CPU, GPU = "figures", "gpu figures"
+CPU, GPU, SPEED = "figures", "gpu figures", "speed"
+
+# What a person in a hurry wants to know, and which lines of the newest results answer.
+IN_SHORT = {
+    "1000x256-adamw-fresh": "many small tensors: AdamW, 1,000 of 256 elements",
+    "1x32mi-adamw": "one large tensor: AdamW, 32 Mi elements",
+    "resnet50-adamw-bfloat16": "16 bits: AdamW, ResNet-50, all in bfloat16",
+    "gpt2-adafactor": "Adafactor: GPT-2 of 124 M params",
+}
 
 NO_GPU = """No GPU has run this yet, so there are no figures to give."""
 
@@ -69,6 +81,51 @@ def figures(path: Path) -> str:
     return "\n".join(lines)
 
 
+def newest_end_of_step(results: Path = RESULTS) -> Path:
+    return max(results.glob("end-of-step-*.json"))
+
+
+def short_row(what: str, theirs_ms: float, ours_ms: float, ratio: Ratio) -> str:
+    times = f"{theirs_ms:.3g} | {ours_ms:.3g}"
+    return f"| {what} | {times} | **{ratio.value:.2f}x** ({ratio.low:.2f} to {ratio.high:.2f}) |"
+
+
+def in_loop(report: dict[str, Any]) -> tuple[float, float, Ratio]:
+    """AdamW's step right after backward of a network: torch's time and ours in ms, and their ratio."""
+    (rounds,) = (m["rounds_ns"] for m in report["measurements"] if m["name"] == "training-loop, in loop")
+    (line,) = (f for f in report["findings"] if f["measurement"] == "training-loop")
+    return line["theirs_ms"], line["ours_ms"], compare(rounds["torch fused"], rounds[OURS])
+
+
+def speed(path: Path, end_of_step: Path) -> str:
+    """The README's table."""
+    report = json.loads(path.read_text())
+    rows = []
+    for name, what in IN_SHORT.items():
+        line = next(f for f in report["findings"] if f["measurement"] == name)
+        ratio = Ratio(**line["measured"])
+        rows.append(short_row(what, line["theirs_ms"], line["ours_ms"], ratio))
+    rows.append(short_row("within a real training loop: AdamW, 13 M params", *in_loop(report)))
+    (coded,) = (f for f in json.loads(end_of_step.read_text())["findings"] if "8-bit" in f["task"])
+    whole, codes = (median(coded["nanoseconds"][name]) / 1e6 for name in ("torch", OURS))
+    rows.append(
+        short_row(
+            "8-bit states, against our own float32 states: as the second row", whole, codes, Ratio(**coded["ratio"])
+        )
+    )
+    machine = report["machine"]
+    return "\n".join(
+        [
+            "| a step of | torch, ms | ours, ms | times as fast (90 % interval) |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            f"{machine['cpu']}, {machine['threads']} threads, {machine['fusedopt']['cpu']['chosen']}, "
+            f"torch {machine['torch']}, {machine['date'][:10]}.",
+        ]
+    )
+
+
 def gpu_figures(path: Path | None) -> str:
     if path is None:
         return NO_GPU
@@ -100,9 +157,10 @@ def put(text: str, mark: str, content: str) -> str:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = put(readme.read_text(), CPU, figures(newest()))
-    readme.write_text(put(text, GPU, gpu_figures(newest_gpu())))
+    page, readme = ROOT / "benchmarks" / "README.md", ROOT / "README.md"
+    text = put(page.read_text(), CPU, figures(newest()))
+    page.write_text(put(text, GPU, gpu_figures(newest_gpu())))
+    readme.write_text(put(readme.read_text(), SPEED, speed(newest(), newest_end_of_step())))
 
 
 if __name__ == "__main__":

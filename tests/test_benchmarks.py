@@ -316,7 +316,8 @@ def test_run_refuses_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "cannot write" in capsys.readouterr().err
 
 
-def test_readme_shows_the_newest_results() -> None:
-    """The README's figures are generated from the committed rounds; typing one in is seen here."""
-    readme = (figures.ROOT / "README.md").read_text()
-    assert figures.figures(figures.newest()) in readme
+def test_pages_show_the_newest_results() -> None:
+    """Figures are generated from the committed rounds; typing one in is seen here."""
+    newest, end_of_step = figures.newest(), figures.newest_end_of_step()
+    assert figures.figures(newest) in (figures.ROOT / "benchmarks/README.md").read_text()
+    assert figures.speed(newest, end_of_step) in (figures.ROOT / "README.md").read_text()

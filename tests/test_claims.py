@@ -22,11 +22,13 @@ from fusedopt._core import precision
 from fusedopt._core.arguments import Options
 from fusedopt._core.optimizer import FusedStep
 from fusedopt.bench import baselines, cli, diff, oracle, report, runner, sweeps, training
+from fusedopt.bench.suites import SUITES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
 README, ARCHITECTURE, PRECISION = "README.md", "docs/architecture.md", "docs/precision.md"
-BENCHMARKING, CHANGELOG = "docs/benchmarking.md", "CHANGELOG.md"
+BENCHMARKING, CHANGELOG, FIGURES = "docs/benchmarking.md", "CHANGELOG.md", "benchmarks/README.md"
+OPTIMIZERS, QUICKSTART = "docs/optimizers.md", "docs/quickstart.md"
 
 
 def text_of(name: str) -> str:
@@ -51,13 +53,18 @@ def end_of_step(task: str) -> dict[str, float]:
     return {key: round(value, 2) for key, value in ratio.items()}
 
 
-# The README's table is of the newest; what is said of it has to follow.
+# Tables are of the newest; what is said of them has to follow.
 LATEST = figures.newest().stem
 DAY = ("20261128T012747", "20261128T034633", "20261128T074642", "20261128T101406")
 RPROP = [measured(file, "1x32mi-rprop", "torch foreach") for file in DAY]
 RADAM = [measured(file, "1x32mi-radam", "torch foreach") for file in DAY]
 BARE = [measured(LATEST, f"1x32mi-{name}", "bare loop") for name in ("adamw", "rprop", "radam")]
 SMALL = [measured(LATEST, f"1000x256-{name}", "torch fused", "theirs_ms") for name in ("sgd", "adamw")]
+LARGE = [measured(LATEST, f"{suite}-adamw", "torch fused") for suite in ("1x32mi", "gpt2", "resnet50")] + [
+    measured(LATEST, "resnet50-adamw-fresh", "torch fused")
+]
+PUBLIC = {name: thing for name in fusedopt.__all__ if isinstance(thing := getattr(fusedopt, name), type)}
+CLASSES = {name for name, cls in PUBLIC.items() if issubclass(cls, torch.optim.Optimizer)} - {"GenericOptimizer"}
 EIGHT, FOUR, CLIP = (end_of_step(task) for task in ("8-bit", "4-bit", "gpt2-adamw: clip"))
 CODES = {8: 2**3, 4: 2**1}  # codes below one unit
 MOST = {"int8": 61_439, "uint8": 15 * 2**28, "int4": 11, "uint4": 191}
@@ -113,13 +120,20 @@ CLAIMS = [
     (PRECISION, f"8-bit state ran at {EIGHT['value']} of the speed"),
     (PRECISION, f"float32 state ({EIGHT['low']} to {EIGHT['high']}), with 4-bit state at {FOUR['value']}"),
     (PRECISION, f"4-bit state at {FOUR['value']} ({FOUR['low']} to {FOUR['high']})"),
-    (README, f"from {min(RPROP):.1f}x to {max(RPROP):.1f}x and RAdam from {min(RADAM):.1f}x to {max(RADAM):.1f}x"),
-    (README, f"ours took {min(BARE):.2f} to {max(BARE):.2f} of a bare loop's"),
-    (README, f"fused step takes {min(SMALL):.0f} to {max(SMALL):.0f} us for each of a thousand of 256 elements"),
-    (README, f"torch takes {measured(LATEST, '2matrices-muon', which='theirs_ms') / 1e3:.0f} s for a step of the two"),
-    (README, f"a transformer of {round(PARAMS, -3):,} params"),
-    (README, f"smaller than a {round(4 / torch.finfo(torch.bfloat16).eps)}th of its param rounds to nothing"),
-    (README, f"for compute capability {', '.join(_toolchain.ARCHITECTURES[:-1])} and {_toolchain.ARCHITECTURES[-1]}"),
+    (README, f"is {min(LARGE):.1f} to {max(LARGE):.1f} times as fast as torch's fused step"),
+    (README, f"| {len(CLASSES)} classes, their variants"),
+    (README, f"AdamW, {training.SUITE.elements / 1e6:.0f} M params | "),
+    (README, f"GPT-2 of {SUITES['gpt2'].elements / 1e6:.0f} M params | "),
+    (FIGURES, f"from {min(RPROP):.1f}x to {max(RPROP):.1f}x and RAdam from {min(RADAM):.1f}x to {max(RADAM):.1f}x"),
+    (FIGURES, f"ours took {min(BARE):.2f} to {max(BARE):.2f} of a bare loop's"),
+    (FIGURES, f"fused step takes {min(SMALL):.0f} to {max(SMALL):.0f} us for each of a thousand of 256 elements"),
+    (FIGURES, f"torch takes {measured(LATEST, '2matrices-muon', which='theirs_ms') / 1e3:.0f} s for a step of the two"),
+    (PRECISION, f"a transformer of {round(PARAMS, -3):,} params"),
+    (PRECISION, f"smaller than a {round(4 / torch.finfo(torch.bfloat16).eps)}th of its param rounds to nothing"),
+    (
+        QUICKSTART,
+        f"for compute capability {', '.join(_toolchain.ARCHITECTURES[:-1])} and {_toolchain.ARCHITECTURES[-1]}",
+    ),
     (BENCHMARKING, f"takes {['five', 'six'][oracle.STEPS - 5]} steps with new gradients"),
     (BENCHMARKING, f"more than a quarter ({runner.SPREAD['device'] - 1:.0%} for device time)".replace("5%", "5 %")),
     (BENCHMARKING, f"in the same rounds from {runner.LARGE // 2**20} MiB a step on"),
@@ -149,7 +163,7 @@ def test_bounds_that_prose_rounds() -> None:
 
 
 def test_table_of_precisions() -> None:
-    """The README's rows are the losses at the end of each seed's training."""
+    """Its rows are the losses at the end of each seed's training."""
     facts = json.loads((ROOT / "docs/images/precision.json").read_text())
     losses: dict[str, Any] = facts["losses"]
     plain = [run[-1] for run in losses["float32"]]
@@ -158,7 +172,7 @@ def test_table_of_precisions() -> None:
         gap = statistics.mean(a - b for a, b in zip(ends, plain, strict=True))
         behind = "| " if name == "float32" else f"{gap:+.4f} | {facts['size_of_steps'][name]:.2f} "
         row = f"| {name} | {statistics.mean(ends):.4f} | {max(ends) - min(ends):.4f} | {behind}|"
-        assert row in text_of(README), row
+        assert row in text_of(PRECISION), row
 
 
 def test_four_bits_are_behind_at_first() -> None:
@@ -171,11 +185,11 @@ def test_four_bits_are_behind_at_first() -> None:
     assert behind[-1] <= 0
 
 
-@pytest.mark.parametrize("document", [README, PRECISION])
+@pytest.mark.parametrize("document", [OPTIMIZERS, PRECISION])
 def test_who_takes_the_options(document: str) -> None:
     """Every optimizer but one takes all; what another has no use for is said."""
     text = text_of(document)
-    assert re.search(r"[Ee]very optimizer(?: above)? but `LBFGS`", text)
+    assert re.search(r"Every optimizer but `LBFGS`", text)
     for name in fusedopt.__all__:
         cls = getattr(fusedopt, name)
         if not (isinstance(cls, type) and issubclass(cls, FusedStep)):
@@ -201,7 +215,7 @@ def test_a_code_is_off_by_no_more_than_is_said(code: str, share: str) -> None:
 
 
 def test_files_that_prose_cites_are_there() -> None:
-    for document in [README, CHANGELOG, *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]:
+    for document in [README, CHANGELOG, FIGURES, *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]:
         for cited in re.findall(
             r"benchmarks/results/[\w-]+\.json|docs/[\w/]+\.(?:md|json)|tests/\w+\.py", text_of(document)
         ):

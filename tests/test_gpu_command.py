@@ -1,4 +1,4 @@
-"""What `make gpu` runs, without a GPU: measurements dry, what becomes of failures, the README, the driver."""
+"""What `make gpu` runs, without a GPU: measurements dry, what becomes of failures, the figures, the driver."""
 
 from __future__ import annotations
 
@@ -107,13 +107,13 @@ def test_without_a_gpu_nothing_is_measured(tmp_path: Path, capsys: pytest.Captur
     assert not list(tmp_path.iterdir())
 
 
-def test_readme_says_what_gpus_have_measured() -> None:
+def test_the_page_says_what_gpus_have_measured() -> None:
     """Generated as the CPU's figures are; as long as no results are committed, it says so."""
-    readme = (figures.ROOT / "README.md").read_text()
-    assert figures.gpu_figures(figures.newest_gpu()) in readme
+    page = (figures.ROOT / "benchmarks/README.md").read_text()
+    assert figures.gpu_figures(figures.newest_gpu()) in page
 
 
-def test_readme_without_results_claims_nothing(tmp_path: Path) -> None:
+def test_the_page_without_results_claims_nothing(tmp_path: Path) -> None:
     (tmp_path / "20261122T140055.json").write_text("{}")
     (tmp_path / "quick-20271122T140055.json").write_text("{}")
     assert figures.newest_gpu(tmp_path) is None

@@ -1,4 +1,4 @@
-"""A rule is complete when it has its class, cases, docstring and README row; the layers keep to their rooms."""
+"""A rule is complete when it has its class, cases, docstring and row in the docs; the layers keep to their rooms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_rule_that_a_plan_steps_has_its_cases(cls: type[FusedStep]) -> Non
 @pytest.mark.parametrize("cls", FUSED, ids=lambda cls: cls.__name__)
 def test_every_optimizer_is_exported_and_has_its_row(cls: type[FusedStep]) -> None:
     assert cls.__name__ in fusedopt.__all__
-    assert re.search(rf"^\| `{cls.__name__}` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert re.search(rf"^\| `{cls.__name__}` \|", (ROOT / "docs/optimizers.md").read_text(), re.MULTILINE)
     if hasattr(torch.optim, cls.__name__):
         assert issubclass(cls, getattr(torch.optim, cls.__name__))
     else:
