@@ -1,9 +1,11 @@
-"""Types of the compiled module, csrc/bindings.cpp."""
+"""Types of the compiled module, csrc/host/module.cpp."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+built_for: str
 
 class Plan:
     skipped: bool | torch.Tensor

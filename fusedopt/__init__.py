@@ -3,6 +3,7 @@
 # torch goes first: the extension links against its libraries and shares its OpenMP runtime.
 import torch as _torch
 
+from . import _extension as _extension
 from ._capabilities import capabilities
 from ._clipping import clip_grad_norm_, local_grad_norm, norm_from_local
 from ._compiled import compile_rule

@@ -19,6 +19,8 @@ float* float_data(const py::object& tensor, int64_t numel) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled half of fusedopt.";
+  // fusedopt/_extension.py also finds it in the file, where another torch keeps that from being loaded.
+  m.attr("built_for") = "fusedopt is built for torch " FUSEDOPT_TORCH;
   // torch's errors carry a C++ stack in what(); a user needs the sentence.
   py::register_exception_translator([](std::exception_ptr error) {
     try {
