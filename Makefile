@@ -31,7 +31,7 @@ $(MADE):
 
 # The extension is compiled against the torch of this environment, so torch and the build tools come first.
 $(TOOLS): $(MADE) $(wildcard $(CONSTRAINTS))
-	$(PIP) setuptools wheel ninja pybind11 torch numpy
+	$(PIP) setuptools wheel ninja torch numpy
 	touch $@
 
 $(FOR_DEMO): export FUSEDOPT_ISAS ?= native

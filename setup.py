@@ -9,6 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.dist_info import dist_info
 
 # The package cannot be imported before it is built; this file of it can.
 _spec = importlib.util.spec_from_file_location("toolchain", Path(__file__).parent / "fusedopt" / "_toolchain.py")
@@ -21,10 +22,21 @@ CSRC = Path("csrc")
 TREE = toolchain.Tree(Path(__file__).parent.absolute())
 
 
+def require_torch() -> None:
+    """Stop where there is no torch to compile against, before anything is fetched or compiled."""
+    if importlib.util.find_spec("torch") is None:
+        raise SystemExit(
+            "fusedopt is compiled against the torch that it will run with, and there is none here. pip builds in an "
+            "empty environment of its own unless it is told not to. In the environment that has torch, run: python -m "
+            "pip install setuptools wheel ninja numpy && python -m pip install --no-build-isolation ."
+        )
+
+
 class Build(build_ext):
     """build_ext that compiles in one pool, keeps objects for later builds and says in one line what it builds."""
 
     def build_extension(self, extension: Extension) -> None:
+        require_torch()
         cuda = toolchain.Cuda()
         if os.environ.get("FUSEDOPT_CUDA") == "1" and not cuda.nvcc:
             raise SystemExit(
@@ -41,6 +53,14 @@ class Build(build_ext):
         super().build_extension(extension)
 
 
+class DistInfo(dist_info):
+    """dist_info, which comes first when pip installs, that does not let it fetch what cannot be built with."""
+
+    def run(self) -> None:
+        require_torch()
+        super().run()
+
+
 class BuildPy(build_py):
     """build_py that ships the sources that a user's own rule is compiled with."""
 
@@ -54,5 +74,5 @@ setup(
     ext_modules=[
         Extension("fusedopt._C", [], language="c++", depends=[str(path) for path in CSRC.rglob("*") if path.is_file()])
     ],
-    cmdclass={"build_ext": Build, "build_py": BuildPy},
+    cmdclass={"build_ext": Build, "build_py": BuildPy, "dist_info": DistInfo},
 )

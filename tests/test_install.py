@@ -1,23 +1,22 @@
-"""What an installed package says of itself: where Python and type checkers find it, and its version."""
+"""Building and installing: where Python and type checkers find the package, what is distributed, its version."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import site
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from projects import ROOT, copy_sources, run
 
 import fusedopt
 
-ROOT = Path(__file__).parent.parent
 # What is right, and what is not: a checker that does not find the package takes both for Any.
 PROGRAM = """import fusedopt
 import torch
@@ -25,13 +24,6 @@ params = [torch.nn.Parameter(torch.zeros(3))]
 fusedopt.AdamW(params, lr=0.1, master_weights="float32")
 fusedopt.AdamW(params, learning_rate=0.1)
 """
-
-
-def run(command: Sequence[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
-    # What this process was told of paths would find the package without any install.
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MYPYPATH")}
-    environment |= {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +81,48 @@ def test_the_version_stands_in_one_place() -> None:
     places = [ROOT / "pyproject.toml", ROOT / "setup.py", *ROOT.glob("docs/*.py"), *ROOT.glob("fusedopt/**/*.py")]
     naming = [path.name for path in places if re.search(rf"[\"']{re.escape(version)}[\"']", path.read_text())]
     assert naming == ["__init__.py"]
+
+
+@pytest.fixture(scope="module")
+def distribution(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files of a source distribution, made where there is no torch."""
+    folder = tmp_path_factory.mktemp("distribution")
+    copy_sources(folder / "project")
+    build = f"{WITHOUT_TORCH}; from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"
+    built = run([sys.executable, "-c", build], folder / "project")
+    assert built.returncode == 0, built.stderr
+    (file,) = folder.glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        return {member.name.partition("/")[2] for member in archive if member.isfile()}
+
+
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None"
+OF_GIT = {".gitignore", ".ci/run"}
+
+
+def test_a_source_distribution_holds_all_that_git_does(distribution: set[str]) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no clone")
+    assert set(listed.stdout.splitlines()) - OF_GIT - distribution == set()
+
+
+def test_a_source_distribution_holds_nothing_that_was_made(distribution: set[str]) -> None:
+    assert "tests/conftest.py" in distribution
+    assert not [name for name in distribution if name.endswith((".so", ".pyc", ".o"))]
+
+
+@pytest.mark.parametrize("hook", ["prepare_metadata_for_build_wheel", "prepare_metadata_for_build_editable"])
+def test_pip_that_builds_without_torch_is_told_what_to_type(hook: str, tmp_path: Path) -> None:
+    """Before it fetches torch, which would be another than the environment's; what comes before this goes through."""
+    copy_sources(tmp_path / "project")
+    begin = f"{WITHOUT_TORCH}; from setuptools import build_meta; print(build_meta.get_requires_for_build_wheel())"
+    asked = run([sys.executable, "-c", begin], tmp_path / "project")
+    assert asked.returncode == 0, asked.stderr
+    assert "torch" not in asked.stdout
+    told = run([sys.executable, "-c", f"{begin}; build_meta.{hook}({str(tmp_path)!r})"], tmp_path / "project")
+    assert told.returncode == 1
+    assert "in the environment that has torch, run: python -m pip install" in told.stderr.lower()
+    assert told.stderr.rstrip().endswith("python -m pip install --no-build-isolation .")
+    declared = (ROOT / "pyproject.toml").read_text().split("[project]")[0]
+    assert not re.search(r"^requires = .*torch", declared, re.MULTILINE)
