@@ -15,12 +15,13 @@ FOR_TEST := $(VENV)/.built-for-test
 BUILT := $(VENV)/.built
 FRAMEWORKS := .venv-frameworks
 PEERS := .venv-peers
+SITE := .venv-site
 NATIVE := $(shell find csrc -type f)
 # The fullest of those that were asked for before does for less, too.
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
 
-.PHONY: venv build demo gallery precision docs docs-figures test test-all test-frameworks test-peers bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision docs docs-figures test test-all test-frameworks test-peers test-site bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -54,7 +55,7 @@ gallery: $(BUILT)
 precision: $(BUILT)
 	$(BIN)/python examples/precision.py
 
-# README and docs/ as a site; a warning is an error. With the documentation's own tests: make test-site.
+# docs/ as a site; a warning is an error.
 docs: $(BUILT)
 	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/site
 	@echo "the site: build/site/index.html"
@@ -97,6 +98,15 @@ $(PEERS)/.made: tests/peers/requirements.txt tests/peers/imports.txt $(wildcard 
 test-peers: $(BUILT) $(PEERS)/.made
 	PYTHONPATH="$(CURDIR)" $(PEERS)/bin/python -m pytest tests/peers
 
+# The browser needs none of the others' packages, and they none of its.
+$(SITE)/.made: tests/site/requirements.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install -r $<
+	touch $@
+
+test-site: docs $(SITE)/.made
+	$(SITE)/bin/python -m pytest --noconftest tests/site
+
 bench: $(BUILT)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/figures.py
@@ -120,5 +130,5 @@ sanitize: $(BUILT)
 	$(BIN)/python tests/sanitize/run.py
 
 clean:
-	rm -rf $(VENV) $(FRAMEWORKS) $(PEERS) build dist *.egg-info fusedopt/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FRAMEWORKS) $(PEERS) $(SITE) build dist *.egg-info fusedopt/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
