@@ -22,6 +22,9 @@ IN_SHORT = {
     "gpt2-adafactor": "Adafactor: GPT-2 of 124 M params",
 }
 
+# The workload of benchmarks/distributed.py that the README shows.
+SHARDED = "100 params: AdamW"
+
 NO_GPU = """No GPU has run this yet, so there are no figures to give."""
 
 
@@ -85,6 +88,10 @@ def newest_end_of_step(results: Path = RESULTS) -> Path:
     return max(results.glob("end-of-step-*.json"))
 
 
+def newest_sharded(results: Path = RESULTS) -> Path | None:
+    return max(results.glob("distributed-*.json"), default=None)
+
+
 def short_row(what: str, theirs_ms: float, ours_ms: float, ratio: Ratio) -> str:
     times = f"{theirs_ms:.3g} | {ours_ms:.3g}"
     return f"| {what} | {times} | **{ratio.value:.2f}x** ({ratio.low:.2f} to {ratio.high:.2f}) |"
@@ -97,8 +104,8 @@ def in_loop(report: dict[str, Any]) -> tuple[float, float, Ratio]:
     return line["theirs_ms"], line["ours_ms"], compare(rounds["torch fused"], rounds[OURS])
 
 
-def speed(path: Path, end_of_step: Path) -> str:
-    """The README's table."""
+def speed(path: Path, end_of_step: Path, sharded: Path | None) -> str:
+    """The README's table; shards have a row as soon as they have been measured."""
     report = json.loads(path.read_text())
     rows = []
     for name, what in IN_SHORT.items():
@@ -113,6 +120,12 @@ def speed(path: Path, end_of_step: Path) -> str:
             "8-bit states, against our own float32 states: as the second row", whole, codes, Ratio(**coded["ratio"])
         )
     )
+    if sharded is not None:
+        findings = json.loads(sharded.read_text())["findings"]
+        line = next(f for f in findings if f["workload"] == SHARDED and f["against"] == "torch fused")
+        torchs, mine = (median(line["nanoseconds"][name]) / 1e6 for name in ("torch fused", OURS))
+        what = "sharded: AdamW, 100 DTensors, two processes of one thread"
+        rows.append(short_row(what, torchs, mine, Ratio(**line["ratio"])))
     machine = report["machine"]
     return "\n".join(
         [
@@ -160,7 +173,7 @@ def main() -> None:
     page, readme = ROOT / "benchmarks" / "README.md", ROOT / "README.md"
     text = put(page.read_text(), CPU, figures(newest()))
     page.write_text(put(text, GPU, gpu_figures(newest_gpu())))
-    readme.write_text(put(readme.read_text(), SPEED, speed(newest(), newest_end_of_step())))
+    readme.write_text(put(readme.read_text(), SPEED, speed(newest(), newest_end_of_step(), newest_sharded())))
 
 
 if __name__ == "__main__":

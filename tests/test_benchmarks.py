@@ -316,8 +316,20 @@ def test_run_refuses_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "cannot write" in capsys.readouterr().err
 
 
+def test_shards_have_a_row_once_they_are_measured(tmp_path: Path) -> None:
+    assert figures.newest_sharded(tmp_path) is None
+    times = {"torch fused": [30e6, 20e6, 40e6], "fusedopt": [1e6, 3e6, 2e6]}
+    ratio = {"value": 15.0, "low": 14.0, "high": 16.0}
+    finding = {"workload": "100 params: AdamW", "against": "torch fused", "nanoseconds": times, "ratio": ratio}
+    (tmp_path / "distributed-20261201.json").write_text(json.dumps({"findings": [finding]}))
+    runs = figures.newest(), figures.newest_end_of_step()
+    without, with_them = (figures.speed(*runs, file).splitlines() for file in (None, figures.newest_sharded(tmp_path)))
+    (row,) = [line for line in with_them if line not in without]
+    assert row.endswith("| 30 | 2 | **15.00x** (14.00 to 16.00) |")
+
+
 def test_pages_show_the_newest_results() -> None:
     """Figures are generated from the committed rounds; typing one in is seen here."""
-    newest, end_of_step = figures.newest(), figures.newest_end_of_step()
+    newest, others = figures.newest(), (figures.newest_end_of_step(), figures.newest_sharded())
     assert figures.figures(newest) in (figures.ROOT / "benchmarks/README.md").read_text()
-    assert figures.speed(newest, end_of_step) in (figures.ROOT / "README.md").read_text()
+    assert figures.speed(newest, *others) in (figures.ROOT / "README.md").read_text()
