@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +110,28 @@ def test_every_page_is_in_the_site() -> None:
             pages = [re.sub(r".* <(.*)>", r"\1", entry) for entry in entries]
             listed |= {index.parent / f"{page}.md" for page in pages}
     assert listed == set(DOCS.rglob("*.md")) - {DOCS / "index.md"}
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """As `make docs` builds it; `make test-site` looks at what comes out."""
+    for package in ("sphinx", "furo", "myst_parser", "latex2mathml"):
+        pytest.importorskip(package, reason=f"needs {package}, of the docs extra")
+    command = [
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        str(tmp_path / "trees"),
+        "docs",
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {path.relative_to(tmp_path / "site").with_suffix(".md") for path in (tmp_path / "site").rglob("*.html")}
+    assert {path.relative_to(DOCS) for path in DOCS.rglob("*.md")} <= pages
+    assert 'class="math"' in (tmp_path / "site/your_own_rule.html").read_text()
 
 
 def test_the_reference_has_every_public_name() -> None:
