@@ -22,6 +22,8 @@ TEXTS = [*PAGES, ROOT / "benchmarks/README.md", ROOT / "CONTRIBUTING.md", ROOT /
 # What can be run is Python, and C++ for compile_rule. The rest is for a shell, for Sphinx, or was printed by something.
 NOT_RUN = ("sh", "text", "{toctree}", "{eval-rst}", "{include}")
 GPU = "<!-- needs a GPU -->"
+# Its examples need two processes, and are run in them by tests of their own.
+ELSEWHERE = DOCS / "distributed.md"
 
 BLOCK = re.compile(r"^(?P<mark>" + GPU + r"\n)?```(?P<language>.*)\n(?P<code>(?:.*\n)*?)```$", re.MULTILINE)
 
@@ -37,7 +39,7 @@ def blocks(path: Path) -> Iterator[tuple[str, str, bool]]:
 
 
 def has_code(path: Path) -> bool:
-    return any(language == "python" for language, _, _ in blocks(path))
+    return path != ELSEWHERE and any(language == "python" for language, _, _ in blocks(path))
 
 
 @pytest.fixture(scope="module", autouse=True)
