@@ -19,6 +19,7 @@ from .optimizers.adam import Adam
 from .optimizers.adamax import Adamax
 from .optimizers.adamw import AdamW
 from .optimizers.adan import Adan
+from .optimizers.ademamix import AdEMAMix
 from .optimizers.asgd import ASGD
 from .optimizers.generic import GenericOptimizer
 from .optimizers.lamb import LAMB
@@ -39,6 +40,7 @@ __all__ = [
     "LARS",
     "LBFGS",
     "SGD",
+    "AdEMAMix",
     "Adadelta",
     "Adafactor",
     "Adagrad",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -172,6 +173,22 @@ def adan(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     return (1 - decay) * p - change if h["no_prox"] else (p - change) / (1 + decay)
 
 
+def ademamix(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2, beta3 = h["betas"]
+    lr, alpha, zero = float(h["lr"]), h["alpha"], torch.zeros_like(p)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    if h["t_alpha"]:
+        alpha = min(step * alpha / h["t_alpha"], alpha)
+    if h["t_beta3"] and step < h["t_beta3"]:
+        log1, log3, part = math.log(beta1), math.log(beta3), step / h["t_beta3"]
+        beta3 = min(math.exp(log1 * log3 / ((1 - part) * log3 + part * log1)), beta3)
+    m = s["exp_avg"] = s.get("exp_avg", zero).lerp(g, 1 - beta1)
+    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
+    slow = s["exp_avg_slow"] = s.get("exp_avg_slow", zero).lerp(g, 1 - beta3)
+    root = (v / (1 - beta2**step)).sqrt() + h["eps"]
+    return (1 - lr * h["weight_decay"]) * p - (lr / (1 - beta1**step) * m + lr * alpha * slow) / root
+
+
 def _trust(numerator: Tensor, denominator: Tensor, norms: tuple[Tensor, Tensor]) -> Tensor:
     """Their ratio, but 1 where either norm is 0."""
     positive = (norms[0] > 0) & (norms[1] > 0)
@@ -206,5 +223,5 @@ def lars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 RULES: dict[str, Rule] = {
     "SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Adagrad": adagrad, "Adadelta": adadelta,
     "Adamax": adamax, "NAdam": nadam, "RAdam": radam, "ASGD": asgd, "Rprop": rprop, "Lion": lion, "Adan": adan,
-    "LAMB": lamb, "LARS": lars,
+    "AdEMAMix": ademamix, "LAMB": lamb, "LARS": lars,
 }  # fmt: skip

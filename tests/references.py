@@ -74,6 +74,18 @@ class Adan(Reference):
     arguments: ClassVar = {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.0, "no_prox": False}
 
 
+class AdEMAMix(Reference):
+    arguments: ClassVar = {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999, 0.9999),
+        "alpha": 5.0,
+        "t_alpha": None,
+        "t_beta3": None,
+        "eps": 1e-8,
+        "weight_decay": 1e-2,
+    }
+
+
 class LAMB(Reference):
     arguments: ClassVar = {
         "lr": 1e-3,

@@ -30,6 +30,7 @@ class ConfigList(collections.abc.Sequence[Any]):
 SEQUENCES: list[tuple[str, str, list[float]]] = [
     *[(name, "betas", [0.8, 0.95]) for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Lion", "LAMB")],
     ("Adan", "betas", [0.9, 0.8, 0.95]),
+    ("AdEMAMix", "betas", [0.9, 0.8, 0.95]),
     ("Rprop", "etas", [0.5, 1.2]),
     ("Rprop", "step_sizes", [1e-6, 50.0]),
     ("Adafactor", "eps", [1e-30, 1e-3]),

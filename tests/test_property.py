@@ -37,6 +37,8 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "t0": st.sampled_from([0.0, 3.0, 1e6]),
     "etas": st.tuples(st.floats(0.3, 0.9), st.floats(1.05, 1.7)),
     "step_sizes": st.tuples(st.floats(1e-5, 1e-3), st.floats(0.02, 0.2)),
+    "t_alpha": st.sampled_from([None, 0, 5]),
+    "t_beta3": st.sampled_from([None, 0, 5]),
     "trust_coeff": st.sampled_from([0.001, 0.02]),
 }
 # They step by a sign, which a rounding can turn: in 16 bits two good runs come to differ by more than roundings.

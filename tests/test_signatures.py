@@ -83,6 +83,8 @@ def test_every_argument_is_named_and_typed(name: str) -> None:
 # Values other than any default, by the names of the arguments that can have no other kind of value.
 VALUES: dict[str, Any] = {
     "betas": (0.5, 0.25),
+    "t_alpha": 7,
+    "t_beta3": 9,
     "etas": (0.25, 2.0),
     "step_sizes": (0.5, 1.0),
     "eps": 0.125,
@@ -105,7 +107,7 @@ def value_of(name: str, parameter: inspect.Parameter) -> Any:
         value = VALUES[parameter.name]
         if (name, parameter.name) == ("Adafactor", "eps"):
             return (0.5, 0.25)
-        return (*value, 0.125) if (name, parameter.name) == ("Adan", "betas") else value
+        return (*value, 0.125) if parameter.name == "betas" and len(parameter.default) == 3 else value
     return not parameter.default if isinstance(parameter.default, bool) else 0.375
 
 

@@ -31,7 +31,7 @@ REMEDIES: list[tuple[torch.dtype, dict[str, Any]]] = [
 ]
 remedies = pytest.mark.parametrize(("dtype", "options"), REMEDIES, ids=str)
 # Those that divide by the root of an average of squares.
-SQUARES = ["Adam", "AdamW", "NAdam", "RAdam", "Adan", "LAMB", "RMSprop", "Adadelta"]
+SQUARES = ["Adam", "AdamW", "NAdam", "RAdam", "Adan", "AdEMAMix", "LAMB", "RMSprop", "Adadelta"]
 
 
 def squares(optimizer: Any) -> float:

@@ -35,11 +35,20 @@ STANDALONE = [case for case in CASES if not case.has_twin]
 every_case = pytest.mark.parametrize("case", STANDALONE, ids=str)
 one_per_optimizer = pytest.mark.parametrize("case", [c for c in ONE_PER_OPTIMIZER if not c.has_twin], ids=str)
 
-# The arguments of google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars in their order, less those that clip
-# all gradients or choose an implementation.
+# The arguments of the references in their order, less those that clip all gradients, make other methods or choose an
+# implementation: google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars, bitsandbytes' AdEMAMix,
 SIGNATURES: dict[str, dict[str, Any]] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
     "Adan": {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.0, "no_prox": False},
+    "AdEMAMix": {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999, 0.9999),
+        "alpha": 5.0,
+        "t_alpha": None,
+        "t_beta3": None,
+        "eps": 1e-8,
+        "weight_decay": 1e-2,
+    },
     "LAMB": {
         "lr": 1e-3,
         "bias_correction": True,
@@ -94,6 +103,9 @@ BAD = [
     ({"betas": (0.9,)}, ValueError, "betas must be a tuple of [23] numbers"),
     ({"weight_decay": -0.1}, ValueError, r"Invalid weight_decay value: -0\.1"),
     ({"momentum": -0.9}, ValueError, r"Invalid momentum value: -0\.9"),
+    *[({name: -0.9}, ValueError, rf"Invalid {name} value: -0\.9") for name in ("alpha", "t_alpha", "t_beta3")],
+    ({"alpha": None}, TypeError, "alpha is None; give a number"),
+    ({"t_beta3": NAN}, ValueError, "Invalid t_beta3 value: nan"),
     ({"trust_coeff": -0.9}, ValueError, r"Invalid trust_coeff value: -0\.9"),
     ({"nesterov": True}, ValueError, "Nesterov momentum requires a momentum and zero dampening"),
     ({"nesterov": True, "momentum": 0.9, "dampening": 0.1}, ValueError, "Nesterov momentum requires a momentum"),
@@ -103,7 +115,8 @@ REFUSED = [
     for case in ONE_PER_OPTIMIZER
     if not case.has_twin
     for kwargs, error, text in BAD
-    if all(case.takes(key) for key in kwargs) and not ("index 2" in text and case.optimizer != "Adan")
+    if all(case.takes(key) for key in kwargs)
+    and not ("index 2" in text and len(SIGNATURES[case.optimizer]["betas"]) < 3)
 ]
 
 
@@ -168,9 +181,12 @@ def test_checkpoint_round_trip(case: Case) -> None:
     assert_identical(snapshot(resumed), snapshot(whole))
 
 
-@pytest.mark.parametrize("case", [named("lion"), named("lars"), named("lars-plain")], ids=str)
+@pytest.mark.parametrize("case", [named(name) for name in ("lion", "lars", "lars-plain")], ids=str)
 def test_files_of_the_reference_implementation(case: Case) -> None:
-    """They hold neither `maximize` nor `capturable`. Adan's and LAMB's count steps in the group: they do not fit."""
+    """They hold neither `maximize` nor `capturable`.
+
+    Adan's and LAMB's count steps elsewhere, and AdEMAMix's have two states in one: they do not fit.
+    """
     reference = case.torchs(make_params())
     train(reference)
     file = save_and_load(reference.state_dict())
@@ -316,7 +332,7 @@ def test_lazy_gradients_with_a_scale_beside_ordinary_ones(case: Case) -> None:
 
 
 def test_replace_knows_none_of_them() -> None:
-    for name in ("Lion", "Adan", "LAMB", "LARS"):
+    for name in SIGNATURES:
         with pytest.raises(TypeError, match=f"no replacement for references.{name}; it has"):
             fusedopt.replace(twin(name)(make_params()))
         ours = getattr(fusedopt, name)(make_params())

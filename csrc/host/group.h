@@ -62,6 +62,7 @@ struct GroupNames {
   std::vector<Hyper> hypers;
   std::vector<double> defaults;  // NaN where torch's group must have the key
   py::set flags;                 // those that say yes or no
+  py::set optional;              // those that may be None
   py::set refused;               // options of the optimizer, which a group cannot have
   py::set options;               // options that a group may have for itself,
   py::object resolve;            // and (group, index) -> what options.h reads
@@ -72,6 +73,7 @@ struct GroupNames {
   // `given` are values that groups may lack; `settings` are the plan's.
   GroupNames(const Rule& rule, const py::dict& given, const py::dict& settings)
       : flags(names_in(settings, "flags")),
+        optional(names_in(settings, "optional")),
         refused(names_in(settings, "refused")),
         options(names_in(settings, "options")),
         factored(rule.factored) {
@@ -210,11 +212,11 @@ class Group {
         name += "[" + std::to_string(entry) + "]";
       }
       // torch asks of a flag no more than whether it is true. Of several numbers one that is None says that the param's
-      // dtype has it: no number that a group may have is negative there.
-      hypers[i] = value != Py_None               ? to_number(value, name)
-                  : names.flags.contains(key)    ? Number{0}
-                  : names.factored && entry >= 0 ? Number{-1}
-                                                 : to_number(value, name);
+      // dtype has it. To a rule what is None is -1: no number that a group may have is negative there.
+      hypers[i] = value != Py_None                                                 ? to_number(value, name)
+                  : names.flags.contains(key)                                      ? Number{0}
+                  : names.optional.contains(key) || (names.factored && entry >= 0) ? Number{-1}
+                                                                                   : to_number(value, name);
       if (hypers[i].device) {
         const int where = device_index(*unpack(value).unsafeGetTensorImpl());
         device = device == kHost || device == where ? where : kSeveral;

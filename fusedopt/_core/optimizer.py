@@ -45,6 +45,8 @@ class FusedStep(KeptState):
     _rule: ClassVar[str]
     # Values of hyper-parameters that some torch versions do not keep in their groups.
     _rule_defaults: ClassVar[dict[str, float]] = {}
+    # Hyper-parameters that may be None, which the rule has as -1.
+    _optional: ClassVar[frozenset[str]] = frozenset()
     # Whether torch keeps the counters of its class on the param's device, capturable or not.
     _device_counters: ClassVar[bool] = False
 
@@ -239,7 +241,7 @@ class FusedStep(KeptState):
         own = of_class(cast(Any, type(self)))
         refused = {name for name in Options._fields if name not in {*own, *getattr(self, "defaults", ())}}
         options = {**self._precision.for_plan(self._copies), "flags": _flags(cast(Any, type(self))), "refused": refused}
-        options |= {"options": own, "seed": self._given.rounding_seed}
+        options |= {"options": own, "seed": self._given.rounding_seed, "optional": self._optional}
         kinds = _C.states(self._rule)
         options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
         if products := self._products():

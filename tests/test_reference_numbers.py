@@ -1,0 +1,60 @@
+"""Ten steps of the reference implementations, as they ran once in float64; the formulas here were read, not copied."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from references import twin
+from torch.nn import Parameter
+
+import fusedopt
+
+START = [1.0, -0.5, 0.25, 0.0, 2.0]
+COMMON = {"lr": 0.01, "weight_decay": 0.1}
+# The class, its arguments, and START after ten gradients of sin(3 t + i) 10^(i - 2), under torch 2.13.0.
+RECORDED: dict[str, tuple[str, dict[str, Any], list[float]]] = {
+    # bitsandbytes 0.50.2, its _ReferenceAdEMAMix
+    "ademamix": (
+        "AdEMAMix",
+        {"betas": (0.9, 0.99, 0.999), "t_alpha": 8, "t_beta3": 20},
+        [0.9823623768379116, -0.518825753347876, 0.22932394639378587, -0.009059775454856903, 2.0050620505229335],
+    ),
+}
+
+
+@pytest.mark.parametrize("package", ["ours", "formulas"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("name", "kwargs", "expected"), RECORDED.values(), ids=RECORDED)
+def test_ten_steps(name: str, kwargs: dict[str, Any], expected: list[float], dtype: torch.dtype, package: str) -> None:
+    cls = getattr(fusedopt, name) if package == "ours" else twin(name)
+    param = Parameter(torch.tensor(START, dtype=dtype))
+    optimizer = cls([param], **COMMON, **kwargs)
+    for t in range(10):
+        grad = [math.sin(3 * t + i) * 10.0 ** (i - 2) for i in range(len(START))]
+        param.grad = torch.tensor(grad, dtype=dtype)
+        optimizer.step()
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(
+        param.detach().double(), torch.tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.6, 0.9995])
+def test_the_half_life_of_the_slow_average_grows_evenly(beta1: float) -> None:
+    """Also from none at all, where the logarithm is infinite; past the last step, or from above, it stays."""
+
+    def half_life(beta: float) -> float:
+        return math.log(0.5) / math.log(beta) if beta else 0.0
+
+    param = Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = fusedopt.AdEMAMix([param], betas=(beta1, 0.999, 0.999), t_beta3=10)
+    for t in range(1, 13):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        beta3 = 1 - optimizer.state[param]["exp_avg_slow"].item()
+        optimizer.state[param]["exp_avg_slow"].zero_()
+        grown = half_life(beta1) + min(t / 10, 1) * (half_life(0.999) - half_life(beta1))
+        assert half_life(beta3) == pytest.approx(min(grown, half_life(0.999)), rel=1e-9)
