@@ -40,6 +40,7 @@ VISIBLE = 1.05
 
 # Where the defaults are made for larger networks and longer trainings; what is not here learns with its defaults.
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "ADOPT": {"lr": 0.01},
     "ASGD": {"lr": 0.1},
     "AdEMAMix": {"lr": 0.005},
     "Adafactor": {"lr": 0.02},

@@ -20,6 +20,7 @@ from .optimizers.adamax import Adamax
 from .optimizers.adamw import AdamW
 from .optimizers.adan import Adan
 from .optimizers.ademamix import AdEMAMix
+from .optimizers.adopt import ADOPT
 from .optimizers.asgd import ASGD
 from .optimizers.generic import GenericOptimizer
 from .optimizers.lamb import LAMB
@@ -35,6 +36,7 @@ from .optimizers.sparse_adam import SparseAdam
 from .optimizers.weight_decay import WeightDecay
 
 __all__ = [
+    "ADOPT",
     "ASGD",
     "LAMB",
     "LARS",

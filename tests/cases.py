@@ -180,6 +180,12 @@ CASES = [
         weight_decay=0.1,
         maximize=True,
     ),
+    _case("ADOPT", lr=2e-3),
+    _case("ADOPT", "decay", lr=2e-3, betas=(0.7, 0.8), eps=1e-4, clip_exp=0.5, weight_decay=0.1),
+    # Without a bound, eps keeps first gradients near 0 from making thousands of the next, whose error is that of luck.
+    _case(
+        "ADOPT", "decouple-maximize", lr=2e-3, eps=0.1, clip_exp=None, weight_decay=0.1, decouple=True, maximize=True
+    ),
     _case("LAMB", lr=2e-3),
     _case("LAMB", "plain", lr=2e-3, betas=(0.6, 0.8), eps=1e-4, weight_decay=0.0, bias_correction=False),
     _case("LAMB", "clip", lr=2e-3, weight_decay=0.1, grad_averaging=False, trust_clip=True),

@@ -189,6 +189,24 @@ def ademamix(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     return (1 - lr * h["weight_decay"]) * p - (lr / (1 - beta1**step) * m + lr * alpha * slow) / root
 
 
+def adopt(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    decays, g = _decayed(p, g, {**h, "decoupled_weight_decay": h["decouple"]})
+    m, step = s.get("exp_avg", torch.zeros_like(p)), float(s.get("step", 0)) + 1
+    s["step"], s["exp_avg"] = step, m
+    if step == 1:
+        s["exp_avg_sq"] = g * g
+        return p
+    v = s["exp_avg_sq"]
+    normalised = g / v.sqrt().clamp_min(h["eps"])
+    if h["clip_exp"] is not None:
+        bound = (step - 1) ** h["clip_exp"]
+        normalised = normalised.clamp(-bound, bound)
+    m = s["exp_avg"] = m.lerp(normalised, 1 - beta1)
+    s["exp_avg_sq"] = beta2 * v + (1 - beta2) * g * g
+    return decays - float(h["lr"]) * m
+
+
 def _trust(numerator: Tensor, denominator: Tensor, norms: tuple[Tensor, Tensor]) -> Tensor:
     """Their ratio, but 1 where either norm is 0."""
     positive = (norms[0] > 0) & (norms[1] > 0)
@@ -223,5 +241,5 @@ def lars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 RULES: dict[str, Rule] = {
     "SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Adagrad": adagrad, "Adadelta": adadelta,
     "Adamax": adamax, "NAdam": nadam, "RAdam": radam, "ASGD": asgd, "Rprop": rprop, "Lion": lion, "Adan": adan,
-    "AdEMAMix": ademamix, "LAMB": lamb, "LARS": lars,
+    "AdEMAMix": ademamix, "ADOPT": adopt, "LAMB": lamb, "LARS": lars,
 }  # fmt: skip

@@ -86,6 +86,17 @@ class AdEMAMix(Reference):
     }
 
 
+class ADOPT(Reference):
+    arguments: ClassVar = {
+        "lr": 1e-3,
+        "betas": (0.9, 0.9999),
+        "eps": 1e-6,
+        "clip_exp": 0.25,
+        "weight_decay": 0.0,
+        "decouple": False,
+    }
+
+
 class LAMB(Reference):
     arguments: ClassVar = {
         "lr": 1e-3,

@@ -28,7 +28,7 @@ class ConfigList(collections.abc.Sequence[Any]):
 
 
 SEQUENCES: list[tuple[str, str, list[float]]] = [
-    *[(name, "betas", [0.8, 0.95]) for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Lion", "LAMB")],
+    *[(name, "betas", [0.8, 0.95]) for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Lion", "LAMB", "ADOPT")],
     ("Adan", "betas", [0.9, 0.8, 0.95]),
     ("AdEMAMix", "betas", [0.9, 0.8, 0.95]),
     ("Rprop", "etas", [0.5, 1.2]),
@@ -68,6 +68,7 @@ FLAGS = [
     ("NAdam", "decoupled_weight_decay"),
     ("RAdam", "decoupled_weight_decay"),
     ("Adan", "no_prox"),
+    ("ADOPT", "decouple"),
     ("LAMB", "trust_clip"),
     ("Muon", "nesterov"),
     ("Adafactor", "maximize"),

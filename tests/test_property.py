@@ -39,6 +39,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "step_sizes": st.tuples(st.floats(1e-5, 1e-3), st.floats(0.02, 0.2)),
     "t_alpha": st.sampled_from([None, 0, 5]),
     "t_beta3": st.sampled_from([None, 0, 5]),
+    "clip_exp": st.sampled_from([None, 0.0, 0.25, 1.0]),
     "trust_coeff": st.sampled_from([0.001, 0.02]),
 }
 # They step by a sign, which a rounding can turn: in 16 bits two good runs come to differ by more than roundings.

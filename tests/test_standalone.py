@@ -37,6 +37,7 @@ one_per_optimizer = pytest.mark.parametrize("case", [c for c in ONE_PER_OPTIMIZE
 
 # The arguments of the references in their order, less those that clip all gradients, make other methods or choose an
 # implementation: google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars, bitsandbytes' AdEMAMix,
+# the authors' ADOPT with timm's exponent in the place of a function,
 SIGNATURES: dict[str, dict[str, Any]] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
     "Adan": {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.0, "no_prox": False},
@@ -48,6 +49,14 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "t_beta3": None,
         "eps": 1e-8,
         "weight_decay": 1e-2,
+    },
+    "ADOPT": {
+        "lr": 1e-3,
+        "betas": (0.9, 0.9999),
+        "eps": 1e-6,
+        "clip_exp": 0.25,
+        "weight_decay": 0.0,
+        "decouple": False,
     },
     "LAMB": {
         "lr": 1e-3,
@@ -104,8 +113,10 @@ BAD = [
     ({"weight_decay": -0.1}, ValueError, r"Invalid weight_decay value: -0\.1"),
     ({"momentum": -0.9}, ValueError, r"Invalid momentum value: -0\.9"),
     *[({name: -0.9}, ValueError, rf"Invalid {name} value: -0\.9") for name in ("alpha", "t_alpha", "t_beta3")],
+    *[({name: -0.9}, ValueError, rf"Invalid {name} value: -0\.9") for name in ("clip_exp",)],
     ({"alpha": None}, TypeError, "alpha is None; give a number"),
     ({"t_beta3": NAN}, ValueError, "Invalid t_beta3 value: nan"),
+    ({"clip_exp": "0.25"}, TypeError, "clip_exp is '0.25'; give a number"),
     ({"trust_coeff": -0.9}, ValueError, r"Invalid trust_coeff value: -0\.9"),
     ({"nesterov": True}, ValueError, "Nesterov momentum requires a momentum and zero dampening"),
     ({"nesterov": True, "momentum": 0.9, "dampening": 0.1}, ValueError, "Nesterov momentum requires a momentum"),
@@ -181,7 +192,7 @@ def test_checkpoint_round_trip(case: Case) -> None:
     assert_identical(snapshot(resumed), snapshot(whole))
 
 
-@pytest.mark.parametrize("case", [named(name) for name in ("lion", "lars", "lars-plain")], ids=str)
+@pytest.mark.parametrize("case", [named(name) for name in ("lion", "adopt", "lars", "lars-plain")], ids=str)
 def test_files_of_the_reference_implementation(case: Case) -> None:
     """They hold neither `maximize` nor `capturable`.
 
