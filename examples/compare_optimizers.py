@@ -46,6 +46,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Adafactor": {"lr": 0.02},
     "Adagrad": {"lr": 0.05},
     "Adam": {"lr": 0.01},
+    "AdamAtan2": {"lr": 0.01},
     "AdamW": {"lr": 0.01},
     "Adamax": {"lr": 0.02},
     "Adan": {"lr": 0.01},

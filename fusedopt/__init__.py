@@ -16,6 +16,7 @@ from .optimizers.adadelta import Adadelta
 from .optimizers.adafactor import Adafactor
 from .optimizers.adagrad import Adagrad
 from .optimizers.adam import Adam
+from .optimizers.adam_atan2 import AdamAtan2
 from .optimizers.adamax import Adamax
 from .optimizers.adamw import AdamW
 from .optimizers.adan import Adan
@@ -47,6 +48,7 @@ __all__ = [
     "Adafactor",
     "Adagrad",
     "Adam",
+    "AdamAtan2",
     "AdamW",
     "Adamax",
     "Adan",

@@ -186,6 +186,8 @@ CASES = [
     _case(
         "ADOPT", "decouple-maximize", lr=2e-3, eps=0.1, clip_exp=None, weight_decay=0.1, decouple=True, maximize=True
     ),
+    _case("AdamAtan2", lr=2e-3),
+    _case("AdamAtan2", "decay-maximize", lr=2e-3, betas=(0.6, 0.8), weight_decay=0.1, a=0.7, b=2.0, maximize=True),
     _case("LAMB", lr=2e-3),
     _case("LAMB", "plain", lr=2e-3, betas=(0.6, 0.8), eps=1e-4, weight_decay=0.0, bias_correction=False),
     _case("LAMB", "clip", lr=2e-3, weight_decay=0.1, grad_averaging=False, trust_clip=True),

@@ -207,6 +207,16 @@ def adopt(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     return decays - float(h["lr"]) * m
 
 
+def adam_atan2(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    lr, zero = float(h["lr"]), torch.zeros_like(p)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    m = s["exp_avg"] = s.get("exp_avg", zero).lerp(g, 1 - beta1)
+    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
+    angle = torch.atan2(m / (1 - beta1**step), h["b"] * (v / (1 - beta2**step)).sqrt())
+    return (1 - lr * h["weight_decay"]) * p - lr * h["a"] * angle
+
+
 def _trust(numerator: Tensor, denominator: Tensor, norms: tuple[Tensor, Tensor]) -> Tensor:
     """Their ratio, but 1 where either norm is 0."""
     positive = (norms[0] > 0) & (norms[1] > 0)
@@ -241,5 +251,5 @@ def lars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 RULES: dict[str, Rule] = {
     "SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Adagrad": adagrad, "Adadelta": adadelta,
     "Adamax": adamax, "NAdam": nadam, "RAdam": radam, "ASGD": asgd, "Rprop": rprop, "Lion": lion, "Adan": adan,
-    "AdEMAMix": ademamix, "ADOPT": adopt, "LAMB": lamb, "LARS": lars,
+    "AdEMAMix": ademamix, "ADOPT": adopt, "AdamAtan2": adam_atan2, "LAMB": lamb, "LARS": lars,
 }  # fmt: skip

@@ -97,6 +97,10 @@ class ADOPT(Reference):
     }
 
 
+class AdamAtan2(Reference):
+    arguments: ClassVar = {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "a": 1.27, "b": 1.0}
+
+
 class LAMB(Reference):
     arguments: ClassVar = {
         "lr": 1e-3,

@@ -40,6 +40,8 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "t_alpha": st.sampled_from([None, 0, 5]),
     "t_beta3": st.sampled_from([None, 0, 5]),
     "clip_exp": st.sampled_from([None, 0.0, 0.25, 1.0]),
+    "a": st.floats(0.5, 2),
+    "b": st.sampled_from([0.0, 0.5, 1.0]),
     "trust_coeff": st.sampled_from([0.001, 0.02]),
 }
 # They step by a sign, which a rounding can turn: in 16 bits two good runs come to differ by more than roundings.

@@ -38,6 +38,7 @@ one_per_optimizer = pytest.mark.parametrize("case", [c for c in ONE_PER_OPTIMIZE
 # The arguments of the references in their order, less those that clip all gradients, make other methods or choose an
 # implementation: google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars, bitsandbytes' AdEMAMix,
 # the authors' ADOPT with timm's exponent in the place of a function,
+# lucidrains' AdamAtan2.
 SIGNATURES: dict[str, dict[str, Any]] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
     "Adan": {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.0, "no_prox": False},
@@ -58,6 +59,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "weight_decay": 0.0,
         "decouple": False,
     },
+    "AdamAtan2": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "a": 1.27, "b": 1.0},
     "LAMB": {
         "lr": 1e-3,
         "bias_correction": True,
@@ -113,7 +115,7 @@ BAD = [
     ({"weight_decay": -0.1}, ValueError, r"Invalid weight_decay value: -0\.1"),
     ({"momentum": -0.9}, ValueError, r"Invalid momentum value: -0\.9"),
     *[({name: -0.9}, ValueError, rf"Invalid {name} value: -0\.9") for name in ("alpha", "t_alpha", "t_beta3")],
-    *[({name: -0.9}, ValueError, rf"Invalid {name} value: -0\.9") for name in ("clip_exp",)],
+    *[({name: -0.9}, ValueError, rf"Invalid {name} value: -0\.9") for name in ("clip_exp", "a", "b")],
     ({"alpha": None}, TypeError, "alpha is None; give a number"),
     ({"t_beta3": NAN}, ValueError, "Invalid t_beta3 value: nan"),
     ({"clip_exp": "0.25"}, TypeError, "clip_exp is '0.25'; give a number"),
@@ -196,7 +198,7 @@ def test_checkpoint_round_trip(case: Case) -> None:
 def test_files_of_the_reference_implementation(case: Case) -> None:
     """They hold neither `maximize` nor `capturable`.
 
-    Adan's and LAMB's count steps elsewhere, and AdEMAMix's have two states in one: they do not fit.
+    Adan's, LAMB's and AdamAtan2's count steps elsewhere, and AdEMAMix's have two states in one: they do not fit.
     """
     reference = case.torchs(make_params())
     train(reference)

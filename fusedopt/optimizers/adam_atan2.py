@@ -1,0 +1,96 @@
+"""Adam-atan2."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .._core.arguments import Options, check_number
+from .._core.precision import MasterWeights, Rounding, StateDtype
+from .._core.standalone import Standalone
+
+
+class AdamAtan2(Standalone):
+    r"""Adam-atan2, Adam with an arctangent in the place of the division and its eps, in one pass over memory.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \\
+        p \leftarrow (1 - \gamma \lambda) p - \gamma a \operatorname{atan2}\left(
+        \frac{m}{1 - \beta_1^t}, \, b \sqrt{\frac{v}{1 - \beta_2^t}} \right)
+
+    where :math:`\operatorname{atan2}(0, 0) = 0`. Gradients of any scale give the same steps, and no step is longer than
+    :math:`\gamma a \pi / 2`. The arctangent has the same bits on every instruction set and device.
+
+    Args:
+        params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16, float16 or complex.
+        lr: the learning rate :math:`\gamma \ge 0`, a number or a tensor of one element. Default: 1e-4.
+        betas: :math:`\beta_1, \beta_2 \in [0, 1)`. Default: (0.9, 0.99).
+        weight_decay: :math:`\lambda \ge 0`, decoupled. Default: 0.0.
+        a: the factor of the angle, :math:`\ge 0`; 1.27 makes as long a step as Adam's of :math:`m = \sqrt{v}`. Default:
+            1.27.
+        b: the factor of the root, :math:`\ge 0`. Default: 1.0.
+        maximize: ascend. Default: False.
+        capturable: let CUDA graphs capture the step; `step` is kept on the param's device then. Default: False.
+        foreach: accepted for torch's sake; changes nothing. Default: None.
+        fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
+            steps. Default: None.
+        max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
+            None.
+        ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
+        state_dtype: how states are stored: "float32", "bfloat16", "float16", "int8" or "int4" (blocks of 256 codes with
+            a float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by states' names. Default:
+            None.
+        master_weights: for params in 16 bits: keep a copy in "float32" to update, or as "remainder" only the low half
+            of it, beside bfloat16 params that are its upper half. Default: None.
+        rounding: of what has fewer bits than the arithmetic: to "nearest"; "stochastic", up or down by chance so that
+            the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
+            "nearest".
+        rounding_seed: where the draws of "stochastic" start. Default: 0.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+
+    Example:
+        >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = fusedopt.AdamAtan2([param], lr=0.5, b=0.0)
+        >>> param.grad = torch.tensor([4.0, -0.25])
+        >>> optimizer.step()
+        >>> [round(p, 4) for p in param.tolist()]
+        [0.0025, 2.9975]
+
+    Source: Everett et al. 2024, "Scaling Exponents Across Parameterizations and Optimizers"; arguments as in
+    lucidrains' adam-atan2-pytorch, less those that make other methods of it.
+    """
+
+    _rule = "adam_atan2"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        a: float = 1.27,
+        b: float = 1.0,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+    ) -> None:
+        given = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "a": a, "b": b}
+        flags = {"maximize": maximize, "capturable": capturable}
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        for name in ("a", "b"):
+            check_number(name, group[name], f"{name} value")
