@@ -1,4 +1,4 @@
-"""Types of the compiled module, csrc/host/module.cpp."""
+"""Types of the compiled module, csrc/host/."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -63,16 +63,6 @@ def lbfgs_move(
 ) -> None: ...
 def lbfgs_gather(params: list[torch.Tensor], out: torch.Tensor) -> None: ...
 
-class FactoredPlan:
-    skipped: bool | torch.Tensor
-    def step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        engine_only: bool = False,
-        divisor: float | torch.Tensor | None = None,
-    ) -> list[tuple[int, list[torch.Tensor]]] | None: ...
-    def refresh(self, optimizer: torch.optim.Optimizer) -> None: ...
-
 class Grads:
     leftover: list[torch.Tensor]
     wide: bool
@@ -84,6 +74,14 @@ class Grads:
     def measure_shards(self, norm_type: float) -> list[tuple[Any, tuple[bool, ...], torch.Tensor]]: ...
     def scale(self, coefficient: float | torch.Tensor) -> None: ...
 
+CODE_BLOCK: int
+LEAST_CODED: int
+
+def memory_order(tensor: torch.Tensor) -> tuple[int, ...]: ...
+def encode(value: torch.Tensor, code: str, model: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+def decode(
+    codes: torch.Tensor, scales: torch.Tensor, model: torch.Tensor, order: Sequence[int] | None = None
+) -> torch.Tensor: ...
 def clip(
     total: torch.Tensor, norm_type: float, scale: float | torch.Tensor | None, max_norm: float, wide: bool
 ) -> tuple[torch.Tensor, float | torch.Tensor, float | torch.Tensor]: ...

@@ -17,8 +17,7 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt import _toolchain
-from fusedopt._core import precision
+from fusedopt import _C, _toolchain
 from fusedopt._core.arguments import Options
 from fusedopt._core.optimizer import FusedStep
 from fusedopt.bench import baselines, cli, diff, oracle, report, runner, sweeps, training
@@ -110,12 +109,12 @@ CLAIMS = [
         PRECISION,
         f"0 to {MOST['uint8'] / 1e9:.1f}e9 units | {least('uint8')} | 0 to {MOST['uint4']} units | {least('uint4')} |",
     ),
-    (PRECISION, f"| 4, 2, 2, {1 + 4 / precision.CODE_BLOCK:.2f}, {0.5 + 4 / precision.CODE_BLOCK:.2f} a state |"),
-    (PRECISION, f"for each block of {precision.CODE_BLOCK} in the order of memory"),
-    (PRECISION, f"Tensors of fewer than {precision.LEAST_CODED:,} elements keep float32"),
+    (PRECISION, f"| 4, 2, 2, {1 + 4 / _C.CODE_BLOCK:.2f}, {0.5 + 4 / _C.CODE_BLOCK:.2f} a state |"),
+    (PRECISION, f"for each block of {_C.CODE_BLOCK} in the order of memory"),
+    (PRECISION, f"Tensors of fewer than {_C.LEAST_CODED:,} elements keep float32"),
     (
         PRECISION,
-        f"A block is {precision.CODE_BLOCK // 4} words of 32 bits, or {precision.CODE_BLOCK // 8} words of 4-bit",
+        f"A block is {_C.CODE_BLOCK // 4} words of 32 bits, or {_C.CODE_BLOCK // 8} words of 4-bit",
     ),
     (PRECISION, f"8-bit state ran at {EIGHT['value']} of the speed"),
     (PRECISION, f"float32 state ({EIGHT['low']} to {EIGHT['high']}), with 4-bit state at {FOUR['value']}"),
@@ -206,8 +205,8 @@ def test_a_code_is_off_by_no_more_than_is_said(code: str, share: str) -> None:
     generator = torch.Generator().manual_seed(1)
     value = torch.randn(64 * 256, generator=generator) * torch.exp2(3 * torch.randn(64 * 256, generator=generator))
     value = value.abs() if code.startswith("u") else value
-    codes, scales = precision.encode(value, code, value)
-    off = (precision.decode(codes, scales, value) - value).abs()
+    codes, scales = _C.encode(value, code, value)
+    off = (_C.decode(codes, scales, value) - value).abs()
     unit = scales.repeat_interleave(256)
     bound = {"sixteenth": 1 / 16, "quarter": 1 / 4}[share]
     assert bool((off <= bound * value.abs() + unit).all())

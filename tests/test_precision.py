@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import formula_of_codes as formula
 import pytest
 import torch
 from cases import ONE_PER_OPTIMIZER, Case, named
@@ -16,7 +17,7 @@ from torch.nn import Parameter
 
 import fusedopt
 from fusedopt import _C
-from fusedopt._core.precision import CODE_BLOCK, LEAST_CODED, decode, encode, exact_param
+from fusedopt._core.precision import exact_param
 
 HALVES = (torch.bfloat16, torch.float16)
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
@@ -174,29 +175,25 @@ MOST = {"int8": (127, 61439), "uint8": (255, 15 * 2**28), "int4": (7, 11), "uint
 codes_of_all_kinds = pytest.mark.parametrize("code", MOST)
 
 
-def bits_of(code: str) -> int:
-    return int(code.removeprefix("u").removeprefix("int"))
-
-
 @codes_of_all_kinds
 def test_codes_keep_relative_size(code: str) -> None:
     signed = not code.startswith("u")
     numbers = torch.logspace(-6, 0, 4096)
     numbers = numbers * torch.tensor([1.0, -1.0]).repeat(2048) if signed else numbers
     numbers = numbers[torch.randperm(4096, generator=torch.Generator().manual_seed(0))]
-    codes, scales = encode(numbers, code, numbers)
-    back = decode(codes, scales, numbers)
-    assert scales.numel() == 4096 // CODE_BLOCK
-    assert codes.numel() == 4096 * bits_of(code) // 8
-    unit = scales.repeat_interleave(CODE_BLOCK)
-    largest = numbers.abs().view(-1, CODE_BLOCK).amax(1)
-    assert torch.allclose(back.abs().view(-1, CODE_BLOCK).amax(1), largest, rtol=3e-7, atol=0)
-    near = (back - numbers).abs() <= (numbers.abs() + unit) * HALF_STEP[bits_of(code)]
+    codes, scales = _C.encode(numbers, code, numbers)
+    back = _C.decode(codes, scales, numbers)
+    assert scales.numel() == 4096 // _C.CODE_BLOCK
+    assert codes.numel() == 4096 * formula.bits_of(code) // 8
+    unit = scales.repeat_interleave(_C.CODE_BLOCK)
+    largest = numbers.abs().view(-1, _C.CODE_BLOCK).amax(1)
+    assert torch.allclose(back.abs().view(-1, _C.CODE_BLOCK).amax(1), largest, rtol=3e-7, atol=0)
+    near = (back - numbers).abs() <= (numbers.abs() + unit) * HALF_STEP[formula.bits_of(code)]
     # Of what would be nearest to 0, and is kept from it.
-    least = back.abs() <= unit * 2 * HALF_STEP[bits_of(code)]
+    least = back.abs() <= unit * 2 * HALF_STEP[formula.bits_of(code)]
     assert (near | (least & (numbers < back))).all() if not signed else near.all()
     assert signed or (back > 0).all()
-    again = encode(back, code, numbers)
+    again = _C.encode(back, code, numbers)
     assert torch.equal(again[0], codes)
     assert torch.equal(again[1], scales)
 
@@ -205,16 +202,16 @@ def test_codes_keep_relative_size(code: str) -> None:
 def test_every_code_comes_back(code: str) -> None:
     """Each magnitude, with either sign, beside the largest of its block."""
     most, units = MOST[code]
-    shift = 20 if bits_of(code) == 8 else 22
+    shift = 20 if formula.bits_of(code) == 8 else 22
     ladder = (0x3F800000 + (torch.arange(most + 1, dtype=torch.int32) << shift)).view(torch.float32) - 1
     assert ladder[-1] == units
     steps = torch.cat([ladder] if code.startswith("u") else [ladder, -ladder[1:]])
     for number in (1.0, 3e-30, 1.7, 6e33):
         block = steps / units * number
-        values = torch.cat([block, torch.zeros(-len(block) % CODE_BLOCK), block])
-        codes, scales = encode(values, code, values)
-        back = decode(codes, scales, values)
-        again = encode(back, code, values)
+        values = torch.cat([block, torch.zeros(-len(block) % _C.CODE_BLOCK), block])
+        codes, scales = _C.encode(values, code, values)
+        back = _C.decode(codes, scales, values)
+        again = _C.encode(back, code, values)
         assert torch.equal(again[0], codes)
         assert torch.equal(again[1], scales)
         # Where the unit is no denormal.
@@ -225,12 +222,12 @@ def test_every_code_comes_back(code: str) -> None:
 def test_a_word_holds_what_is_far_apart() -> None:
     """Place k of word w is element w + k * (words of a block)."""
     for code, words in (("uint8", 64), ("uint4", 32)):
-        for element in (0, 1, words - 1, words, 3 * words + 5, CODE_BLOCK - 1):
-            values = torch.zeros(2 * CODE_BLOCK)
-            values[CODE_BLOCK + element] = 1.0
-            codes, _ = encode(values, code, values)
+        for element in (0, 1, words - 1, words, 3 * words + 5, _C.CODE_BLOCK - 1):
+            values = torch.zeros(2 * _C.CODE_BLOCK)
+            values[_C.CODE_BLOCK + element] = 1.0
+            codes, _ = _C.encode(values, code, values)
             word, place = element % words, element // words
-            bits = bits_of(code)
+            bits = formula.bits_of(code)
             expected = torch.zeros(2, words, dtype=torch.int64)
             expected[1, word] = MOST[code][0] << (place * bits)
             assert codes.view(torch.uint32).to(torch.int64).equal(expected)
@@ -239,16 +236,16 @@ def test_a_word_holds_what_is_far_apart() -> None:
 @codes_of_all_kinds
 def test_blocks_of_any_size_have_a_scale(code: str) -> None:
     """All zeros, what underflows, a very large float, and what is not finite, each in a block of its own."""
-    blocks = torch.zeros(6, CODE_BLOCK)
+    blocks = torch.zeros(6, _C.CODE_BLOCK)
     blocks[1, 3], blocks[2, 0], blocks[3] = 1e-45, 2e-38, 3e38
     blocks[4, 7], blocks[5, 9] = torch.inf, torch.nan
-    codes, scales = encode(blocks, code, blocks)
-    back = decode(codes, scales, blocks)
+    codes, scales = _C.encode(blocks, code, blocks)
+    back = _C.decode(codes, scales, blocks)
     assert torch.equal(back[0], blocks[0])
     assert torch.equal(back[2:4] != 0, blocks[2:4] != 0)
     assert torch.allclose(back[2:4], blocks[2:4], rtol=1 / 4, atol=1e-39)
     assert back[4:].isnan().all()
-    again = encode(back[:4], code, blocks[:4])
+    again = _C.encode(back[:4], code, blocks[:4])
     assert torch.equal(again[0], codes[:4])
     assert torch.equal(again[1], scales[:4])
 
@@ -263,7 +260,7 @@ def test_the_engines_codes_of_what_is_not_finite(storage: str, number: float) ->
     give(param, grad)
     optimizer.step()
     state = optimizer.state[param]
-    codes, scales = encode(grad, storage, grad)
+    codes, scales = formula.encode(grad, storage, grad)
     assert same(state["momentum_buffer"], codes)
     assert torch.equal(state["momentum_buffer_scale"].isnan(), scales.isnan())
     assert scales.isnan().nonzero().flatten().tolist() == [1]
@@ -272,15 +269,15 @@ def test_the_engines_codes_of_what_is_not_finite(storage: str, number: float) ->
 @pytest.mark.parametrize(("storage", "value"), [("int8", 0.013), ("int4", 0.13)])
 def test_codes_drawn_by_chance_are_unbiased(storage: str, value: float) -> None:
     """Numbers between two codes, whose units another number sets, come out right in the mean."""
-    grad = torch.full((200 * CODE_BLOCK,), value)
-    grad[::CODE_BLOCK] = 1.0
+    grad = torch.full((200 * _C.CODE_BLOCK,), value)
+    grad[:: _C.CODE_BLOCK] = 1.0
     param = Parameter(torch.zeros_like(grad))
     optimizer = fusedopt.SGD([param], lr=1.0, momentum=0.9, state_dtype=storage, rounding="stochastic", rounding_seed=3)
     give(param, grad)
     optimizer.step()
     state = optimizer.state[param]
-    found = decode(state["momentum_buffer"], state["momentum_buffer_scale"], param)
-    assert torch.allclose(found[::CODE_BLOCK], grad[::CODE_BLOCK], rtol=3e-7)
+    found = _C.decode(state["momentum_buffer"], state["momentum_buffer_scale"], param)
+    assert torch.allclose(found[:: _C.CODE_BLOCK], grad[:: _C.CODE_BLOCK], rtol=3e-7)
     others = found[grad < 1].double()
     assert others.unique().numel() == 2
     assert abs(others.mean().item() - value) < 5 * others.std().item() / others.numel() ** 0.5
@@ -295,11 +292,13 @@ def test_averages_of_codes_decay(storage: str) -> None:
     give(param, torch.rand(8192, generator=generator) + 0.5)
     optimizer.step()
     state = optimizer.state[param]
-    first = decode(state["exp_avg_sq"], state["exp_avg_sq_scale"], param)
+    first = _C.decode(state["exp_avg_sq"], state["exp_avg_sq_scale"], param)
     for _ in range(500):
         give(param, torch.zeros(8192))
         optimizer.step()
-    assert torch.allclose(decode(state["exp_avg_sq"], state["exp_avg_sq_scale"], param), first * 0.999**500, rtol=1e-3)
+    assert torch.allclose(
+        _C.decode(state["exp_avg_sq"], state["exp_avg_sq_scale"], param), first * 0.999**500, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -317,15 +316,15 @@ def test_a_step_on_codes_is_decode_step_encode(case: Case, options: Options, dty
             assert same(p.detach(), q.detach())
             for name in wide:
                 value, state = plain.state[q].get(name), ours.state[p]
-                if p.numel() < LEAST_CODED:
+                if p.numel() < _C.LEAST_CODED:
                     assert value is None or state[name].dtype == torch.float32
                     assert name + "_scale" not in state
                     continue
                 unsigned = "" if state[name].dtype == torch.int8 else "u"
-                codes, scales = encode(value, unsigned + options.codes, q)
+                codes, scales = formula.encode(value, unsigned + options.codes, q)
                 assert same(state[name], codes)
                 assert same(state[name + "_scale"], scales)
-                plain.state[q][name] = decode(codes, scales, q)
+                plain.state[q][name] = formula.decode(codes, scales, q)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -7,6 +7,7 @@ namespace fusedopt {
 
 void bind_plan(py::module_& m);
 void bind_clipping(py::module_& m);
+void bind_codec(py::module_& m);
 void bind_lbfgs(py::module_& m);
 void bind_rules(py::module_& m);
 

@@ -1,4 +1,5 @@
 // What a plan does for the extras of its rows.
+#include "codec.h"
 #include "plan.h"
 
 namespace fusedopt {
@@ -85,12 +86,29 @@ bool Plan::codes_in_order(const Row& row, const Source& source, PyObject* order)
   const std::vector<int64_t> now = order_of(*exact);
   for (size_t d = 0; d < now.size(); ++d) {
     if (PyLong_AsLong(PyTuple_GET_ITEM(order, d)) == now[d]) continue;
-    const at::Tensor model(c10::intrusive_ptr<TensorImpl>::reclaim_copy(const_cast<TensorImpl*>(exact)));
-    options_of(source).reorder(borrow(slots_[source.slot].state),
-                               py::reinterpret_steal<py::object>(THPVariable_Wrap(model.detach())));
+    reorder_codes(row, source, py::handle(order).cast<std::vector<int64_t>>());
     return false;
   }
   return true;
+}
+
+void Plan::reorder_codes(const Row& row, const Source& source, const std::vector<int64_t>& before) const {
+  const auto tensor = [](const TensorImpl* impl) {
+    return at::Tensor(c10::intrusive_ptr<TensorImpl>::reclaim_copy(const_cast<TensorImpl*>(impl)));
+  };
+  const at::Tensor model = tensor(exact_param(source));
+  py::dict made;
+  for (int k = 0; k < rule_->states; ++k) {
+    if (!source.state[k] || !is_coded(row.state_dtype[k])) continue;
+    const at::Tensor value =
+        decode_state(tensor(source.state[k]), tensor(source.attached[kScaleTensor + k]), model, before);
+    const Coded coded = encode_state(value, row.state_dtype[k], model);
+    made[rule_->state_names[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(coded.codes));
+    made[(std::string(rule_->state_names[k]) + "_scale").c_str()] =
+        py::reinterpret_steal<py::object>(THPVariable_Wrap(coded.scales));
+  }
+  made["code_order"] = py::tuple(py::cast(order_of(*exact_param(source))));
+  if (PyDict_Update(slots_[source.slot].state, made.ptr()) != 0) throw py::error_already_set();
 }
 
 // Gives row `at` its extras, if it has any.

@@ -33,6 +33,7 @@ PYBIND11_MODULE(_C, m) {
   bind_plan(m);
   bind_lbfgs(m);
   bind_clipping(m);
+  bind_codec(m);
   bind_rules(m);
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");

@@ -32,8 +32,7 @@ struct Options {
   uint64_t seed = 0;
   // What new states of params in 16 bits are stored in, unless `state` says it.
   std::optional<at::ScalarType> of_bfloat16, of_float16;
-  py::object copies;   // of params, by param
-  py::object reorder;  // for states in codes whose param has come to lie otherwise
+  py::object copies;  // of params, by param
 
   struct Key {
     Ref name;
@@ -82,7 +81,6 @@ struct Options {
     }
     if (!any_coded) return;
     add("code_order", kOrder);
-    reorder = given["reorder"];
   }
 
   bool coded(int k) const { return state[k] && is_coded(*state[k]); }
@@ -116,6 +114,9 @@ struct Options {
     const at::ScalarType real = scalar_type(*state[k]);
     return is_complex(param) ? c10::toComplexType(real) : real;
   }
+
+  // What a storage is called in Python.
+  static Dtype storage(const std::string& name) { return named(kStorages, name); }
 
  private:
   template <class Value, size_t n>

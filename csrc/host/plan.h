@@ -186,6 +186,7 @@ class Plan {
   void attach(Source& source, int at, PyObject* value, const std::string& name) const;
   bool has_codes(const Row& row, const Source& source) const;
   bool codes_in_order(const Row& row, const Source& source, PyObject* order) const;
+  void reorder_codes(const Row& row, const Source& source, const std::vector<int64_t>& before) const;
   void outfit(size_t at);
   void make_attached(size_t i, py::dict& entry);
   TensorImpl* exact_param(const Source& source) const;

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .. import _C
 from .callers import warn
 
 StateDtype = str | torch.dtype | Mapping[str, str | torch.dtype] | None
@@ -20,7 +21,7 @@ Rounding = Literal["nearest", "stochastic", "kahan"]
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ROOT = "float16_root"
 _TENSORS = {**_FLOATS, _ROOT: torch.float16}
-_CODES = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}  # and their bits
+_CODES = ("int8", "uint8", "int4", "uint4")
 _BYTES = (torch.int8, torch.uint8)
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -30,10 +31,6 @@ _NEVER_NEGATIVE = ("magnitude", "total")
 
 # The key of the order in which a param's states in codes lie.
 _ORDER = "code_order"
-
-# As csrc/step.h and csrc/host/options.h have them.
-CODE_BLOCK = 256
-LEAST_CODED = 4096
 
 # master_weights and rounding by the key of the tensor that they keep.
 _PARTNERS = {"float32": "master", "remainder": "remainder"}
@@ -139,7 +136,6 @@ class Precision:
         """As csrc/host/options.h reads them."""
         given: dict[str, Any] = {
             "states": dict(self.states),
-            "reorder": reorder_codes,
             "new_states": self.new_states,
             "partner": self.partner,
             "copies": copies,
@@ -161,13 +157,13 @@ class Precision:
             # There is no complex bfloat16, and complex states have no codes.
             if value.is_complex() and _TENSORS.get(storage) != torch.float16:
                 continue
-            if storage in _CODES and param.numel() < LEAST_CODED:
+            if storage in _CODES and param.numel() < _C.LEAST_CODED:
                 state[name] = kept = value.float() if value.dtype in HALVES else value
             elif storage in _CODES:
                 model = self._ordered_as(state, param)
-                state[name], state[name + "_scale"] = encode(value, storage, model)
-                state[_ORDER] = tuple(_order(model))
-                kept = decode(state[name], state[name + "_scale"], model)
+                state[name], state[name + "_scale"] = _C.encode(value, storage, model)
+                state[_ORDER] = _C.memory_order(model)
+                kept = _C.decode(state[name], state[name + "_scale"], model)
             elif storage == _ROOT:
                 state[name] = to_root(value)
                 kept = from_root(state[name])
@@ -183,7 +179,7 @@ class Precision:
         made = {name: value for name, value in state.items() if name not in left_out}
         for name in coded:
             model = self._ordered_as(state, param)
-            made[name] = decode(state[name], state[name + "_scale"], model, state[_ORDER])
+            made[name] = _C.decode(state[name], state[name + "_scale"], model, state[_ORDER])
         for name in [name for name, storage in self.states.items() if storage == _ROOT and name in made]:
             if made[name].dtype in (torch.float16, torch.complex32):
                 made[name] = from_root(made[name])
@@ -236,7 +232,7 @@ def _storages(kinds: Mapping[str, str], state_dtype: StateDtype) -> dict[str, st
 
 def _storage(name: str, dtype: str | torch.dtype, kinds: Mapping[str, str]) -> str:
     text = _name(dtype)
-    if text not in {**_FLOATS, **_CODES}:
+    if text not in (*_FLOATS, *_CODES):
         raise ValueError(f"Invalid state_dtype: {dtype!r}; use one of {', '.join([*_FLOATS, *_CODES])}")
     never_negative = kinds[name] in _NEVER_NEGATIVE
     if text in _FLOATS:
@@ -247,7 +243,7 @@ def _storage(name: str, dtype: str | torch.dtype, kinds: Mapping[str, str]) -> s
         raise ValueError(
             f"Invalid state_dtype: {name!r} is no average that forgets, and in {text} it would stand still; {remedy}"
         )
-    return f"{'u' if never_negative else ''}int{_CODES[text]}"
+    return f"{'u' if never_negative else ''}{text.removeprefix('u')}"
 
 
 def exact_param(param: Tensor, partner: str, tensor: Tensor) -> Tensor:
@@ -280,16 +276,6 @@ def _partner_of(exact: Tensor, param: Tensor, partner: str) -> Tensor:
     return (exact.view(torch.int32) - value.view(torch.int32)).clamp(-(2**15), 2**15 - 1).to(torch.int16)
 
 
-# The codes of csrc/precision.h, in torch's operations, for checkpoints.
-
-_ONE = 0x3F800000
-
-
-def _order(tensor: Tensor) -> list[int]:
-    """The dimensions of a tensor by descending strides, those that have but one place last."""
-    return sorted(range(tensor.ndim), key=lambda d: -1 if tensor.shape[d] == 1 else tensor.stride(d), reverse=True)
-
-
 def _coded(state: Mapping[str, Any]) -> list[str]:
     return [name for name, value in state.items() if name + "_scale" in state and value.dtype in _BYTES]
 
@@ -306,70 +292,6 @@ def from_root(root: Tensor) -> Tensor:
     if root.is_complex():
         return torch.view_as_complex(from_root(torch.view_as_real(root)))
     return root.float().square()
-
-
-def reorder_codes(state: dict[str, Any], model: Tensor) -> None:
-    """Bring the states in codes of one param into the order that its memory, or its master's, has come to have."""
-    for name in _coded(state):
-        value = decode(state[name], state[name + "_scale"], model, state[_ORDER])
-        sign = "" if state[name].dtype == torch.int8 else "u"
-        code = f"{sign}int{8 * state[name].shape[1] // CODE_BLOCK}"
-        state[name], state[name + "_scale"] = encode(value, code, model)
-    state[_ORDER] = tuple(_order(model))
-
-
-def _shift(bits: int) -> int:
-    return 20 if bits == 8 else 22
-
-
-def _units_and_one(codes: Tensor, bits: int) -> Tensor:
-    return (_ONE + (codes << _shift(bits))).view(torch.float32)
-
-
-def encode(value: Tensor, code: str, model: Tensor) -> tuple[Tensor, Tensor]:
-    """The codes of a tensor, rounded to nearest, and their scales, for each 256 elements in the order of the model."""
-    bits, signed = _CODES[code], not code.startswith("u")
-    flat = value.detach().float().permute(_order(model)).reshape(-1)
-    blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % CODE_BLOCK)).view(-1, CODE_BLOCK)
-    magnitudes = blocks.abs()
-    largest = magnitudes.amax(1, keepdim=True)
-    finite = largest.isfinite()
-    top = _units_and_one(torch.tensor(2 ** (bits - signed) - 1, dtype=torch.int32, device=value.device), bits)
-    units = top - 1
-    scales = torch.where(finite, (largest / units * units / units).clamp(min=2.0**-126), torch.nan)
-    y = magnitudes * (1 / scales * (1 + 2.0**-20)) + 1
-    most = torch.where(finite, top, 1)
-    codes = torch.where(y < most, y, most).view(torch.int32) - _ONE + (1 << (_shift(bits) - 1))
-    if not signed:
-        codes = torch.maximum(codes, magnitudes.view(torch.int32).clamp(max=1 << _shift(bits)))
-    codes >>= _shift(bits)
-    if signed:
-        codes += (blocks.signbit() & finite).int() << (bits - 1)
-    # Place k of word w has element w + k * (words of a block); bytes are in the order of little endians.
-    places = codes.view(len(codes), 32 // bits, -1).mT
-    if bits == 4:
-        places = places[..., ::2] + (places[..., 1::2] << 4)
-    packed = places.reshape(len(codes), -1).to(torch.uint8)
-    return packed.view(torch.int8) if signed else packed, scales[:, 0]
-
-
-def decode(codes: Tensor, scales: Tensor, model: Tensor, order: tuple[int, ...] | None = None) -> Tensor:
-    """What codes and scales stand for, in float32, with the shape and strides of the model.
-
-    `order`: of the dimensions when the codes were made, if it is not the model's.
-    """
-    bits, signed = 8 * codes.shape[1] // CODE_BLOCK, codes.dtype == torch.int8
-    places = codes.view(torch.uint8).int().view(len(codes), -1, 4)
-    if bits == 4:
-        places = torch.stack([places & 15, places >> 4], -1).flatten(2)
-    blocks = places.mT.reshape(len(codes), CODE_BLOCK)
-    negative = blocks >> (bits - 1) if signed else torch.zeros_like(blocks)
-    magnitudes = _units_and_one(blocks - (negative << (bits - 1)), bits) - 1
-    numbers = torch.where(negative != 0, -magnitudes, magnitudes) * scales[:, None]
-    made = torch.empty_like(model, dtype=torch.float32)
-    dims = list(order) if order is not None else _order(model)
-    made.permute(dims).copy_(numbers.view(-1)[: made.numel()].view([made.shape[d] for d in dims]))
-    return made
 
 
 def warn_of_losses(losses: Iterable[str | None]) -> None:
