@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import GeneratorType, ModuleType
+from types import GeneratorType
 from typing import Any, cast
 
 import torch
@@ -94,7 +94,7 @@ def clip_grad_norm_(
     _refuse_released(listed)
     if grads.leftover:
         return torch.nn.utils.clip_grad_norm_(listed, max_norm, norm_type, error_if_nonfinite, foreach)
-    norm, coefficient, _ = _C.clip(_total(grads, norm_type, _C), norm_type, None, float(max_norm), grads.wide)
+    norm, coefficient, _ = _C.clip(_total(grads, norm_type), norm_type, None, float(max_norm), grads.wide)
     told = replicated(norm, listed) if grads.sharded else norm
     if grads.empty:
         return told
@@ -143,7 +143,7 @@ def local_grad_norm(parameters: Tensor | Iterable[Tensor], norm_type: float = 2.
     _refuse_released(listed)
     if listed and grads.empty and not grads.leftover:
         return torch.zeros((), dtype=torch.float64, device=listed[0].device)
-    return _total(grads, float(norm_type), _C, local=True)
+    return _total(grads, float(norm_type), local=True)
 
 
 def norm_from_local(total: Tensor, norm_type: float = 2.0) -> Tensor:
@@ -179,21 +179,19 @@ class Measurement:
     total: Tensor
 
 
-def measure(params: Sequence[Any], engine: ModuleType = _C, earlier: Measurement | None = None) -> Measurement:
+def measure(params: Sequence[Any], earlier: Measurement | None = None) -> Measurement:
     """The gradients of tensors or param groups; `earlier` serves if they are the same and unchanged."""
-    grads = engine.Grads(params)
+    grads = _C.Grads(params)
     if earlier is not None and grads.same_as(earlier.grads):
         return earlier
-    return Measurement(grads, _total(grads, 2.0, engine))
+    return Measurement(grads, _total(grads, 2.0))
 
 
-def clip(
-    measured: Measurement, scale: float | Tensor | None, max_norm: float, engine: ModuleType = _C
-) -> tuple[Tensor, float | Tensor]:
+def clip(measured: Measurement, scale: float | Tensor | None, max_norm: float) -> tuple[Tensor, float | Tensor]:
     """The norm of gradients that are to be divided by `scale`, and what to divide them by for it to be `max_norm`."""
     grads, total = measured.grads, measured.total
     if not grads.leftover:
-        norm, _, divisor = engine.clip(total, 2.0, scale, max_norm, grads.wide)
+        norm, _, divisor = _C.clip(total, 2.0, scale, max_norm, grads.wide)
         return norm, divisor
     # What a dispatch mode or a subclass wants to see are operations of torch.
     wide = grads.wide or any(grad.dtype in (torch.float64, torch.complex128) for grad in grads.leftover)
@@ -202,25 +200,25 @@ def clip(
     return norm, by / torch.clamp(max_norm / (norm + 1e-6), max=1.0).double()
 
 
-def _total(grads: _C.Grads, norm_type: float, engine: ModuleType, local: bool = False) -> Tensor:
+def _total(grads: _C.Grads, norm_type: float, local: bool = False) -> Tensor:
     total: Tensor = grads.measure(norm_type)
     if not (grads.leftover or grads.sharded):
         return total
     with torch.no_grad():
         shares = grads.measure_shards(norm_type)
         parts = [part for _, _, part in shares] if local else list(reduced(shares, norm_type))
-        parts += [_total_of_one(grad, norm_type, engine, local) for grad in grads.leftover]
+        parts += [_total_of_one(grad, norm_type, local) for grad in grads.leftover]
         for part in parts:
             total = together(total, part.to(total.device), norm_type)
     return total
 
 
-def _total_of_one(grad: Tensor, norm_type: float, engine: ModuleType, local: bool) -> Tensor:
+def _total_of_one(grad: Tensor, norm_type: float, local: bool) -> Tensor:
     """Of a gradient that the engines do not take as it is."""
     if grad.layout == torch.sparse_coo:
-        return _total(engine.Grads([grad.coalesce().values()], values=True), norm_type, engine, local)
+        return _total(_C.Grads([grad.coalesce().values()], values=True), norm_type, local)
     if local and is_sharded(grad):
-        return _total(engine.Grads([cast(Any, grad).to_local()], values=True), norm_type, engine, local)
+        return _total(_C.Grads([cast(Any, grad).to_local()], values=True), norm_type, local)
     norm: Any = torch.linalg.vector_norm(grad, norm_type)
     norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).double()
     # A subclass need not have memory that a kernel can read. What a dispatch mode makes cannot be read at all.

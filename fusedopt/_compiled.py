@@ -113,7 +113,7 @@ class _Build:
         self.csrc = _sources()
         self.compiler = _toolchain.compiler()
         self.isas = _C.built_isas()
-        self.cuda = _toolchain.Cuda() if _C.cuda_built() and _C.cuda_built_for() != "emulated" else None
+        self.cuda = _toolchain.Cuda() if _C.cuda_built() else None
         self.nvcc_flags: list[str] = []
         if self.cuda is not None and self.cuda.nvcc:
             self.nvcc_flags, _ = self.cuda.codes(self._architectures(self.cuda))
@@ -131,7 +131,7 @@ class _Build:
         flags = _toolchain.cpp_command(Path())
         for part in (self.text, self.label, self.name, *self.isas, self._version(), *flags, *self.nvcc_flags):
             digest.update(part.encode() + b"\0")
-        for path in sorted(p for p in self.csrc.rglob("*") if p.is_file() and "bindings" not in p.parts[-2:]):
+        for path in sorted(p for p in self.csrc.rglob("*") if p.is_file() and p.parent.name != "host"):
             digest.update(path.read_bytes() + b"\0")
         return digest.hexdigest()[:16]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import swap
 import torch
 from cases import Case
 from runs import give
@@ -109,6 +110,10 @@ class Backend:
         base = memory(tensor).to(self.device, copy=True)
         return base.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
+    def at_work(self) -> AbstractContextManager[None]:
+        """What the package does meanwhile, this engine does for it."""
+        return nullcontext()
+
     def adopt(self, optimizer: Any) -> Any:
         """The optimizer, which this engine steps from now on."""
         return optimizer
@@ -172,10 +177,11 @@ class Emulated(Backend):
         super().numbers_on_device(there)
         self.control.numbers_on_device(there)
 
+    def at_work(self) -> AbstractContextManager[None]:
+        return swap.at_work(self.engine)
+
     def adopt(self, optimizer: Any) -> Any:
-        optimizer._plan = optimizer._make_plan(self.engine)
-        optimizer._engine = self.engine
-        return optimizer
+        return swap.adopt(optimizer, self.engine)
 
     @contextmanager
     def stream(self, number: int) -> Iterator[None]:

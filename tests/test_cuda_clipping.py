@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -31,21 +31,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fusedopt
-from fusedopt import _clipping as clipping
 
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
-
-
-@contextmanager
-def engine_of(backend: Backend | None) -> Iterator[None]:
-    """On the emulator, CPU tensors are measured by its engine meanwhile."""
-    before = clipping._C
-    if isinstance(backend, Emulated):
-        clipping._C = backend.engine
-    try:
-        yield
-    finally:
-        clipping._C = before
 
 
 def params_with(grads: list[Tensor], backend: Backend | None, copy: bool = True) -> list[Parameter]:
@@ -63,7 +50,7 @@ def results(
 ) -> list[Any]:
     """The total, the norm and the clipped gradients."""
     params = params_with(grads, backend, copy)
-    with engine_of(backend):
+    with backend.at_work() if backend else nullcontext():
         total = fusedopt.local_grad_norm(params, order)
         norm = fusedopt.clip_grad_norm_(params, max_norm, order)
     if backend:
@@ -130,7 +117,7 @@ def test_not_finite(backend: Backend, value: float) -> None:
 
 def test_clipping_waits_for_nothing(backend: Backend) -> None:
     params = params_with([torch.randn(3000), torch.randn(5)], backend)
-    with engine_of(backend):
+    with backend.at_work() if backend else nullcontext():
         fusedopt.clip_grad_norm_(params, 0.5)
         # chunks, their sums, the coefficient, the gradients
         assert backend.launches(lambda: fusedopt.clip_grad_norm_(params, 0.5)) == 4
@@ -141,7 +128,7 @@ def test_clipping_waits_for_nothing(backend: Backend) -> None:
 def test_gradients_that_are_short_enough_keep_their_bits(backend: Backend) -> None:
     grads = [torch.tensor([1e-45, -0.0, 3.0])]
     params = params_with(grads, backend)
-    with engine_of(backend):
+    with backend.at_work() if backend else nullcontext():
         fusedopt.clip_grad_norm_(params, 6.0)
     assert params[0].grad is not None
     assert_same_memory(params[0].grad, grads[0])
@@ -150,7 +137,7 @@ def test_gradients_that_are_short_enough_keep_their_bits(backend: Backend) -> No
 def test_what_failed_earlier_is_told(emulated: Emulated) -> None:
     params = params_with([torch.ones(5)], emulated)
     emulated.control.inject_error(700)
-    with engine_of(emulated), pytest.raises(RuntimeError, match="an earlier CUDA kernel or call failed"):
+    with emulated.at_work(), pytest.raises(RuntimeError, match="an earlier CUDA kernel or call failed"):
         fusedopt.clip_grad_norm_(params, 1.0)
     assert params[0].grad is not None
     assert_same_memory(params[0].grad, torch.ones(5))

@@ -20,7 +20,7 @@ from backends import (
     trained_twins,
 )
 from cases import ONE_PER_OPTIMIZER, Case
-from test_cuda_lbfgs import FIXED, WOLFE, Quadratic, engine_of, random
+from test_cuda_lbfgs import FIXED, WOLFE, Quadratic, random
 
 import fusedopt
 
@@ -94,7 +94,7 @@ def test_every_call_of_a_step(emulated: Emulated, case: Case, steps: int, there:
 def test_every_call_of_lbfgs(emulated: Emulated, arguments: dict[str, Any]) -> None:
     problem = Quadratic(random((50,), (7, 3), dtype=torch.float32), emulated)
     optimizer = fusedopt.LBFGS(problem.params, max_iter=2, history_size=3, **arguments)
-    with engine_of(emulated):
+    with emulated.at_work():
         told = []
         for said in failures(emulated, lambda: optimizer.step(problem.closure)):
             told.append(bool(said))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,25 +13,11 @@ from support import assert_identical
 from torch import Tensor
 
 import fusedopt
-from fusedopt.optimizers import _lbfgs_search as lbfgs_search
-from fusedopt.optimizers import lbfgs
 
 FIXED: dict[str, Any] = {"lr": 0.1}
 WOLFE: dict[str, Any] = {"line_search_fn": "strong_wolfe"}
 KINDS = [pytest.param(FIXED, id="fixed"), pytest.param(WOLFE, id="strong_wolfe")]
 DTYPES = [torch.float32, torch.float64]
-
-
-@contextmanager
-def engine_of(backend: Backend | None) -> Iterator[None]:
-    """On the emulator, CPU tensors are swept by its engine meanwhile."""
-    before = lbfgs._C
-    if isinstance(backend, Emulated):
-        lbfgs._C = lbfgs_search._C = backend.engine
-    try:
-        yield
-    finally:
-        lbfgs._C = lbfgs_search._C = before
 
 
 class Quadratic:
@@ -63,7 +48,7 @@ def random(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
 def course(tensors: list[Tensor], backend: Backend | None, steps: int = 3, without: int = -1, **arguments: Any) -> Any:
     problem = Quadratic(tensors, backend, without)
     optimizer = fusedopt.LBFGS(problem.params, **{"max_iter": 3, "history_size": 4, **arguments})
-    with engine_of(backend):
+    with backend.at_work() if backend else nullcontext():
         for _ in range(steps):
             optimizer.step(problem.closure)
     state = {**optimizer.state[problem.params[0]]}
@@ -131,7 +116,7 @@ def test_launches(backend: Backend) -> None:
     found. A check of the gradient is part of the first."""
     problem = Quadratic(random((5000,), (30,), dtype=torch.float32), backend)
     optimizer = fusedopt.LBFGS(problem.params, max_iter=1, **FIXED)
-    with engine_of(backend):
+    with backend.at_work() if backend else nullcontext():
         for _ in range(3):
             optimizer.step(problem.closure)
         assert backend.launches(lambda: optimizer.step(problem.closure)) == 5
@@ -141,5 +126,5 @@ def test_a_failed_launch_is_an_error(emulated: Emulated) -> None:
     problem = Quadratic(random((50,), dtype=torch.float32), emulated)
     optimizer = fusedopt.LBFGS(problem.params, **FIXED)
     emulated.control.inject_error(701)
-    with engine_of(emulated), pytest.raises(RuntimeError, match="this step wrote nothing"):
+    with emulated.at_work(), pytest.raises(RuntimeError, match="this step wrote nothing"):
         optimizer.step(problem.closure)

@@ -10,10 +10,6 @@
 #include <mutex>
 #include <stdexcept>
 
-#ifndef FUSEDOPT_CUDA_ARCHITECTURES
-#define FUSEDOPT_CUDA_ARCHITECTURES "emulated"
-#endif
-
 namespace fusedopt::cuda {
 namespace {
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch.optim.optimizer import Optimizer
 
-from .. import _C
 from .. import _clipping as clipping
 
 
@@ -25,8 +23,6 @@ def check_max_grad_norm(value: float | None) -> float | None:
 class ClippedStep(Optimizer):
     """An optimizer that can hold the norm of all gradients together to a maximum while it steps."""
 
-    # Whose sweeps measure the gradients: those of the plan.
-    _engine: ModuleType = _C
     _max_grad_norm: float | None = None
     # What a GradScaler has read for the step that it is about to make.
     _measured: clipping.Measurement | None = None
@@ -63,7 +59,7 @@ class ClippedStep(Optimizer):
         """What `max_grad_norm` needs to know of the gradients; None without it."""
         if self._max_grad_norm is None:
             return None
-        return clipping.measure(self.param_groups, self._engine, self._measured)
+        return clipping.measure(self.param_groups, self._measured)
 
     def _clip(self) -> tuple[torch.Tensor | None, float | torch.Tensor | None]:
         """The gradients' norm, and what to divide them by in place of `grad_scale`; None without `max_grad_norm`."""
@@ -71,7 +67,7 @@ class ClippedStep(Optimizer):
         if measured is None:
             return None, None
         self._measured = None
-        return clipping.clip(measured, self.__dict__.get("grad_scale"), cast(float, self._max_grad_norm), self._engine)
+        return clipping.clip(measured, self.__dict__.get("grad_scale"), cast(float, self._max_grad_norm))
 
     def _refuse_tracing(self) -> None:
         if self._max_grad_norm is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -236,7 +235,7 @@ class FusedStep(KeptState):
         self._skipped = found_inf is not None and float(found_inf) != 0
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
 
-    def _make_plan(self, engine: ModuleType = _C) -> _C.Plan:
+    def _make_plan(self) -> _C.Plan:
         # A wrapper need not have run a constructor.
         own = of_class(cast(Any, type(self)))
         refused = {name for name in Options._fields if name not in {*own, *getattr(self, "defaults", ())}}
@@ -246,7 +245,7 @@ class FusedStep(KeptState):
         options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
         if products := self._products():
             options["products"] = products._asdict()
-        plan: _C.Plan = engine.Plan(self._rule, self._rule_defaults, self._device_counters, options)
+        plan = _C.Plan(self._rule, self._rule_defaults, self._device_counters, options)
         plan.draws = self._draws
         return plan
 

@@ -1,0 +1,42 @@
+"""The emulated engine in the place of `fusedopt._C`, for as long as something is done with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+from fusedopt import _C
+
+
+@contextmanager
+def at_work(engine: ModuleType) -> Iterator[None]:
+    """All modules of the package that have imported `_C` see `engine` meanwhile."""
+    users = [m for name, m in sys.modules.items() if name.startswith("fusedopt") and vars(m).get("_C") is _C]
+    for module in users:
+        module._C = engine  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module in users:
+            module._C = _C  # type: ignore[attr-defined]
+
+
+def adopt(optimizer: Any, engine: ModuleType) -> Any:
+    """The optimizer, which `engine` steps and measures from now on."""
+
+    def working(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with at_work(engine):
+                return method(*args, **kwargs)
+
+        return call
+
+    for name in ("_make_plan", "_measure", "_clip"):
+        setattr(optimizer, name, working(getattr(optimizer, name)))
+    optimizer._plan = optimizer._make_plan()
+    return optimizer
