@@ -112,14 +112,12 @@ class GradientRelease:
         self._lock = threading.Lock()
         self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before_step)]
         # So that a GradScaler shows itself by what it hands to `step`, which is too late for it.
-        optimizer._scale_givers += 1
+        optimizer._count_scale_givers(1)
         sizes = [len(group["params"]) for group in optimizer.param_groups]
         for param, place in places.items():
             plan = optimizer._make_plan()
-            if isinstance(plan, _C.Plan):
-                # Draws are by the place among all params, as in a step of all of them.
-                plan.first_slot = sum(sizes[: place[0]]) + place[1]
-                plan.draws = optimizer._draws_so_far()
+            # Draws are by the place among all params, as in a step of all of them.
+            plan.first_slot = sum(sizes[: place[0]]) + place[1]
             self._handles.append(param.register_post_accumulate_grad_hook(_ParamStep(self, plan, place)))
         clipping.releases.add(self)
 
@@ -155,7 +153,7 @@ class GradientRelease:
         """
         optimizer = self._optimizer()
         if self._handles and optimizer is not None:
-            optimizer._scale_givers -= 1
+            optimizer._count_scale_givers(-1)
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -247,7 +245,7 @@ class _ParamStep:
         if "param_names" in group:
             group["param_names"] = [group["param_names"][index]]
         self.param_groups = [group]
-        self._ema_decay = optimizer._ema_decay
+        self.ema_decay = optimizer.ema_decay
         found = optimizer.state.get(param)
         self.state = {} if found is None else {param: found}
         try:
@@ -255,8 +253,7 @@ class _ParamStep:
                 self._step_whole(optimizer, group)
             elif found is None and param in self.state:
                 optimizer.state[param] = self.state[param]
-            if isinstance(self.plan, _C.Plan):
-                optimizer._count_draws(self.plan.draws)
+            optimizer._count_draws(self.plan.draws)
         except Exception as error:
             # The plan saw one group of one param.
             if error.args and isinstance(error.args[0], str):

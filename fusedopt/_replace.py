@@ -53,5 +53,5 @@ def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     new = ours.__new__(ours)
     new.__setstate__({"defaults": optimizer.defaults, "state": optimizer.state, "param_groups": optimizer.param_groups})
     if isinstance(new, FusedStep):
-        new._fused_given = getattr(optimizer, "_step_supports_amp_scaling", False)
+        new._step_supports_amp_scaling = getattr(optimizer, "_step_supports_amp_scaling", False)
     return new

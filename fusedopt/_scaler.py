@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -61,14 +61,14 @@ class GradScaler(torch.amp.GradScaler):
                 return super().step(optimizer, *args, **kwargs)
             finally:
                 if isinstance(optimizer, FusedStep):
-                    optimizer._measured = None
+                    optimizer._keep_measured(None)
 
     def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
         measured = optimizer._measure() if isinstance(optimizer, FusedStep) else None
         # Squares of float64 may overflow where the gradients do not.
         if measured is None or measured.grads.empty or measured.grads.wide or measured.grads.leftover:
             return super()._check_inf_per_device(optimizer)
-        optimizer._measured = measured  # type: ignore[attr-defined]
+        cast(FusedStep, optimizer)._keep_measured(measured)
         found = {measured.total.device: torch.isfinite(measured.total).logical_not().float()}
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = found
         return found

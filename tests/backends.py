@@ -148,19 +148,6 @@ def _emulator(watched: bool = False) -> tuple[Any, Any]:
     return build(watched)
 
 
-class EmulatedGraph:
-    """Replays what a capture has recorded; what it holds is given back with this."""
-
-    def __init__(self, control: Any, number: int) -> None:
-        self.control, self.number = control, number
-
-    def __call__(self, stream: int = 0) -> None:
-        self.control.replay(self.number, stream)
-
-    def __del__(self) -> None:
-        self.control.destroy_graph(self.number)
-
-
 class Emulated(Backend):
     """CPU tensors stepped by the CUDA engine as tests/cuda_emulator runs it."""
 
@@ -200,7 +187,7 @@ class Emulated(Backend):
             finally:
                 graph = self.control.end_capture(stream)
         assert graph >= 0, "something has invalidated the capture"
-        return EmulatedGraph(self.control, graph)
+        return swap.EmulatedGraph(self.control, graph)
 
     def launches(self, fn: Callable[[], Any]) -> int:
         before = self.control.launches()

@@ -331,8 +331,8 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
     read_counts(source);
   }
   if (has_options_) {
-    const PyObject* decay = attribute("_ema_decay");
-    set_draws(decay ? to_number(const_cast<PyObject*>(decay), "ema_decay").value : 0);
+    const Ref decay = member("ema_decay");
+    set_draws(decay.is_none() ? 0 : to_number(decay.ptr(), "ema_decay").value);
   }
   run();
   if (count_ > 0) ++draws_;

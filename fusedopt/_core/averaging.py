@@ -19,6 +19,15 @@ class AveragedStep(Optimizer):
     # Whether params are their average at the moment.
     _averaged = False
 
+    def _average_with(self, ema_decay: float | None) -> None:
+        """Keep an average from now on, or none: a constructor's choice."""
+        check_ema_decay(ema_decay)
+        self._ema_decay = ema_decay
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return state if self._ema_decay is None else {**state, "_ema_decay": self._ema_decay}
+
     def _averages(self) -> bool:
         """Whether there is an average of any param."""
         return self._ema_decay is not None

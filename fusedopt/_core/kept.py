@@ -1,22 +1,30 @@
-"""What an optimizer keeps beside the groups and states of torch's: averages, copies, exact params; its checkpoints."""
+"""What an optimizer has beside the groups and states of torch's: its options and what they keep, and its plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from functools import cache, partial
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-from torch.optim.optimizer import Optimizer
 
 from .. import _C
-from .arguments import NO_OPTIONS, Options
+from .arguments import NO_OPTIONS, Options, own_parameters
 from .averaging import AveragedStep
-from .group_options import OF_GROUPS, keep_options, of_class, precision_of, refuse_options
-from .max_grad_norm import ClippedStep, check_max_grad_norm
-from .origin import refuse_foreign
-from .precision import HALVES, PARTNERS, Precision, check_ema_decay, warn_of_losses
+from .group_options import OF_GROUPS, of_class, precision_of, resolve
+from .max_grad_norm import ClippedStep
+from .precision import HALVES, Precision
 from .scaling import ScaledStep
 from .shards import close_state, open_state
+
+
+class Products(NamedTuple):
+    """What stands between a class's rule and another, `rule`, which applies it: products of matrices."""
+
+    rule: str
+    # (group, matrices as one tensor [n, rows, columns] that it may use up) -> (products, factor of the learning rate)
+    multiply: Callable[[dict[str, Any], torch.Tensor], tuple[torch.Tensor, float]]
+    most_bytes: int  # of the matrices that go through it together
 
 
 def _fixed(name: str, read: Callable[[Precision], Any], doc: str) -> property:
@@ -34,11 +42,16 @@ def _fixed(name: str, read: Callable[[Precision], Any], doc: str) -> property:
 class KeptState(AveragedStep, ClippedStep, ScaledStep):
     """The part of a fused optimizer that its options of precision.py are about."""
 
+    _rule: ClassVar[str]
+    # Values of hyper-parameters that some torch versions do not keep in their groups.
+    _rule_defaults: ClassVar[dict[str, float]] = {}
+    # Hyper-parameters that may be None, which the rule has as -1.
+    _optional: ClassVar[frozenset[str]] = frozenset()
+    # Whether torch keeps the counters of its class on the param's device, capturable or not.
+    _device_counters: ClassVar[bool] = False
+
     # Made by the first step. Not part of __getstate__, so a copied optimizer makes its own.
     _plan: _C.Plan | None = None
-    # The state dict being loaded, while it is.
-    _loading: Mapping[str, Any] | None = None
-
     # What the constructor was given, and what follows from it for groups that have no options of their own.
     _given = NO_OPTIONS
     _precision = Precision()
@@ -48,10 +61,24 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
     _draws = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in _OWN_STATE if getattr(self, name) != getattr(KeptState, name)}
+        own = {name: getattr(self, name) for name in _TAKEN_ALONG if getattr(self, name) != getattr(KeptState, name)}
         if self._draws_at_all():
             own["_draws"] = self._draws_so_far()
         return {**super().__getstate__(), **own}
+
+    def _take_options(self, given: Options) -> None:
+        """Note what the constructor was given, before torch's sees params."""
+        self._given = given
+        self.max_grad_norm = given.max_grad_norm
+        self._precision = precision_of(_C.states(self._rule), given, {})
+        self._average_with(given.ema_decay)
+
+    def _check_options(self) -> None:
+        """Refuse options that the params cannot have, and bring what torch's constructor has made to its storages."""
+        own = [group for group in self.param_groups if self._precision_of(group) is not self._precision]
+        rest = [group for group in self.param_groups if not any(group is other for other in own)]
+        self._precision.check_params(p for group in rest for p in group["params"])
+        self._pack_states(self.param_groups)
 
     state_dtype = _fixed(
         "state_dtype",
@@ -133,7 +160,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
     def _precision_of(self, group: Mapping[str, Any]) -> Precision:
         if not any(name in group for name in OF_GROUPS):
             return self._precision
-        return precision_of(_C.states(cast(Any, self)._rule), self._given, group)
+        return precision_of(_C.states(self._rule), self._given, group)
 
     def _precisions(self) -> dict[int, Precision]:
         """That of every param, by its id."""
@@ -155,13 +182,60 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         # The plan counts them where it draws. One that never does need not be able to.
         return self._draws if self._plan is None or not self._draws_at_all() else self._plan.draws
 
+    def _draw_from(self, draws: int) -> None:
+        """Go on as after so many steps that have rounded by chance."""
+        self._draws = draws
+        if self._plan is not None and self._draws_at_all():
+            self._plan.draws = draws
+
     def _count_draws(self, draws: int) -> None:
         """Take note of steps that another plan has made."""
-        if not self._draws_at_all():
-            return
-        self._draws = max(self._draws_so_far(), draws)
+        if self._draws_at_all():
+            self._draw_from(max(self._draws_so_far(), draws))
+
+    def _planned(self) -> _C.Plan:
+        """The plan, which the first step makes."""
+        if self._plan is None:
+            self._plan = self._make_plan()
+        return self._plan
+
+    def _make_plan(self) -> _C.Plan:
+        # A wrapper need not have run a constructor.
+        cls = cast(Any, type(self))
+        own = of_class(cls)
+        refused = {name for name in Options._fields if name not in {*own, *getattr(self, "defaults", ())}}
+        options = {**self._precision.for_plan(self._copies), "flags": _flags(cls), "refused": refused}
+        options |= {"options": own, "seed": self._given.rounding_seed, "optional": self._optional}
+        kinds = _C.states(self._rule)
+        options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
+        if products := self._products():
+            options["products"] = products._asdict()
+        plan = _C.Plan(self._rule, self._rule_defaults, self._device_counters, options)
+        plan.draws = self._draws_so_far()
+        return plan
+
+    def _products(self) -> Products | None:
+        return None
+
+    def refresh_hyperparameters(self) -> None:
+        """Send the numbers in `param_groups` to the steps that CUDA graphs have captured.
+
+        A replay reads learning rates and their like from device memory that the optimizer owns. After a scheduler or an
+        assignment changed them, call this before the replay; no new capture is needed. A learning rate given as a
+        CUDA tensor needs no call: it is read where it is. Like every operation the sending takes its place on the
+        current stream: where replays are on another, have the two wait for each other (`stream.wait_stream`).
+
+        Raises:
+            RuntimeError: groups were added or removed, or options that are no numbers (amsgrad, momentum from or to 0)
+                were changed, since a capture.
+
+        Example:
+            >>> optimizer = fusedopt.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+            >>> optimizer.param_groups[0]["lr"] = 0.05
+            >>> optimizer.refresh_hyperparameters()  # and then graph.replay()
+        """
         if self._plan is not None:
-            self._plan.draws = self._draws
+            self._plan.refresh(self)
 
     def _pack_states(self, groups: Iterable[dict[str, Any]]) -> list[str]:
         """Bring states that torch has made to their storages; say what that rounds."""
@@ -183,140 +257,12 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         text = super().__repr__()
         return f"{text.removesuffix(')')}Options\n{''.join(lines)})" if lines else text
 
-    def state_dict(self) -> dict[str, Any]:
-        """The checkpoint, which torch.optim's class of this name loads as well.
 
-        States in codes are in it as float32, from which loading makes the same codes again. What other options keep is
-        under further keys, which torch leaves alone: `master`, `remainder`, `compensation` and `ema` in a param's
-        state; `max_grad_norm`, `ema_decay` and `rounding_draws` at the top.
-        """
-        if not (self._numbers() or any(self._precision_of(group).states for group in self.param_groups)):
-            return super().state_dict()
-        # Before any post-hook sees the dict.
-        handle = self.register_state_dict_post_hook(_unpack, prepend=True)
-        try:
-            return super().state_dict()
-        finally:
-            handle.remove()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of this class or of torch.optim's.
-
-        As torch's, but state of a 16-bit param stays in the type that it was saved in: rounding float32 away would cost
-        what it was kept for, and the other 16-bit type has another range.
-        What was saved under other options is converted; a warning says what that loses, if anything. Load the model
-        first: some options complete its params. As a learning rate is the file's afterwards, so are `max_grad_norm`
-        and, of an optimizer that averages, `ema_decay`, if the file has them.
-
-        Args:
-            state_dict: what `state_dict()` of either returned.
-
-        Raises:
-            RuntimeError: called inside `ema_parameters()`.
-            ValueError: the file has another number of groups or params, is of another optimizer by its keys, has a
-                setting that makes another rule or an option in a group, states of a tensor class of their own, or a
-                number that is out of range. Nothing has been changed then.
-        """
-        self._refuse_while_averaged("load_state_dict() was called")
-        # The last pre-hook sees the dict as all others left it.
-        handle = self.register_load_state_dict_pre_hook(_remember)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-            self._loading = None
-
-    def _numbers(self) -> dict[str, Any]:
-        """What a checkpoint has at the top beside groups and state: numbers that go on, as far as there are any."""
-        kept = {"max_grad_norm": self._max_grad_norm, "ema_decay": self._ema_decay}
-        kept["rounding_draws"] = self._draws_so_far() if self._draws_at_all() else None
-        return {name: value for name, value in kept.items() if value is not None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        loading = self._loading
-        own = (state if "defaults" in state else vars(self))["defaults"]
-        refuse_options(state["param_groups"], {*own, *of_class(cast(Any, type(self)))})
-        if loading is not None:
-            refuse_foreign(self, state["param_groups"], state["state"])
-            max_grad_norm = check_max_grad_norm(loading.get("max_grad_norm", self._max_grad_norm))
-            check_ema_decay(loading.get("ema_decay"))
-            for mine, group in zip(self.param_groups, state["param_groups"], strict=True):
-                keep_options(mine, group)
-                self._check_storages(group)
-        before = self.__dict__.copy()
-        try:
-            super().__setstate__(state)
-            if loading is not None:
-                self._convert_loaded(loading)
-        except Exception:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
-        if loading is None:
-            return
-        self._max_grad_norm = max_grad_norm
-        if self._ema_decay is not None:
-            self._ema_decay = loading.get("ema_decay", self._ema_decay)
-        self._draws = int(loading.get("rounding_draws", 0))
-        if self._plan is not None and self._draws_at_all():
-            self._plan.draws = self._draws
-
-    def _convert_loaded(self, loading: Mapping[str, Any]) -> None:
-        """Bring what torch has loaded to this optimizer's options, from what torch was given."""
-        params = [p for group in self.param_groups for p in group["params"]]
-        precisions = self._precisions()
-        saved = [index for group in loading["param_groups"] for index in group["params"]]
-        counters = _C.counters(cast(Any, self)._rule)
-        losses: list[str | None] = []
-        for index, param in zip(saved, params, strict=True):
-            for key, value in loading["state"].get(index, {}).items():
-                if key == "step" or not isinstance(value, torch.Tensor):
-                    continue
-                half = param.dtype in HALVES
-                # A file that torch wrote after it had loaded one may have what it does not know rounded, and counters.
-                if half and value.dtype != _EXACT.get(key, value.dtype):
-                    del self.state[param][key]
-                    losses.append(f"torch has rounded '{key}', which starts anew from the param")
-                elif key == "remainder" and value.dtype == torch.int16:
-                    self.state[param][key] = value.to(param.device, copy=True)
-                elif (half or key == "ema") and value.dtype in (torch.float32, *HALVES):
-                    dtype = torch.float32 if key in counters else value.dtype
-                    self.state[param][key] = value.to(param.device, dtype)
-            its = self.state.get(param, {})
-            # A user may have keys of these names, too.
-            ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}
-            if ours & set(PARTNERS) and param.dtype in HALVES:
-                here, local = open_state(its, param)
-                losses.append(precisions[id(param)].match_partner(here, local))
-                here = close_state(here, its, param)
-                if here is not its:
-                    its.clear()
-                    its.update(here)
-            if "ema" in ours and not precisions[id(param)].average:
-                losses.append("'ema' is kept as it is, since nothing averages any more")
-        losses += self._pack_states(self.param_groups)
-        warn_of_losses(losses)
+@cache
+def _flags(cls: Any) -> set[str]:
+    """The arguments that say yes or no: None, as configurations have it, is a no."""
+    return {p.name for p in own_parameters(cls) if isinstance(p.default, bool)}
 
 
-def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    ours = cast(KeptState, optimizer)
-    saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-    params = [param for group in ours.param_groups for param in group["params"]]
-    precisions = ours._precisions()
-    state = dict(state_dict["state"])
-    for index, param in zip(saved, params, strict=True):
-        if isinstance(state.get(index), dict):
-            here, local = open_state(state[index], param)
-            state[index] = close_state(precisions[id(param)].unpack(here, local), state[index], param)
-    return {**state_dict, "state": state, **ours._numbers()}
-
-
-def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    cast(KeptState, optimizer)._loading = state_dict
-
-
-# What holds bits of a param in 16 bits that it lacks, by key: in any other type it has lost them.
-_EXACT = {"master": torch.float32, "remainder": torch.int16}
-
-# What a copy takes along beside what torch's classes keep.
-_OWN_STATE = ("_ema_decay", "_given", "_precision", "_copies", "_draws", "_fused_given")
+# What a copy takes along, if it is not as it is by default; of draws, see __getstate__.
+_TAKEN_ALONG = ("_given", "_precision", "_copies", "_draws")

@@ -61,6 +61,10 @@ class ClippedStep(Optimizer):
             return None
         return clipping.measure(self.param_groups, self._measured)
 
+    def _keep_measured(self, measured: clipping.Measurement | None) -> None:
+        """What the next step need not sum anew, if nobody writes to the gradients before."""
+        self._measured = measured
+
     def _clip(self) -> tuple[torch.Tensor | None, float | torch.Tensor | None]:
         """The gradients' norm, and what to divide them by in place of `grad_scale`; None without `max_grad_norm`."""
         measured = self._measure()

@@ -4,50 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch.optim import optimizer as _torch_optimizer
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .. import _C
-from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, own_parameters, refuse_nan
+from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, refuse_nan
 from .callers import label_of, warn_of_unserved
-from .group_options import of_class, precision_of, refuse_options, resolve
-from .kept import KeptState
+from .checkpoints import Checkpointed
+from .group_options import of_class, refuse_options
 from .shards import grads_placed_as_params
 from .unread import FLAGS, Reads, Unread, unread_by
 from .wrapped import plain_dispatch, refuse_wrapped
 
-
-class Products(NamedTuple):
-    """What stands between a class's rule and another, `rule`, which applies it: products of matrices."""
-
-    rule: str
-    # (group, matrices as one tensor [n, rows, columns] that it may use up) -> (products, factor of the learning rate)
-    multiply: Callable[[dict[str, Any], torch.Tensor], tuple[torch.Tensor, float]]
-    most_bytes: int  # of the matrices that go through it together
-
-
 Leftover = list[tuple[int, list[torch.Tensor]]]
 
 
-class FusedStep(KeptState):
+class FusedStep(Checkpointed):
     """A torch.optim class, named after this one in a subclass's bases, whose `step` is one pass over memory.
 
     Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors
     on the CPU and on CUDA devices have engines. What none takes (sparse gradients, subclasses that dispatch, other
     devices) and whole calls that must be traced or differentiated go through torch's own step.
     """
-
-    _rule: ClassVar[str]
-    # Values of hyper-parameters that some torch versions do not keep in their groups.
-    _rule_defaults: ClassVar[dict[str, float]] = {}
-    # Hyper-parameters that may be None, which the rule has as -1.
-    _optional: ClassVar[frozenset[str]] = frozenset()
-    # Whether torch keeps the counters of its class on the param's device, capturable or not.
-    _device_counters: ClassVar[bool] = False
 
     # What a step that no plan makes reads of its groups, as unread.py has it; a plan's rule says it itself.
     _reads: ClassVar[Reads] = {}
@@ -66,18 +47,12 @@ class FusedStep(KeptState):
         options: Options = NO_OPTIONS,
     ) -> None:
         """What the constructors of all classes come to; `given` is torch's arguments besides `foreach` and `fused`."""
-        self._fused_given = bool(fused)
-        self._given = options
-        self.max_grad_norm = options.max_grad_norm
-        self._precision = precision_of(_C.states(self._rule), options, {})
-        self._ema_decay = options.ema_decay
+        self._step_supports_amp_scaling = bool(fused)
+        self._take_options(options)
         super().__init__(params, **self._torch_arguments({**given, "foreach": foreach, "fused": fused}))
         check_fused(fused, foreach, given.get("differentiable"))
         refuse_nan(self.defaults)
-        own = [group for group in self.param_groups if self._precision_of(group) is not self._precision]
-        rest = [group for group in self.param_groups if not any(group is other for other in own)]
-        self._precision.check_params(p for group in rest for p in group["params"])
-        self._pack_states(self.param_groups)
+        self._check_options()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -97,8 +72,7 @@ class FusedStep(KeptState):
         With `fused=True` or `fusedopt.GradScaler`, that is; else torch's GradScaler does not call what it skips. On a
         GPU it stays there, and reading it is up to the caller: nothing here waits for the device.
         """
-        by_plan = self._plan is not None and self._known_to_torch_alone() is None
-        skipped = cast(_C.Plan, self._plan).skipped if by_plan else self._skipped
+        skipped = self._skipped if self._known_to_torch_alone() else self._planned().skipped
         return skipped != 0 if isinstance(skipped, torch.Tensor) else torch.tensor(skipped)
 
     def step(self, closure: Callable[[], Any] | None = None, *, zero_grad: bool = False) -> Any:
@@ -158,9 +132,7 @@ class FusedStep(KeptState):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plan = self._plan
-        if plan is None:
-            plan = self._plan = self._make_plan()
+        plan = self._planned()
         norm, divisor = self._clip()
         # Of a step that a GPU alone knows to be skipped the engine would leave the gradients.
         in_pass = zero_grad and "found_inf" not in self.__dict__
@@ -235,30 +207,13 @@ class FusedStep(KeptState):
         self._skipped = found_inf is not None and float(found_inf) != 0
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
 
-    def _make_plan(self) -> _C.Plan:
-        # A wrapper need not have run a constructor.
-        own = of_class(cast(Any, type(self)))
-        refused = {name for name in Options._fields if name not in {*own, *getattr(self, "defaults", ())}}
-        options = {**self._precision.for_plan(self._copies), "flags": _flags(cast(Any, type(self))), "refused": refused}
-        options |= {"options": own, "seed": self._given.rounding_seed, "optional": self._optional}
-        kinds = _C.states(self._rule)
-        options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
-        if products := self._products():
-            options["products"] = products._asdict()
-        plan = _C.Plan(self._rule, self._rule_defaults, self._device_counters, options)
-        plan.draws = self._draws
-        return plan
-
-    def _products(self) -> Products | None:
-        return None
-
     def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's own step, without the hooks torch may have wrapped around it."""
         return unhooked(super().step, self)(closure)
 
     def _refuse_shards(self, leftover: Leftover) -> None:
         """Raise RuntimeError for DTensors that neither a plan nor torch's own step can take."""
-        plan = self._make_plan() if self._plan is None else self._plan
+        plan = self._planned()
         for index, params in leftover:
             group = self.param_groups[index]
             for p in params:
@@ -325,26 +280,6 @@ class FusedStep(KeptState):
                     p.grad = grad
             self.__dict__.update(scaler)
 
-    def refresh_hyperparameters(self) -> None:
-        """Send the numbers in `param_groups` to the steps that CUDA graphs have captured.
-
-        A replay reads learning rates and their like from device memory that the optimizer owns. After a scheduler or an
-        assignment changed them, call this before the replay; no new capture is needed. A learning rate given as a
-        CUDA tensor needs no call: it is read where it is. Like every operation the sending takes its place on the
-        current stream: where replays are on another, have the two wait for each other (`stream.wait_stream`).
-
-        Raises:
-            RuntimeError: groups were added or removed, or options that are no numbers (amsgrad, momentum from or to 0)
-                were changed, since a capture.
-
-        Example:
-            >>> optimizer = fusedopt.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
-            >>> optimizer.param_groups[0]["lr"] = 0.05
-            >>> optimizer.refresh_hyperparameters()  # and then graph.replay()
-        """
-        if self._plan is not None:
-            self._plan.refresh(self)
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of params with hyper-parameters of its own; what it leaves out comes from `defaults`.
 
@@ -371,12 +306,6 @@ class FusedStep(KeptState):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_with_torch(type(self), FusedStep, group)
-
-
-@cache
-def _flags(cls: Any) -> set[str]:
-    """The arguments that say yes or no: None, as configurations have it, is a no."""
-    return {p.name for p in own_parameters(cls) if isinstance(p.default, bool)}
 
 
 def unhooked(step: Any, optimizer: Optimizer) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
@@ -30,10 +31,17 @@ class ScaledStep(Optimizer):
         # torch's constructors assign it.
         self._fused_given = value
 
+    def _count_scale_givers(self, more: int) -> None:
+        self._scale_givers += more
+
     @contextmanager
     def _giving_scale(self) -> Iterator[None]:
-        self._scale_givers += 1
+        self._count_scale_givers(1)
         try:
             yield
         finally:
-            self._scale_givers -= 1
+            self._count_scale_givers(-1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_fused_given": True} if self._fused_given else state

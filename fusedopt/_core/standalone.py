@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch.optim.optimizer import ParamsT
@@ -55,7 +55,7 @@ class Standalone(FusedStep):
         self._refuse_shards(leftover)
         groups = [{**self.param_groups[index], "params": params} for index, params in leftover]
         with self._only(groups), self._plain_grads(groups, divisor), self._float_counters(groups):
-            refused = cast(_C.Plan, self._plan).step(self)
+            refused = self._planned().step(self)
         if refused:
             raise RuntimeError(self._refusal(groups[refused[0][0]], [p for _, params in refused for p in params]))
 

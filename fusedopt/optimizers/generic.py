@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from .._core.arguments import check_common
 from .._core.averaging import AveragedStep
 from .._core.max_grad_norm import ClippedStep
-from .._core.precision import HALVES, check_ema_decay, exact_param
+from .._core.precision import HALVES, exact_param
 from .._core.scaling import ScaledStep
 from .weight_decay import WeightDecay
 
@@ -90,9 +90,8 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
     ) -> None:
         if master_weights not in (None, "float32"):
             raise ValueError(f"Invalid master_weights: {master_weights!r}; use None or 'float32'")
-        check_ema_decay(ema_decay)
+        self._average_with(ema_decay)
         self.max_grad_norm = max_grad_norm
-        self._ema_decay = ema_decay
         self._master = master_weights is not None
         defaults = dict(defaults)
         if weight_decay is not None:
@@ -268,10 +267,10 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
         self._step_real(group, p, param, given, scale)
         if param is state.get("master"):
             p.copy_(param)
-        if self._ema_decay is not None:
+        if self.ema_decay is not None:
             wide = _real(param).float() if p.dtype in HALVES else _real(param)
             if "ema" in state:
-                _real(state["ema"]).lerp_(wide, 1 - self._ema_decay)
+                _real(state["ema"]).lerp_(wide, 1 - self.ema_decay)
             else:
                 state["ema"] = _stored(wide.clone(), p)
 
@@ -315,7 +314,7 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
             self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_decay": self._decay, "_master": self._master, "_ema_decay": self._ema_decay}
+        own = {"_decay": self._decay, "_master": self._master}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from torch.optim.optimizer import ParamsT
 
 from .. import _C
 from .._core.arguments import Options
-from .._core.optimizer import FusedStep, Products
+from .._core.kept import Products
+from .._core.optimizer import FusedStep
 from .._core.precision import MasterWeights, Rounding, StateDtype
 
 # Matrices of one shape go through the products together, as many as fit into this.

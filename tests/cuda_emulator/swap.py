@@ -40,3 +40,16 @@ def adopt(optimizer: Any, engine: ModuleType) -> Any:
         setattr(optimizer, name, working(getattr(optimizer, name)))
     optimizer._plan = optimizer._make_plan()
     return optimizer
+
+
+class EmulatedGraph:
+    """Replays what a capture has recorded; what it holds is given back with this."""
+
+    def __init__(self, control: Any, number: int) -> None:
+        self.control, self.number = control, number
+
+    def __call__(self, stream: int = 0) -> None:
+        self.control.replay(self.number, stream)
+
+    def __del__(self) -> None:
+        self.control.destroy_graph(self.number)
