@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import fusedopt
-from fusedopt.bench.baselines import OURS, Baseline, Ours
+from fusedopt.bench.baselines import BASELINES, CONTROL, OURS, Baseline, Ours
 from fusedopt.bench.contest import Contest
 
 # The package's own class, as the rival of one compiled from a rule.
@@ -40,5 +40,9 @@ class CompiledContest(Contest):
     def name(self) -> str:
         return f"{super().name}-compiled"
 
-    def baseline(self, name: str) -> Baseline:
-        return Ours(BUILT_IN) if name == BUILT_IN else FromRule(OURS)
+
+def baselines_of(contest: Contest) -> Mapping[str, Baseline]:
+    """Who takes part in a contest, by name."""
+    if not isinstance(contest, CompiledContest):
+        return BASELINES
+    return {OURS: FromRule(OURS), CONTROL: FromRule(CONTROL), BUILT_IN: Ours(BUILT_IN)}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from judging import verdict
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -24,7 +25,7 @@ from torch.nn import Parameter
 
 import fusedopt
 from fusedopt.bench.machine import machine
-from fusedopt.bench.method import Contestant, Effort, compare, interleave, summarise, verdict, warm_up
+from fusedopt.bench.method import Contestant, Effort, compare, interleave, summarise, warm_up
 from fusedopt.bench.suites import SUITES, Suite
 
 OURS, CONTROL, RIVAL = "fusedopt", "fusedopt again", "torch"

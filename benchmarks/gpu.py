@@ -39,11 +39,13 @@ from gpu_table import (
     TRIALS,
     Trial,
 )
+from judging import Pretend, check_agreement
 from rich.console import Console
 
 from fusedopt.bench.baselines import CONTROL, FUSED, OURS, absent
-from fusedopt.bench.clock import COLD, DEVICE, Clock, Cuda, Pretend
-from fusedopt.bench.contest import Contest, check_agreement, enter
+from fusedopt.bench.clock import COLD, DEVICE, Clock, Cuda
+from fusedopt.bench.contest import Contest
+from fusedopt.bench.entrants import enter
 from fusedopt.bench.machine import machine, stamp_of
 from fusedopt.bench.method import Contestant, Effort, Rounds, interleave, summarise, warm_up
 from fusedopt.bench.report import Report, record

@@ -18,12 +18,13 @@ from gpu_table import (
     TIME,
     Goal,
 )
+from judging import geometric_mean, goal_of, verdict
 from report import STYLES
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fusedopt.bench.baselines import CONTROL, OURS
-from fusedopt.bench.method import Ratio, Rounds, Summary, compare, geometric_mean, scaled, summarise, verdict
+from fusedopt.bench.method import Ratio, Rounds, Summary, compare, scaled, summarise
 from fusedopt.bench.report import REPORTED, Finding, milliseconds
 from fusedopt.bench.streaming import COPY
 
@@ -173,7 +174,7 @@ def make_gpu_table(findings: Sequence[Finding]) -> Table:
             percent(finding.of_streaming),
             f"{short(finding.measured.value)}{finding.unit}",
             span(finding.measured),
-            finding.goal,
+            goal_of(finding),
             "" if finding.control is None else f"{finding.control.value:.3f}",
             f"[{STYLES[finding.verdict]}]{finding.verdict}",
         )

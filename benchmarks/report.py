@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from judging import best_of, goal_of, verdict
 from rich.table import Table
 from table import MEMORY, MEMORY_ALLOWANCE, TRAINING, Question, Temporaries
 
 from fusedopt.bench.baselines import CONTROL, OURS
-from fusedopt.bench.method import Ratio, Rounds, best_of, compare, verdict
+from fusedopt.bench.method import Ratio, Rounds, compare
 from fusedopt.bench.report import Finding, milliseconds
 from fusedopt.bench.training import kept_ratio
 
@@ -99,7 +100,7 @@ def make_table(findings: Sequence[Finding]) -> Table:
             "" if finding.ours_ms is None else f"{finding.ours_ms:.3f}",
             f"{finding.measured.value:.2f}{finding.unit}",
             finding.interval,
-            finding.goal,
+            goal_of(finding),
             "" if finding.control is None else f"{finding.control.value:.2f}",
             f"[{STYLES[finding.verdict]}]{finding.verdict}",
         )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import memory
+from compiled import baselines_of
+from judging import check_agreement
 from report import contest_finding, in_loop_finding, make_table, memory_finding, temporaries_finding
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -20,7 +22,8 @@ from table import CONTESTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, TEMPORARIES
 import fusedopt
 from fusedopt.bench import training
 from fusedopt.bench.baselines import FUSED
-from fusedopt.bench.contest import Contest, check_agreement, enter
+from fusedopt.bench.contest import Contest
+from fusedopt.bench.entrants import enter
 from fusedopt.bench.machine import machine, stamp_of
 from fusedopt.bench.method import Effort, interleave, warm_up
 from fusedopt.bench.report import Report, record
@@ -32,7 +35,7 @@ Tick = Callable[[], object]
 
 def run_contest(contest: Contest, effort: Effort, report: Report, tick: Tick) -> None:
     try:
-        entrants, contestants = enter(contest)
+        entrants, contestants = enter(contest, baselines=baselines_of(contest))
     except RuntimeError as error:  # such as a missing compiler
         report.failures.append(f"{contest.name}: not measured: {error}")
         return

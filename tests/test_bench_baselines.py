@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from judging import Pretend
 from support import params_of
 
 import fusedopt
@@ -25,8 +26,9 @@ from fusedopt.bench.baselines import (
     Call,
     Foreign,
 )
-from fusedopt.bench.clock import Cpu, Pretend
-from fusedopt.bench.contest import Contest, Entrant, Stage, enter
+from fusedopt.bench.clock import Cpu
+from fusedopt.bench.contest import Contest
+from fusedopt.bench.entrants import Entrant, Stage, enter
 from fusedopt.bench.kernel import KERNEL, OneTensor
 from fusedopt.bench.method import warm_up
 from fusedopt.bench.placement import LAYOUTS, place

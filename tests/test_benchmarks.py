@@ -12,13 +12,15 @@ pytest.importorskip("rich")
 
 import compiled
 import figures
+import judging
 import memory
 import report
 import run
 import table
 
-from fusedopt.bench import contest, method, streaming, suites
+from fusedopt.bench import method, streaming, suites
 from fusedopt.bench.baselines import CONTROL, OURS
+from fusedopt.bench.entrants import GradientPool, RowPool, enter
 from fusedopt.bench.report import SCHEMA, Report
 
 TINY = "8x256-adamw"
@@ -61,18 +63,18 @@ def test_unpaired_samples_raise() -> None:
     ],
 )
 def test_verdicts(ratio: method.Ratio, at_most: bool, expected: str) -> None:
-    assert method.verdict(ratio, 2.0, at_most) == expected
+    assert judging.verdict(ratio, 2.0, at_most) == expected
 
 
 @pytest.mark.parametrize(("control", "expected"), [(0.7, "noisy"), (0.9, "met"), (1.2, "met"), (1.3, "noisy")])
 def test_a_measurement_that_differs_from_itself_proves_nothing(control: float, expected: str) -> None:
     aa = method.Ratio(control, control, control)
-    assert method.verdict(method.Ratio(9.0, 8.0, 10.0), 2.0, control=aa) == expected
+    assert judging.verdict(method.Ratio(9.0, 8.0, 10.0), 2.0, control=aa) == expected
 
 
 def test_best_is_the_lowest_median() -> None:
     rounds = {"a": [1, 9, 9], "b": [5, 5, 50], "c": [6, 6, 6]}
-    assert method.best_of(rounds, ["a", "b", "c"]) == "b"
+    assert judging.best_of(rounds, ["a", "b", "c"]) == "b"
 
 
 def contestants(log: list[str], names: str) -> list[method.Contestant]:
@@ -120,7 +122,7 @@ def test_equal_names_raise() -> None:
 
 
 def test_gradients_are_new_each_turn_and_equal_for_all() -> None:
-    pool = contest.GradientPool([3, 4], torch.float32, torch.Generator().manual_seed(0))
+    pool = GradientPool([3, 4], torch.float32, torch.Generator().manual_seed(0))
     first, again, second = pool.draw(0), pool.draw(0), pool.draw(1)
     assert [g.numel() for g in first] == [3, 4]
     for a, b, c in zip(first, again, second, strict=True):
@@ -132,7 +134,7 @@ def test_gradients_are_new_each_turn_and_equal_for_all() -> None:
 @pytest.mark.parametrize("coalesced", [True, False])
 def test_sparse_gradients_are_new_rows_each_turn_and_equal_for_all(coalesced: bool) -> None:
     suite = suites.Suite("tables", ((50, 3), (20, 2)), 2, 190, rows=8, coalesced=coalesced)
-    pool = contest.RowPool(suite, torch.float32, torch.Generator().manual_seed(0))
+    pool = RowPool(suite, torch.float32, torch.Generator().manual_seed(0))
     for first, again, next_ in zip(pool.draw(1), pool.draw(1), pool.draw(2), strict=True):
         assert first.is_coalesced() == coalesced
         rows = first._indices()[0].tolist()
@@ -158,7 +160,7 @@ def test_gradients_of_an_embedding_are_uncoalesced() -> None:
 
 def test_compiled_contest_has_a_compiled_and_a_built_in_class() -> None:
     asked = table.CONTESTS["1000x256-adamw-compiled"]
-    entrants, _ = contest.enter(replace(asked, suite=asked.suite.cut()))
+    entrants, _ = enter(replace(asked, suite=asked.suite.cut()), baselines=compiled.baselines_of(asked))
     types = {name: type(entrant.optimizer).__name__ for name, entrant in entrants.items()}
     assert types == {OURS: "CompiledAdamW", compiled.BUILT_IN: "AdamW", CONTROL: "CompiledAdamW"}
 
@@ -171,7 +173,7 @@ def test_every_row_runs_and_stays_finite(name: str) -> None:
     found = Report({})
     with run.threads(1):  # which torch would wake for every one of thousands of steps
         run.run_contest(tiny, replace(effort, rounds=2, repeat=1), found, method.nothing)
-        entrants, contestants = contest.enter(tiny)
+        entrants, contestants = enter(tiny, baselines=compiled.baselines_of(tiny))
         method.warm_up(contestants, effort.warmup + effort.rounds * effort.repeat)
     assert not found.failures
     assert [f.measurement for f in found.findings] == [
@@ -193,22 +195,22 @@ def test_what_cannot_be_compiled_is_reported(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("name", ["8x256-adamw", "1000x256-sgd", "1000x256-rmsprop", "480groups-adamw"])
 def test_contestants_agree(name: str) -> None:
-    entrants, entered = contest.enter(table.CONTESTS[name])
+    entrants, entered = enter(table.CONTESTS[name])
     method.warm_up(entered, 2)
-    contest.check_agreement(entrants)
+    judging.check_agreement(entrants)
 
 
 def test_disagreement_is_noticed() -> None:
-    entrants, entered = contest.enter(table.CONTESTS[TINY])
+    entrants, entered = enter(table.CONTESTS[TINY])
     method.warm_up(entered, 1)
     with torch.no_grad():
         entrants["torch fused"].params[3][7] += 1e-3
     with pytest.raises(AssertionError, match="torch fused and fusedopt differ in tensor 3"):
-        contest.check_agreement(entrants)
+        judging.check_agreement(entrants)
 
 
 def test_every_group_has_its_own_tensor() -> None:
-    entrants, _ = contest.enter(table.CONTESTS["480groups-adamw"])
+    entrants, _ = enter(table.CONTESTS["480groups-adamw"])
     for entrant in entrants.values():
         assert [len(group["params"]) for group in entrant.optimizer.param_groups] == [1] * 480
 

@@ -13,19 +13,21 @@ pytest.importorskip("rich")
 import gpu_launches
 import gpu_report
 import gpu_table
+import judging
 from gpu_table import SHARE, TIME, Goal
 
 from fusedopt.bench import baselines, contest, method, suites, traffic
 from fusedopt.bench import clock as clocks
 from fusedopt.bench.baselines import CONTROL, FUSED, OURS
 from fusedopt.bench.clock import COLD, DEVICE, HOST, MODES, WALL
+from fusedopt.bench.entrants import enter
 from fusedopt.bench.streaming import COPY
 
 
 def test_misaligned_suite_defeats_vectors_of_four() -> None:
     suite = suites.SUITES["64x1Mi-misaligned"]
     assert {size % 4 for size in suite.sizes} == {1, 2, 3}
-    entrants, _ = contest.enter(replace(gpu_table.MISALIGNED, suite=replace(suite.cut(), offset=1)))
+    entrants, _ = enter(replace(gpu_table.MISALIGNED, suite=replace(suite.cut(), offset=1)))
     for param in entrants[OURS].params:
         entrants[OURS].prepare()
         assert param.is_leaf
@@ -51,30 +53,30 @@ def test_traffic_of_a_parameter(
 ) -> None:
     # A param of one element has as many as its step counter, which is no traffic.
     suite = suites.Suite("small", ((5, 3), ()), 2, 16)
-    entrants, contestants = contest.enter(contest.Contest(suite, optimizer, (), arguments, dtype, False, state))
+    entrants, contestants = enter(contest.Contest(suite, optimizer, (), arguments, dtype, False, state))
     method.warm_up(contestants, 3)
     assert traffic.traffic(entrants[OURS].optimizer) == 16 * expected
-    contest.check_agreement(entrants)
+    judging.check_agreement(entrants)
 
 
 def test_disagreement_of_a_few_is_allowed_only_if_asked_for() -> None:
-    entrants, contestants = contest.enter(replace(gpu_table.ALIGNED, suite=suites.SUITES["8x256"]))
+    entrants, contestants = enter(replace(gpu_table.ALIGNED, suite=suites.SUITES["8x256"]))
     method.warm_up(contestants, 2)
     with torch.no_grad():
         entrants[CONTROL].params[2][:2] += 1
-    contest.check_agreement(entrants, stray=2 / 256)
+    judging.check_agreement(entrants, stray=2 / 256)
     with pytest.raises(AssertionError, match="differ in tensor 2"):
-        contest.check_agreement(entrants, stray=1 / 256)
+        judging.check_agreement(entrants, stray=1 / 256)
 
 
 def test_geometric_mean_of_known_ratios() -> None:
-    mean = method.geometric_mean([([8, 8, 8], [1, 1, 1]), ([4, 4, 4], [2, 2, 2])])
+    mean = judging.geometric_mean([([8, 8, 8], [1, 1, 1]), ([4, 4, 4], [2, 2, 2])])
     assert (mean.value, mean.low, mean.high) == pytest.approx((4, 4, 4))
 
 
 def test_geometric_mean_is_no_surer_than_what_it_is_of() -> None:
     noisy, steady = [10.0, 30.0, 20.0, 40.0, 25.0], [10.0] * 5
-    assert method.geometric_mean([(noisy, steady)] * 2).low < 2.4 < method.geometric_mean([(noisy, steady)] * 2).high
+    assert judging.geometric_mean([(noisy, steady)] * 2).low < 2.4 < judging.geometric_mean([(noisy, steady)] * 2).high
 
 
 def test_rounds_hold_what_the_clock_says() -> None:
@@ -158,7 +160,7 @@ def test_host_time_waits_before_and_wall_time_also_after(monkeypatch: pytest.Mon
 def test_a_replay_captures_once_its_gradients_stay() -> None:
     log: list[str] = []
 
-    class Clock(clocks.Pretend):
+    class Clock(judging.Pretend):
         def capture(self, call: Any) -> Any:
             log.append("capture")
             return lambda: log.append("replay")

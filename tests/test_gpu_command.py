@@ -20,7 +20,7 @@ import gpu_profile
 import gpu_sanitize
 import gpu_table
 
-from fusedopt.bench import clock, machine, method
+from fusedopt.bench import machine, method
 from fusedopt.bench.baselines import FUSED, OURS
 from fusedopt.bench.clock import MODES
 
@@ -84,7 +84,7 @@ def test_results_that_disagree_are_not_timed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_does_not_fit_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock.Pretend, "free_bytes", lambda _: 100)
+    monkeypatch.setattr(gpu.Pretend, "free_bytes", lambda _: 100)
     out = tmp_path / "dry.json"
     assert gpu.main([*DRY, "--only", "copy", "--only", "gpt2-sgd", "--out", str(out)]) == 1
     copy, model = json.loads(out.read_text())["failures"]

@@ -14,16 +14,14 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 import fusedopt
 
 from .clock import Clock
-
-if TYPE_CHECKING:
-    from .contest import Contest
+from .contest import Contest
 
 Step = Callable[[], object]
 

@@ -189,18 +189,6 @@ class Cpu(Clock):
         return {}
 
 
-class Pretend(Cpu):
-    """The CPU in a GPU's place: everything runs, and nothing that comes out says anything about a GPU."""
-
-    modes = MODES
-
-    def free_bytes(self) -> int:
-        return 2**30
-
-    def facts(self) -> dict[str, Any]:
-        return {"name": "none, a dry run on the CPU", "cuda": None, "driver": None}
-
-
 def nvidia_smi(fields: str) -> str | None:
     """What nvidia-smi says of the first device, or None where it cannot be asked."""
     program = shutil.which("nvidia-smi")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 import fusedopt
 
 from .. import _C
+from .contest import Contest
 from .placement import CONTIGUOUS, MISALIGNED, STRIDED, place
-
-if TYPE_CHECKING:
-    from .contest import Contest
 
 KERNEL = "fusedopt, one tensor"
 

@@ -143,14 +143,6 @@ def compare(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
     return Ratio(float(np.median(numerator) / np.median(denominator)), float(low), float(high))
 
 
-def geometric_mean(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Ratio:
-    """Of the ratios of several measurements, each resampled on its own."""
-    logs = [np.log(bootstrap(above, below, seed=seed)) for seed, (above, below) in enumerate(pairs)]
-    low, high = np.exp(np.percentile(np.mean(logs, axis=0), [5, 95]))
-    value = np.exp(np.mean([np.log(np.median(above) / np.median(below)) for above, below in pairs]))
-    return Ratio(float(value), float(low), float(high))
-
-
 def scaled(ratio: Ratio, by: float) -> Ratio:
     return Ratio(ratio.value * by, ratio.low * by, ratio.high * by)
 
@@ -158,22 +150,3 @@ def scaled(ratio: Ratio, by: float) -> Ratio:
 def steady(control: Ratio, spread: float) -> bool:
     """Whether two copies of one program were about equally fast, without which a measurement proves nothing."""
     return 1 / spread <= control.value <= spread
-
-
-def verdict(
-    ratio: Ratio, asked: float, at_most: bool = False, control: Ratio | None = None, spread: float = 1.25
-) -> str:
-    """``met``, ``missed``, ``unclear`` where only the interval reaches the asked value, or ``noisy``.
-
-    Noisy is a measurement whose A/A control, two copies of one program, is off by a quarter (``spread``): it can prove
-    nothing.
-    """
-    if control is not None and not steady(control, spread):
-        return "noisy"
-    if ratio.value <= asked if at_most else ratio.value >= asked:
-        return "met"
-    return "unclear" if ratio.low <= asked <= ratio.high else "missed"
-
-
-def best_of(rounds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
-    return min(names, key=lambda name: float(np.median(rounds[name])))

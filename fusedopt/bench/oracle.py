@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .baselines import BASELINES, DEFAULT, LOOP, OURS, Baseline, first_line
 from .clock import Clock
-from .contest import Contest, Entrant, Stage
+from .contest import Contest
+from .entrants import Entrant, Stage
 from .suites import Suite
 
 # Two more than a graph is captured after; the first three get gradients of their own.

@@ -39,10 +39,6 @@ class Finding:
     of_streaming: Ratio | None = None
 
     @property
-    def goal(self) -> str:
-        return "" if self.asked is None else f"{'<=' if self.at_most else '>='} {self.asked:g}{self.unit}"
-
-    @property
     def interval(self) -> str:
         ratio = self.measured
         return "" if ratio.low == ratio.high else f"{ratio.low:.2f}-{ratio.high:.2f}"

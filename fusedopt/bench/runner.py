@@ -15,7 +15,8 @@ import torch
 from . import training
 from .baselines import BASELINES, CONTROL, OURS, first_line
 from .clock import COLD, DEVICE, STEP, Clock
-from .contest import Contest, enter
+from .contest import Contest
+from .entrants import enter
 from .kernel import KERNEL, kernel_lacks
 from .method import Contestant, Effort, Ratio, Rounds, compare, interleave, scaled, steady, summarise, warm_up
 from .oracle import small, verify

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .baselines import CONTROL, OURS
+from .baselines import BASELINES, CONTROL, OURS
 from .clock import Clock, Cpu
-from .contest import Contest, GradientPool
+from .contest import Contest
+from .entrants import GradientPool
 from .method import Contestant, Ratio, Rounds, bootstrap, compare
 from .suites import Suite
 
@@ -86,7 +87,7 @@ def make_trainees(contest: Contest, clock: Clock | None = None) -> dict[str, Tra
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = make_network().to(clock.device, contest.dtype)
-        baseline = contest.baseline(name)
+        baseline = BASELINES[name]
         optimizer = baseline.make(contest, contest.grouped(list(network.parameters())))
         return Trainee(network, optimizer, baseline.wrap(optimizer, clock), images, labels, pool)
 
