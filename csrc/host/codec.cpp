@@ -40,12 +40,10 @@ std::vector<int64_t> permuted(c10::IntArrayRef sizes, c10::IntArrayRef order) {
   return result;
 }
 
-const at::Tensor& tensor_of(const py::object& object, const char* what) {
+const at::Tensor& given(const py::object& object, const char* what) {
   if (!THPVariable_Check(object.ptr())) throw py::type_error(std::string(what) + " is not a tensor");
   return unpack(object.ptr());
 }
-
-py::object wrapped(const at::Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); }
 
 }  // namespace
 
@@ -102,7 +100,7 @@ void bind_codec(py::module_& m) {
   m.def(
       "memory_order",
       [](const py::object& tensor) {
-        return py::tuple(py::cast(order_of(*tensor_of(tensor, "what has no order").unsafeGetTensorImpl())));
+        return py::tuple(py::cast(order_of(*given(tensor, "what has no order").unsafeGetTensorImpl())));
       },
       py::arg("tensor"), "The dimensions of a tensor by descending strides, those that have but one place last.");
   m.def(
@@ -110,8 +108,8 @@ void bind_codec(py::module_& m) {
       [](const py::object& value, const std::string& code, const py::object& model) {
         const Dtype dtype = Options::storage(code);
         if (!is_coded(dtype)) throw py::value_error("'" + code + "' is no code; use int8, uint8, int4 or uint4");
-        const Coded made = encode_state(tensor_of(value, "the value"), dtype, tensor_of(model, "the model"));
-        return py::make_tuple(wrapped(made.codes), wrapped(made.scales));
+        const Coded made = encode_state(given(value, "the value"), dtype, given(model, "the model"));
+        return py::make_tuple(wrap(made.codes), wrap(made.scales));
       },
       py::arg("value"), py::arg("code"), py::arg("model"),
       "The codes of a tensor, rounded to nearest in the order of the model's memory, and their scales.");
@@ -119,9 +117,9 @@ void bind_codec(py::module_& m) {
       "decode",
       [](const py::object& codes, const py::object& scales, const py::object& model_object,
          const std::optional<std::vector<int64_t>>& order) {
-        const at::Tensor& model = tensor_of(model_object, "the model");
-        return wrapped(decode_state(tensor_of(codes, "the first"), tensor_of(scales, "the second"), model,
-                                    order ? *order : order_of(*model.unsafeGetTensorImpl())));
+        const at::Tensor& model = given(model_object, "the model");
+        return wrap(decode_state(given(codes, "the first"), given(scales, "the second"), model,
+                                 order ? *order : order_of(*model.unsafeGetTensorImpl())));
       },
       py::arg("codes"), py::arg("scales"), py::arg("model"), py::arg("order") = py::none(),
       "What codes and scales stand for, in float32, with the model's shape, strides and device; `order` is that of its "

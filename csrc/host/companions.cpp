@@ -93,19 +93,15 @@ bool Plan::codes_in_order(const Row& row, const Source& source, PyObject* order)
 }
 
 void Plan::reorder_codes(const Row& row, const Source& source, const std::vector<int64_t>& before) const {
-  const auto tensor = [](const TensorImpl* impl) {
-    return at::Tensor(c10::intrusive_ptr<TensorImpl>::reclaim_copy(const_cast<TensorImpl*>(impl)));
-  };
-  const at::Tensor model = tensor(exact_param(source));
+  const at::Tensor model = tensor_of(exact_param(source));
   py::dict made;
   for (int k = 0; k < rule_->states; ++k) {
     if (!source.state[k] || !is_coded(row.state_dtype[k])) continue;
     const at::Tensor value =
-        decode_state(tensor(source.state[k]), tensor(source.attached[kScaleTensor + k]), model, before);
+        decode_state(tensor_of(source.state[k]), tensor_of(source.attached[kScaleTensor + k]), model, before);
     const Coded coded = encode_state(value, row.state_dtype[k], model);
-    made[rule_->state_names[k]] = py::reinterpret_steal<py::object>(THPVariable_Wrap(coded.codes));
-    made[(std::string(rule_->state_names[k]) + "_scale").c_str()] =
-        py::reinterpret_steal<py::object>(THPVariable_Wrap(coded.scales));
+    made[rule_->state_names[k]] = wrap(coded.codes);
+    made[(std::string(rule_->state_names[k]) + "_scale").c_str()] = wrap(coded.scales);
   }
   made["code_order"] = py::tuple(py::cast(order_of(*exact_param(source))));
   if (PyDict_Update(slots_[source.slot].state, made.ptr()) != 0) throw py::error_already_set();
@@ -161,7 +157,7 @@ void Plan::make_attached(size_t i, py::dict& entry) {
       made = at::zeros_like(param,
                             param.options().dtype(options.pair == Pair::remainder ? at::kShort : param.scalar_type()));
     }
-    const Ref object = py::reinterpret_steal<py::object>(THPVariable_Wrap(made));
+    const Ref object = wrap(made);
     entry[key.name] = object;
     source.attached[at] = local_tensor(object.ptr()).unsafeGetTensorImpl();
     source.attached_object[at] = object.ptr();

@@ -112,7 +112,7 @@ Factored Plan::factored_row(const Row& row, const Source& source) const {
     eps.value = dtype == at::kDouble ? 0x1p-52 : dtype == at::kFloat ? 0x1p-23 : dtype == at::kHalf ? 0x1p-10 : 0x1p-7;
   }
   t.step = source.before[0];
-  t.multiplier = group.sign * multiplier_;
+  t.multiplier = group.sign * scaling_.multiplier();
   return t;
 }
 
@@ -132,9 +132,10 @@ void Plan::run_factored(const Pass& pass) {
   cuda::FactoredStep step;
   step.first = tensors.data();
   step.last = tensors.data() + tensors.size();
-  const at::Tensor scale = bring(grad_scale_, pass.device, step.grad_scale),
-                   found = bring(found_inf_, pass.device, step.found_inf);
-  if (found.defined()) step.skipped = tell_skipped(place);
+  const Scaling::There scaling = scaling_.on(place, capturing_);
+  step.grad_scale = scaling.divisor;
+  step.found_inf = scaling.found_inf;
+  step.skipped = scaling.skipped;
   const cuda::FactoredLaunch launch(step);
   // torch's allocators know when the stream is done with both.
   const at::Tensor memory =

@@ -44,34 +44,26 @@ void Plan::make_ready(const py::object& optimizer) {
                               "' is on the CPU, where a graph cannot advance it; take one step before the capture");
 }
 
-// Reads found_inf and grad_scale where the host must know them: to step params on the CPU or leave some to torch, and
-// to make no states in a step that is none. That waits for the device, but not in steady state. Returns whether to
-// skip.
-bool Plan::settle_scaling(bool leftover) {
+// Whether the host must know found_inf and what gradients are divided by: to step params on the CPU or leave some to
+// torch, and to make no states in a step that is none. Not in steady state.
+bool Plan::host_needs_scaling(bool leftover) const {
   bool host = leftover || (!new_states_.empty() && !capturing_) || rule_->indexed;
   for (const Pass& pass : passes_) host = host || pass.device == kHost;
-  if (host && grad_scale_.defined()) {
-    multiplier_ = 1 / grad_scale_.item().toDouble();
-    grad_scale_ = at::Tensor();
-  }
-  if (!host || !found_inf_.defined()) return false;
-  const bool found = found_inf_.item().toDouble() != 0;
-  found_inf_ = at::Tensor();
-  return found;
+  return host;
 }
 
 // Whether a param's counters belong on its device: where torch has them there, where the host cannot know whether a
 // step takes place, and where one of them is there already, since loading a checkpoint moves all but `step`.
 bool Plan::counts_on_device(const Source& source) const {
   if (source.device == kHost || rule_->indexed) return false;
-  bool one = found_inf_.defined() || device_counters_ || groups_[slots_[source.slot].group].device_counters;
+  bool one = scaling_.known_there_alone() || device_counters_ || groups_[slots_[source.slot].group].device_counters;
   for (int c = 0; c < rule_->counters; ++c) one = one || source.before[c].device;
   return one;
 }
 
 // Counters from a checkpoint, or from steps without a GradScaler, come to the param's device.
 void Plan::move_counters() {
-  bool wanted = found_inf_.defined() || device_counters_ || rule_->counters > 1;
+  bool wanted = scaling_.known_there_alone() || device_counters_ || rule_->counters > 1;
   for (const Group& group : groups_) wanted = wanted || group.device_counters;
   if (!wanted || rule_->counters == 0 || rule_->indexed) return;
   std::vector<std::tuple<size_t, int, at::Tensor>> moved;
@@ -80,13 +72,12 @@ void Plan::move_counters() {
     if (source.first || !counts_on_device(source)) continue;
     for (int c = 0; c < rule_->counters; ++c) {
       if (source.before[c].device) continue;
-      const at::Tensor counter(c10::intrusive_ptr<TensorImpl>::reclaim_copy(source.counter[c]));
-      moved.emplace_back(i, c, counter.to(torch_device(source.device)));
+      moved.emplace_back(i, c, tensor_of(source.counter[c]).to(torch_device(source.device)));
     }
   }
   for (const auto& [i, c, counter] : moved) {
     Source& source = sources_[i];
-    const Ref value = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
+    const Ref value = wrap(counter);
     if (PyDict_SetItem(slots_[source.slot].state, keys_[rule_->states + c].name.ptr(), value.ptr()) != 0)
       throw py::error_already_set();
     source.counter[c] = counter.unsafeGetTensorImpl();
@@ -139,44 +130,16 @@ bool Plan::captured() {
   return std::any_of(tables_.begin(), tables_.end(), [](const DeviceTable& table) { return table.captured; });
 }
 
-// A number of GradScaler's on a device, and the tensor that holds it there.
-at::Tensor Plan::bring(const at::Tensor& tensor, int device, Number& number) const {
-  number = {};
-  if (!tensor.defined()) return at::Tensor();
-  const at::Tensor copy = tensor.to(torch_device(device), /*non_blocking=*/true);
-  number.device = copy.unsafeGetTensorImpl()->data();
-  storage_of(*copy.unsafeGetTensorImpl(), number.dtype);
-  return copy;
-}
-
-// Where a step on this stream says whether it was skipped. The memory is the stream's, and its kernels write it before
-// they read it, so it begins as it may; a captured step's is the graph's pool's, as whatever torch allocates there.
-uint32_t* Plan::tell_skipped(const cuda::Place& place) {
-  constexpr size_t kKept = 16;
-  const auto here = [&](const SkipFlag& kept) {
-    return kept.place.device == place.device && kept.place.stream == place.stream;
-  };
-  auto kept = std::find_if(skip_flags_.begin(), skip_flags_.end(), here);
-  if (capturing_ || kept == skip_flags_.end()) {
-    skipped_there_ = at::empty({}, at::TensorOptions(torch_device(place.device)).dtype(at::kInt));
-    keep_for_replays(capturing_, skipped_there_);
-    if (!capturing_ && skip_flags_.size() == kKept) skip_flags_.pop_front();
-    if (!capturing_) skip_flags_.push_back({place, skipped_there_});
-  } else {
-    skipped_there_ = kept->flag;
-  }
-  return static_cast<uint32_t*>(data_of(*skipped_there_.unsafeGetTensorImpl()));
-}
-
 // Steps rows on a CUDA device.
 void Plan::launch(Work& work, int device) {
   const OnDevice guard(device);
   const cuda::Place place = {device, current_stream(device)};
   cuda::Step& step = work.step;
   step.slots = slots_.size();
-  const at::Tensor scale = bring(grad_scale_, device, step.grad_scale),
-                   found = bring(found_inf_, device, step.found_inf);
-  step.skipped = found.defined() ? tell_skipped(place) : nullptr;
+  const Scaling::There scaling = scaling_.on(place, capturing_);
+  step.grad_scale = work.divides ? scaling.divisor : Number();
+  step.found_inf = scaling.found_inf;
+  step.skipped = scaling.skipped;
 
   std::list<DeviceTable> captured;
   DeviceTable& table = table_for(place, work, captured);
@@ -229,11 +192,6 @@ void Plan::refresh(py::object optimizer) {
     table.table.send_groups(step, {table.place.device, current_stream(table.place.device)});
     use_on_stream(table.place.device, *memory);
   }
-}
-
-py::object Plan::skipped() const {
-  if (!skipped_there_.defined()) return py::bool_(skipped_);
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(skipped_there_));
 }
 
 }  // namespace fusedopt

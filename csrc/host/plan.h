@@ -9,8 +9,10 @@
 #include "../cuda/engine.h"
 #include "../factored.h"
 #include "../precision.h"
+#include "bind.h"
 #include "group.h"
 #include "options.h"
+#include "scaling.h"
 #include "tensor.h"
 
 namespace fusedopt {
@@ -37,7 +39,7 @@ class Plan {
       : rule_name_(std::move(rule)),
         defaults_(std::move(defaults)),
         device_counters_(device_counters),
-        rule_(find(rule_name_)),
+        rule_(rule_named(rule_name_)),
         given_options_(std::move(options)),
         names_(*rule_, defaults_, given_options_),
         options_(*rule_, given_options_) {
@@ -50,7 +52,7 @@ class Plan {
     for (int k = 0; k < rule_->states; ++k) add(std::string(rule_->state_names[k]) + "_scale", kOwn + kScaleTensor + k);
     if (!given_options_.contains("products")) return;
     const auto given = given_options_["products"].cast<py::dict>();
-    const Rule* after = find(given["rule"].cast<std::string>());
+    const Rule* after = rule_named(given["rule"].cast<std::string>());
     // The last of its numbers is no group's: it is of the matrices.
     py::dict none;
     none[after->hyper_names[after->hypers - 1]] = 1.0;
@@ -68,7 +70,7 @@ class Plan {
   void refresh(py::object optimizer);
 
   // Whether the last step was skipped: a bool, or on a device that alone knows it a tensor, zero if not.
-  py::object skipped() const;
+  py::object skipped() const { return scaling_.told(); }
   const std::string& rule_name() const { return rule_name_; }
   const py::dict& defaults() const { return defaults_; }
   bool device_counters() const { return device_counters_; }
@@ -135,6 +137,7 @@ class Plan {
     cuda::Step step;
     std::vector<Prepared> prepared;  // for each entry
     int wave = 0, stage = 0;
+    bool divides = true;  // gradients, as scaling_ says
   };
   // A table and its memory, for the steps of one wave on one stream, or for one step that a graph has captured: then
   // the memory is the graph's.
@@ -154,12 +157,6 @@ class Plan {
   };
   // What a slot turned out to be: without a gradient, a row for the engine, or torch's to step.
   enum class Found { nothing, row, leftover };
-
-  static const Rule* find(const std::string& name) {
-    const Rule* rule = cpu::find_rule(name);
-    if (!rule) throw py::value_error("no rule is named '" + name + "'");
-    return rule;
-  }
 
   void read_groups(PyObject* groups);
   bool slots_match(PyObject* state);
@@ -198,7 +195,7 @@ class Plan {
   bool lay_out(Row& row, Source& source);
   bool address(Row& row, const Source& source) const;
   py::list collect_all();
-  bool settle_scaling(bool leftover);
+  bool host_needs_scaling(bool leftover) const;
   void make_ready(const py::object& optimizer);
   bool counts_on_device(const Source& source) const;
   void move_counters();
@@ -212,8 +209,6 @@ class Plan {
   void run_factored(const Pass& pass);
   template <class F>
   void without_gil(int64_t work, F&& f);
-  at::Tensor bring(const at::Tensor& tensor, int device, Number& number) const;
-  uint32_t* tell_skipped(const cuda::Place& place);
   struct Batch;
   std::vector<Batch> batches_of(const Pass& pass) const;
   void multiply(Batch& batch);
@@ -259,10 +254,8 @@ class Plan {
   std::vector<std::pair<PyObject*, PyObject*>> order_;  // optimizer.state, entry by entry
   PyObject* order_of_ = nullptr;                        // the dict that order_ was read from, and its version then
   uint64_t order_version_ = 0;
-  double multiplier_ = 1;  // 1 / grad_scale, if that is not in device memory
-  // GradScaler's tensors, where the host has not read them.
-  at::Tensor found_inf_, grad_scale_;
-  bool skipped_ = false, busy_ = false, capturing_ = false;
+  Scaling scaling_;
+  bool busy_ = false, capturing_ = false;
   PyObject* group_list_ = nullptr;  // borrowed, valid during a step, as is the next
   PyObject* state_of_all_ = nullptr;
 
@@ -283,13 +276,6 @@ class Plan {
   std::unique_ptr<Products> products_;
 
   std::list<DeviceTable> tables_;
-  // Where a stream's steps say whether they were skipped.
-  struct SkipFlag {
-    cuda::Place place;
-    at::Tensor flag;
-  };
-  std::list<SkipFlag> skip_flags_;
-  at::Tensor skipped_there_;  // the flag that the last step wrote, if a device alone knows
 };
 
 }  // namespace fusedopt

@@ -48,10 +48,9 @@ std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
 }
 
 void Plan::multiply(Batch& batch) {
-  const auto made = products_
-                        ->multiply(borrow(PySequence_Fast_GET_ITEM(group_list_, batch.group)),
-                                   py::reinterpret_steal<py::object>(THPVariable_Wrap(batch.matrices)))
-                        .cast<py::tuple>();
+  const auto made =
+      products_->multiply(borrow(PySequence_Fast_GET_ITEM(group_list_, batch.group)), wrap(batch.matrices))
+          .cast<py::tuple>();
   batch.matrices = unpack(made[0].ptr());
   batch.ratio = made[1].cast<double>();
 }
@@ -60,36 +59,38 @@ void Plan::run_with_products(const Pass& pass) {
   std::vector<Batch> batches = batches_of(pass);
   std::vector<Row> rows;
   std::deque<Extras> extras;
-  // A row of a pass: that of its param, with other operands.
-  const auto add = [&](size_t i, Source source, const TensorImpl& matrix, auto&& change) {
-    Row row = rows_[i];
-    held_.push_back(at::Tensor(c10::intrusive_ptr<TensorImpl>::reclaim_copy(const_cast<TensorImpl*>(&matrix))));
-    Extras* own = row.extras ? &extras.emplace_back(*row.extras) : nullptr;
-    row.extras = own;
-    change(row, source, own);
-    if (!lay_out(row, source))
-      fail(source, "its gradient, states and itself lie too differently; make them contiguous");
-    address(row, source);
-    rows.push_back(row);
+  // The rows of one of the two passes, each that of its param with other operands: change(row, source, its extras,
+  // matrix, batch).
+  const auto collect_rows = [&](auto&& change) {
+    rows.clear();
+    extras.clear();
+    for (size_t b = 0; b < batches.size(); ++b) {
+      for (size_t k = 0; k < batches[b].rows.size(); ++k) {
+        const size_t i = batches[b].rows[k];
+        TensorImpl* matrix = held_.emplace_back(batches[b].matrices.select(0, k)).unsafeGetTensorImpl();
+        Row row = rows_[i];
+        Source source = sources_[i];
+        Extras* own = row.extras ? &extras.emplace_back(*row.extras) : nullptr;
+        row.extras = own;
+        change(row, source, own, matrix, b);
+        if (!lay_out(row, source))
+          fail(source, "its gradient, states and itself lie too differently; make them contiguous");
+        address(row, source);
+        rows.push_back(row);
+      }
+    }
+    std::sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.slot < b.slot; });
   };
 
-  for (const Batch& batch : batches) {
-    for (size_t k = 0; k < batch.rows.size(); ++k) {
-      const at::Tensor matrix = batch.matrices.select(0, k);
-      add(batch.rows[k], sources_[batch.rows[k]], *matrix.unsafeGetTensorImpl(),
-          [&](Row& row, Source& source, Extras* own) {
-            source.param = matrix.unsafeGetTensorImpl();
-            source.attached[kPartnerTensor] = source.attached[kAverageTensor] = nullptr;
-            row.param_dtype = Dtype::bf16;
-            if (!own) return;
-            own->partner = own->average = nullptr;
-            own->pair = Pair::none;
-            own->stochastic = false;
-          });
-    }
-  }
-  const auto by_slot = [](const Row& a, const Row& b) { return a.slot < b.slot; };
-  std::sort(rows.begin(), rows.end(), by_slot);
+  collect_rows([](Row& row, Source& source, Extras* own, TensorImpl* matrix, size_t) {
+    source.param = matrix;
+    source.attached[kPartnerTensor] = source.attached[kAverageTensor] = nullptr;
+    row.param_dtype = Dtype::bf16;
+    if (!own) return;
+    own->partner = own->average = nullptr;
+    own->pair = Pair::none;
+    own->stochastic = false;
+  });
   work_.step.rows_version = 0;
   for (cuda::Entry& entry : work_.step.entries) entry.wide = false;
   run(work_, rows.data(), rows.data() + rows.size(), pass.device);
@@ -97,14 +98,13 @@ void Plan::run_with_products(const Pass& pass) {
   Work after;
   after.wave = pass.wave;
   after.stage = 1;
+  after.divides = false;  // the matrices have been
   after.step = work_.step;
   after.step.rule = products_->after;
   after.step.multiplier = 1;
   after.step.groups.clear();
   after.step.entries.clear();
   std::vector<std::array<Number, kMaxHypers>> hypers(batches.size());
-  rows.clear();
-  extras.clear();
   for (size_t b = 0; b < batches.size(); ++b) {
     Batch& batch = batches[b];
     multiply(batch);
@@ -121,31 +121,23 @@ void Plan::run_with_products(const Pass& pass) {
     std::array<double, kMaxHypers> numbers = group.numbers();
     numbers[products_->after->hypers - 1] = batch.ratio;
     products_->after->prepare(numbers.data(), prepared.after, false, prepared.scalars + 1);
-    for (size_t k = 0; k < batch.rows.size(); ++k) {
-      const at::Tensor matrix = batch.matrices.select(0, k);
-      add(batch.rows[k], sources_[batch.rows[k]], *matrix.unsafeGetTensorImpl(),
-          [&](Row& row, Source& source, Extras* own) {
-            source.grad = matrix.unsafeGetTensorImpl();
-            storage_of(*source.grad, row.grad_dtype);
-            for (int s = 0; s < kMaxStates; ++s) {
-              source.state[s] = source.attached[kScaleTensor + s] = nullptr;
-              row.state[s] = nullptr;
-              row.state_dtype[s] = Dtype::f32;
-              if (own) own->scales[s] = nullptr;
-            }
-            row.variant = 0;
-            row.entry = static_cast<uint32_t>(b);
-            if (!own) return;
-            own->states_by_chance = 0;
-            own->clears_grad = false;
-          });
-    }
   }
-  std::sort(rows.begin(), rows.end(), by_slot);
-  // What gradients are divided by has been done to the matrices already.
-  const at::Tensor scale = std::exchange(grad_scale_, at::Tensor());
+  collect_rows([](Row& row, Source& source, Extras* own, TensorImpl* matrix, size_t b) {
+    source.grad = matrix;
+    storage_of(*source.grad, row.grad_dtype);
+    for (int s = 0; s < kMaxStates; ++s) {
+      source.state[s] = source.attached[kScaleTensor + s] = nullptr;
+      row.state[s] = nullptr;
+      row.state_dtype[s] = Dtype::f32;
+      if (own) own->scales[s] = nullptr;
+    }
+    row.variant = 0;
+    row.entry = static_cast<uint32_t>(b);
+    if (!own) return;
+    own->states_by_chance = 0;
+    own->clears_grad = false;
+  });
   run(after, rows.data(), rows.data() + rows.size(), pass.device);
-  grad_scale_ = scale;
 }
 
 }  // namespace fusedopt

@@ -65,6 +65,12 @@ py::dict load_rule(const std::string& path) {
 
 }  // namespace
 
+const Rule* rule_named(const std::string& name) {
+  const Rule* rule = cpu::find_rule(name);
+  if (!rule) throw py::value_error("no rule is named '" + name + "'");
+  return rule;
+}
+
 void bind_rules(py::module_& m) {
   m.def("rules", [] {
     py::dict result;
@@ -76,19 +82,13 @@ void bind_rules(py::module_& m) {
   m.def(
       "counters",
       [](const std::string& name) {
-        const Rule* rule = cpu::find_rule(name);
-        if (!rule) throw py::value_error("no rule is named '" + name + "'");
+        const Rule* rule = rule_named(name);
         return std::vector<std::string>(rule->counter_names, rule->counter_names + rule->counters);
       },
       py::arg("rule"), "The per-param counters of any rule, one from a shared object included.");
   m.def(
-      "states",
-      [](const std::string& name) {
-        const Rule* rule = cpu::find_rule(name);
-        if (!rule) throw py::value_error("no rule is named '" + name + "'");
-        return kinds_of(*rule);
-      },
-      py::arg("rule"), "The names of any rule's states and their kinds, one from a shared object included.");
+      "states", [](const std::string& name) { return kinds_of(*rule_named(name)); }, py::arg("rule"),
+      "The names of any rule's states and their kinds, one from a shared object included.");
 }
 
 }  // namespace fusedopt

@@ -1,5 +1,4 @@
 // The second half of a plan: making states, and the step itself.
-#include "bind.h"
 #include "plan.h"
 
 namespace fusedopt {
@@ -63,7 +62,7 @@ void Plan::make_own(size_t i, py::dict& entry) {
     const at::Tensor counter = at::full(
         {}, rule_->initial_counter(hypers.data(), c),
         at::TensorOptions(torch_device(on_device ? source.device : kHost)).dtype(fused ? at::kFloat : default_dtype));
-    entry[keys_[rule_->states + c].name] = py::reinterpret_steal<py::object>(THPVariable_Wrap(counter));
+    entry[keys_[rule_->states + c].name] = wrap(counter);
     source.counter[c] = counter.unsafeGetTensorImpl();
   }
   for (int k = 0; k < rule_->states; ++k) {
@@ -81,7 +80,7 @@ void Plan::make_own(size_t i, py::dict& entry) {
       value = rule_->factored && row.variant == 0 ? param.new_zeros(state_shape(row, *source.param, k), as)
                                                   : at::zeros_like(rule_->like_grad(k) ? param.grad() : param, as);
     }
-    const Ref object = py::reinterpret_steal<py::object>(THPVariable_Wrap(value));
+    const Ref object = wrap(value);
     const at::Tensor& local = local_tensor(object.ptr());
     if (!is_coded(row.state_dtype[k])) {
       const double start = options.state[k] == Dtype::r16 ? std::sqrt(initial) : initial;
@@ -177,7 +176,7 @@ void Plan::prepare_rows(const Pass& pass) {
         prepared.after[c] = source.before[c].value;
         on_device = on_device || source.before[c].device;
       }
-      prepared.scalars[0] = groups_[group].sign * multiplier_;
+      prepared.scalars[0] = groups_[group].sign * scaling_.multiplier();
       if (!on_device)
         rule_->prepare(groups_[group].numbers().data(), prepared.after, entry.first, prepared.scalars + 1);
     }
@@ -246,7 +245,7 @@ void Plan::run() {
     work_.wave = pass.wave;
     give_groups(work_.step);
     work_.step.rows_version = rows_version_;
-    work_.step.multiplier = multiplier_;
+    work_.step.multiplier = scaling_.multiplier();
     if (products_)
       run_with_products(pass);
     else if (rule_->factored)
@@ -260,36 +259,27 @@ void Plan::run() {
 
 py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad) {
   if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
-  rule_ = find(rule_name_);
-  if (products_) products_->after = find(products_->after->name);
+  rule_ = rule_named(rule_name_);
+  if (products_) products_->after = rule_named(products_->after->name);
   const Ref dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
   const auto attribute = [&](const char* name) {
     PyObject* found = PyDict_GetItemString(dict.ptr(), name);
     return found == Py_None ? nullptr : found;
   };
 
-  // What GradScaler has put into device memory stays there unread, for as long as nothing on the host depends on it.
-  const auto scaling = [&](PyObject* found, const char* name, double absent, at::Tensor& on_device) {
-    on_device = at::Tensor();
-    const Number number = found ? to_number(found, name) : Number{absent};
-    if (number.device) on_device = unpack(found);
-    return number.device ? absent : number.value;
-  };
   struct Release {
     Plan& plan;
     ~Release() {
-      plan.found_inf_ = plan.grad_scale_ = at::Tensor();
+      plan.scaling_.release();
       plan.held_.clear();
     }
   } const release{*this};
-  skipped_there_ = at::Tensor();
-  skipped_ = scaling(attribute("found_inf"), "found_inf", 0, found_inf_) != 0;
   // Under a dispatch mode torch steps all params, and a number may be one that must not be read.
   PyObject* scale = c10::impl::TorchDispatchModeTLS::any_modes_set() ? nullptr
                     : divisor.is_none()                              ? attribute("grad_scale")
                                                                      : divisor.ptr();
-  multiplier_ = 1 / scaling(scale, "grad_scale", 1, grad_scale_);
-  if (skipped_) return py::none();
+  scaling_.read(attribute("found_inf"), scale);
+  if (scaling_.skips()) return py::none();
   clears_grad_ = clears_grad;
   shares_grads_ = false;
 
@@ -313,8 +303,8 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
     leftover = collect_all();
   }
   make_ready(optimizer);
-  skipped_ = settle_scaling(!leftover.empty());
-  if (skipped_) return py::none();
+  if (host_needs_scaling(!leftover.empty())) scaling_.fetch();
+  if (scaling_.skips()) return py::none();
   if (!leftover.empty() && !engine_only) return leftover;
   if (!leftover.empty() && has_options_) refuse_leftover(leftover);
   move_counters();

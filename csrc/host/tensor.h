@@ -10,6 +10,10 @@ namespace fusedopt {
 using c10::TensorImpl;
 
 inline const at::Tensor& unpack(PyObject* object) { return THPVariable_Unpack(object); }
+inline py::object wrap(const at::Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); }
+inline at::Tensor tensor_of(const TensorImpl* impl) {
+  return at::Tensor(c10::intrusive_ptr<TensorImpl>::reclaim_copy(const_cast<TensorImpl*>(impl)));
+}
 
 // The keys of an ordinary dense CPU tensor: no subclass that dispatches, no meta or sparse tensor, no lazy conjugate,
 // no inference tensor, no functional wrapper. All of those differ in their key set, so one comparison is the whole
@@ -73,10 +77,7 @@ inline std::string shape_of(const TensorImpl& impl) {
 }
 
 // As Python prints it: "torch.int64".
-inline std::string dtype_name(TensorImpl& impl) {
-  const at::Tensor tensor(c10::intrusive_ptr<TensorImpl>::reclaim_copy(&impl));
-  return py::str(py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)).attr("dtype"));
-}
+inline std::string dtype_name(const TensorImpl& impl) { return py::str(wrap(tensor_of(&impl)).attr("dtype")); }
 
 // One walk for operands of one shape but different strides. Dimensions are sorted by the first operand's strides, its
 // memory order, and merged where every operand allows it, so that all kinds of dense tensors end as one dimension of
