@@ -9,8 +9,8 @@ namespace fusedopt {
 // Leading dimensions that remain after those have been merged which all operands allow to.
 constexpr int kMaxLead = 6;
 
-constexpr int kFactoredHypers = 6;
-constexpr int kFactoredScalars = 8;
+constexpr int kFactoredHypers = 9;
+constexpr int kFactoredScalars = 9;
 
 // Strides in elements: of the leading dimensions, down a column, along a row.
 struct FactoredOperand {

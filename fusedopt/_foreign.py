@@ -135,13 +135,15 @@ def _convert(
     theirs = [{**attributes, **group, "params": its} for group, its in zip(saved, params, strict=True)]
     rule = peer.rule_of(theirs[0])
     ours = _class(rule)
-    kind, base = kind_of(ours), _defaults(ours)
+    kind, beyond, base = kind_of(ours), ours._beyond, _defaults(ours)
     groups, state = [], {}
     for index, group in enumerate(theirs):
         line = why_not(peer, group, kind.group.known | base.keys())
         if line is not None:
             raise ValueError(f"{name} does not step as fusedopt.{rule} does, by its param_groups[{index}]: {line}")
-        groups.append(peer.group({**group, "params": saved[index]["params"]}, base))
+        made = peer.group({**group, "params": saved[index]["params"]}, base)
+        # As our constructors have it, groups have no key for what is torch's rule.
+        groups.append({key: value for key, value in made.items() if key not in beyond or value != beyond[key]})
         for position, param in zip(saved[index]["params"], group["params"], strict=True):
             made = peer.state(state_dict["state"].get(position, {}), group, param, kind.state.known)
             if made:
@@ -166,4 +168,4 @@ def _classes_for(converted: _Converted) -> tuple[type, ...]:
 
 
 def _defaults(cls: Any) -> dict[str, Any]:
-    return dict(cls([torch.nn.Parameter(torch.zeros(1, 1))]).defaults)
+    return {**cls._beyond, **cls([torch.nn.Parameter(torch.zeros(1, 1))]).defaults}

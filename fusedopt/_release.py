@@ -216,7 +216,7 @@ class _ParamStep:
             return
         optimizer = self.release._optimizer_alive()
         _refuse_clipping(optimizer)
-        optimizer._refuse_while_averaged("backward stepped a param")
+        optimizer._refuse_step("backward stepped a param")
         with self.release._lock:
             if not self._find(optimizer.param_groups, param):
                 return

@@ -30,8 +30,13 @@ class Case:
 
     @property
     def has_twin(self) -> bool:
-        """Whether torch has a class of this name; of the others a reference stands in for it."""
-        return hasattr(torch.optim, self.optimizer)
+        """Whether torch has a class with this rule; of the others a reference stands in for it."""
+        return hasattr(torch.optim, self.optimizer) and not self.goes_beyond
+
+    @property
+    def goes_beyond(self) -> bool:
+        """Whether torch's class of this name lacks one of the arguments."""
+        return bool(self.cls._beyond.keys() & self.kwargs.keys())
 
     @property
     def rule(self) -> dict[str, Any]:
@@ -103,7 +108,7 @@ class Case:
 
     def torchs(self, params: Iterable[Any], **extra: Any) -> torch.optim.Optimizer:
         """torch's for-loop unless `extra` asks for foreach or fused."""
-        cls: Callable[..., torch.optim.Optimizer] = references.twin(self.optimizer)
+        cls: Callable[..., torch.optim.Optimizer] = references.twin(self.optimizer, self.kwargs)
         return cls(params, **{**self.kwargs, "foreach": False, **extra})
 
     def __str__(self) -> str:
@@ -122,13 +127,16 @@ CASES = [
     _case("SGD", "dampening", lr=0.05, momentum=0.9, dampening=0.3, weight_decay=0.02),
     _case("SGD", "nesterov", lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.02),
     _case("SGD", "nesterov-maximize", lr=0.05, momentum=0.7, nesterov=True, maximize=True),
+    _case("SGD", "decoupled", lr=0.05, momentum=0.7, nesterov=True, weight_decay=0.1, decoupled_weight_decay=True),
     _case("Adam", lr=2e-3),
     _case("Adam", "decay", lr=2e-3, weight_decay=0.1),
     _case("Adam", "amsgrad", lr=2e-3, amsgrad=True, weight_decay=0.01),
     _case("Adam", "maximize", lr=2e-3, maximize=True, weight_decay=0.01),
     _case("Adam", "betas", lr=2e-3, betas=(0.3, 0.6), eps=1e-6),
     _case("Adam", "decoupled", lr=2e-3, weight_decay=0.1, decoupled_weight_decay=True),
+    _case("Adam", "uncorrected", lr=2e-3, betas=(0.6, 0.8), weight_decay=0.1, bias_correction=False),
     _case("AdamW", lr=2e-3),
+    _case("AdamW", "uncorrected", lr=2e-3, amsgrad=True, betas=(0.6, 0.8), bias_correction=False),
     _case("AdamW", "amsgrad", lr=2e-3, amsgrad=True),
     _case("AdamW", "amsgrad-maximize", lr=2e-3, amsgrad=True, maximize=True, weight_decay=0.1),
     _case("RMSprop", lr=2e-3),
@@ -136,6 +144,28 @@ CASES = [
     _case("RMSprop", "momentum", lr=2e-3, momentum=0.9),
     _case("RMSprop", "centered", lr=2e-3, centered=True, alpha=0.9),
     _case("RMSprop", "centered-momentum", lr=2e-3, centered=True, momentum=0.8, maximize=True, weight_decay=0.01),
+    _case(
+        "RMSprop",
+        "tensorflow",
+        lr=2e-3,
+        alpha=0.9,
+        eps=1e-3,
+        momentum=0.9,
+        initial_accumulator_value=1.0,
+        eps_in_sqrt=True,
+        lr_in_momentum=True,
+        weight_decay=0.1,
+        decoupled_weight_decay=True,
+    ),
+    _case(
+        "RMSprop",
+        "tensorflow-centered",
+        lr=2e-3,
+        eps=1e-3,
+        centered=True,
+        initial_accumulator_value=1.0,
+        eps_in_sqrt=True,
+    ),
     _case("Adagrad", lr=0.05),
     _case(
         "Adagrad",
@@ -188,6 +218,7 @@ CASES = [
     ),
     _case("AdamAtan2", lr=2e-3),
     _case("AdamAtan2", "decay-maximize", lr=2e-3, betas=(0.6, 0.8), weight_decay=0.1, a=0.7, b=2.0, maximize=True),
+    # Its average is long enough for the rectification from the third step on.
     _case("LAMB", lr=2e-3),
     _case("LAMB", "plain", lr=2e-3, betas=(0.6, 0.8), eps=1e-4, weight_decay=0.0, bias_correction=False),
     _case("LAMB", "clip", lr=2e-3, weight_decay=0.1, grad_averaging=False, trust_clip=True),

@@ -110,6 +110,10 @@ ADAFACTOR = {
     "warmup_init": False,
 }
 _ADAM = {"lr": 0.01, "weight_decay": 0.1}
+_APART = {"weight_decay": 0.1, "nesterov": True, "decoupled_weight_decay": True}
+_TENSORFLOW = {"eps_in_sqrt": True, "lr_in_momentum": True, "initial_accumulator_value": 1.0}
+_GIVEN = {"scale_parameter": False, "relative_step": False}
+_WARM = {"warmup_init": True, "scale_parameter": False}
 _TE = {"dtype": torch.bfloat16, "group_step": True}
 FORMS = [
     Form("bitsandbytes.optim.AdamW", "AdamW", _ADAM, {"alpha": 0.0}, state=_bnb("exp_avg", "exp_avg_sq")),
@@ -197,7 +201,13 @@ FORMS = [
         },
     ),
     Form("timm.RAdamLegacy", "RAdam", {**_ADAM, "decoupled_weight_decay": True}, {}),
-    Form("timm.SGDW", "SGD", {"lr": 0.01, "momentum": 0.9}, {"dampening": 0.0, "nesterov": False, "caution": False}),
+    Form("timm.SGDW", "SGD", {"lr": 0.01, "momentum": 0.9, **_APART}, {"nesterov": True, "caution": False}),
+    Form(
+        "timm.RMSpropTF",
+        "RMSprop",
+        {**_ADAM, **_TENSORFLOW, "momentum": 0.9},
+        {"alpha": 0.99, "eps": 1e-8, "centered": False, "decoupled_decay": False, "lr_in_momentum": True},
+    ),
     Form("lion_pytorch.Lion", "Lion", _ADAM, {}),
     Form(
         "lion_pytorch.Lion",
@@ -224,6 +234,18 @@ FORMS = [
         told={"maximize": True},
     ),
     Form("transformers.Adafactor", "Adafactor", {"eps": (1e-30, 1e-3)}, ADAFACTOR, state=_rows),
+    *[
+        Form(
+            "transformers.Adafactor",
+            "Adafactor",
+            {"eps": (1e-30, 1e-3), **kwargs},
+            {**ADAFACTOR, **kwargs},
+            {"weight_decay": "weight_decay"},
+            _rows,
+        )
+        for kwargs in ({"lr": 1e-3, "weight_decay": 0.1, **_GIVEN}, {"lr": 0.02, "relative_step": False})
+    ],
+    Form("transformers.Adafactor", "Adafactor", {"eps": (1e-30, 1e-3), **_WARM}, {**ADAFACTOR, **_WARM}, state=_rows),
     Form(
         "torch_optimizer.Adafactor",
         "Adafactor",

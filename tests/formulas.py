@@ -19,8 +19,14 @@ def _penalised(p: Tensor, g: Tensor, decay: float) -> Tensor:
     return g + decay * p if decay != 0 else g
 
 
+def _decayed(p: Tensor, g: Tensor, h: Hypers) -> tuple[Tensor, Tensor]:
+    if h.get("decoupled_weight_decay"):
+        return p * (1 - float(h["lr"]) * h["weight_decay"]), g
+    return p, _penalised(p, g, h["weight_decay"])
+
+
 def sgd(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    g = _penalised(p, g, h["weight_decay"])
+    p, g = _decayed(p, g, h)
     momentum = h["momentum"]
     if momentum != 0:
         previous = s.get("momentum_buffer")
@@ -39,28 +45,32 @@ def adam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
         g = _penalised(p, g, h["weight_decay"])
     zero = torch.zeros_like(p)
     step = s["step"] = float(s.get("step", 0)) + 1
-    m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
+    m = s["exp_avg"] = s.get("exp_avg", zero).lerp(g, 1 - beta1)
     v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
     if h["amsgrad"]:
         v = s["max_exp_avg_sq"] = torch.maximum(s.get("max_exp_avg_sq", zero), v)
-    m_hat = m / (1 - beta1**step)
-    v_hat = v / (1 - beta2**step)
-    return p - lr * m_hat / (v_hat.sqrt() + h["eps"])
+    if h.get("bias_correction", True):
+        m, v = m / (1 - beta1**step), v / (1 - beta2**step)
+    return p - lr * m / (v.sqrt() + h["eps"])
 
 
 def rmsprop(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     alpha, lr = h["alpha"], float(h["lr"])
-    g = _penalised(p, g, h["weight_decay"])
+    p, g = _decayed(p, g, h)
     zero = torch.zeros_like(p)
     s["step"] = float(s.get("step", 0)) + 1
-    v = s["square_avg"] = alpha * s.get("square_avg", zero) + (1 - alpha) * g * g
+    start = torch.full_like(p, h.get("initial_accumulator_value", 0.0))
+    v = s["square_avg"] = alpha * s.get("square_avg", start) + (1 - alpha) * g * g
     if h["centered"]:
         mean = s["grad_avg"] = alpha * s.get("grad_avg", zero) + (1 - alpha) * g
         # A variance: only rounding can bring it below zero.
         v = (v - mean * mean).clamp_min(0)
-    change = g / (v.sqrt() + h["eps"])
+    change = g / ((v + h["eps"]).sqrt() if h.get("eps_in_sqrt") else v.sqrt() + h["eps"])
     if h["momentum"] > 0:
+        change = lr * change if h.get("lr_in_momentum") else change
         change = s["momentum_buffer"] = h["momentum"] * s.get("momentum_buffer", zero) + change
+        if h.get("lr_in_momentum"):
+            return p - change
     return p - lr * change
 
 
@@ -89,12 +99,6 @@ def adamax(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
     u = s["exp_inf"] = torch.maximum(beta2 * s.get("exp_inf", zero), g.abs() + h["eps"])
     return p - float(h["lr"]) / (1 - beta1**step) * m / u
-
-
-def _decayed(p: Tensor, g: Tensor, h: Hypers) -> tuple[Tensor, Tensor]:
-    if h["decoupled_weight_decay"]:
-        return p * (1 - float(h["lr"]) * h["weight_decay"]), g
-    return p, _penalised(p, g, h["weight_decay"])
 
 
 def nadam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:

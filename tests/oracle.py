@@ -20,7 +20,7 @@ class Oracle:
 
     def __init__(self, optimizer: str, kwargs: Mapping[str, Any], params: Sequence[Tensor]) -> None:
         # The twin supplies the defaults of the arguments, never any arithmetic.
-        defaults = twin(optimizer)([torch.zeros(1)], **kwargs).defaults
+        defaults = twin(optimizer, kwargs)([torch.zeros(1)], **kwargs).defaults
         self.rule = RULES[optimizer]
         self.hypers: dict[str, Any] = {"decoupled_weight_decay": optimizer == "AdamW", **defaults}
         self.params = [float64(p) for p in params]

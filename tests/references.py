@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from formulas import RULES
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
+
+import fusedopt
 
 
 class Reference(Optimizer):
@@ -17,13 +20,17 @@ class Reference(Optimizer):
     arguments: ClassVar[dict[str, Any]]
     # States that the reference implementation clones from the gradient; the others lie as the param.
     like_grad: ClassVar[tuple[str, ...]] = ()
+    # What ours takes beside the arguments of torch's class of this name, as by torch's rule.
+    beyond: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, params: ParamsT, *, foreach: Any = None, fused: Any = None, **kwargs: Any) -> None:
-        defaults = {**self.arguments, "maximize": False, "capturable": False, "differentiable": False}
+        common = {} if self.beyond else {"maximize": False, "capturable": False, "differentiable": False}
+        defaults = {**self.arguments, **common, **self.beyond}
         unknown = kwargs.keys() - defaults.keys()
         if unknown:
             raise TypeError(f"unexpected arguments: {sorted(unknown)}")
-        super().__init__(params, {**defaults, **kwargs})
+        own = {**defaults, **kwargs}
+        super().__init__(params, {k: v for k, v in own.items() if k not in self.beyond or v != self.beyond[k]})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -62,7 +69,7 @@ def _real(tensor: Tensor) -> Tensor:
 
 def _counter(p: Tensor, group: dict[str, Any]) -> Tensor:
     wide = torch.get_default_dtype() == torch.float64
-    device = p.device if group["capturable"] else "cpu"
+    device = p.device if group.get("capturable") else "cpu"
     return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
 
 
@@ -129,6 +136,18 @@ class LARS(Reference):
     like_grad = ("momentum_buffer",)
 
 
-def twin(optimizer: str) -> Any:
-    """torch's class of this name, or what stands in for it."""
-    return getattr(torch.optim, optimizer, None) or globals()[optimizer]
+def twin(optimizer: str, arguments: Iterable[str] = ()) -> Any:
+    """torch's class of this name, or what stands in for it, if torch has none or not with these arguments."""
+    theirs = getattr(torch.optim, optimizer, None)
+    if theirs is None:
+        return globals()[optimizer]
+    return _beyond(optimizer) if getattr(fusedopt, optimizer)._beyond.keys() & set(arguments) else theirs
+
+
+@cache
+def _beyond(optimizer: str) -> Any:
+    """A stand-in for a class of torch's, with what ours has beyond it."""
+    theirs = getattr(torch.optim, optimizer)([torch.zeros(1)]).defaults
+    like_grad = ("momentum_buffer",) if optimizer == "SGD" else ()
+    own = {"arguments": theirs, "like_grad": like_grad, "beyond": dict(getattr(fusedopt, optimizer)._beyond)}
+    return type(optimizer, (Reference,), own)

@@ -61,6 +61,7 @@ def adam(_cache: None) -> type[fusedopt.Lion]:
 
 
 HYPERS = {"lr": 1e-2, "betas": (0.8, 0.9), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": 0, "decoupled_weight_decay": 1}
+HYPERS["bias_correction"] = 1
 
 
 @pytest.mark.parametrize(

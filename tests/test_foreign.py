@@ -221,16 +221,13 @@ _BNB = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 _LAMB = {**_BNB, "max_grad_norm": 1.0, "bias_correction": True, "grad_averaging": True}
 _SGD = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.1}
 _KOZISTR = {**_BNB, "weight_decouple": True, "fixed_decay": False}
-_APART = "it decays p by 1 - lr [*] weight_decay, where ours adds weight_decay [*] p to the gradient"
 _ROWS = {**ADAFACTOR, "weight_decay": 0.0}
 _TIMM = {**_ROWS, "eps": 1e-30, "eps_scale": 1e-3, "min_dim_size_to_factor": 16}
 # Source, class of ours, group, what its constructor was given, and the line of maths.
 REFUSED: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], str]] = {
-    "bias correction": ("deepspeed.DeepSpeedCPUAdam", "AdamW", {**_BNB, "bias_correction": False}, {}, "with bias_"),
+    "bias correction": ("timm.Adan", "Adan", {**_BNB, "bias_correction": False}, {}, "with bias_correction=False it d"),
     "caution": ("timm.Lion", "Lion", {**_BNB, "caution": True}, {}, "with caution=True it leaves out elements"),
-    "timm's SGDW": ("timm.SGDW", "SGD", _SGD, {}, _APART),
     "LAMB's decay": ("timm.Lamb", "LAMB", {**_LAMB, "decoupled_decay": True}, {}, "with decoupled_decay=True it dec"),
-    "optimi's SGD": ("optimi.SGD", "SGD", {**_SGD, **OPTIMI, "decouple_wd": True}, {}, _APART),
     "release": (
         "optimi.Lion",
         "Lion",
@@ -238,9 +235,6 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], str]] = {
         {},
         "with gradient_release=True its states hold groups; fusedopt.step_in_backward",
     ),
-    "scale": ("transformers.Adafactor", "Adafactor", {**_ROWS, "scale_parameter": False}, {}, "its step is lr, with"),
-    "rate": ("transformers.Adafactor", "Adafactor", {**_ROWS, "relative_step": False}, {}, "its lr stands still, whe"),
-    "warm-up": ("transformers.Adafactor", "Adafactor", {**_ROWS, "warmup_init": True}, {}, "its lr grows by 1e-6 a"),
     "beta1": ("transformers.Adafactor", "Adafactor", {**_ROWS, "beta1": 0.9}, {}, "it averages its updates by beta1"),
     "decay": ("transformers.Adafactor", "Adafactor", {**_ROWS, "weight_decay": 0.1}, {}, "decays p by weight_decay ti"),
     "small": ("timm.Adafactor", "Adafactor", _TIMM, {}, "it keeps the whole second moment of matrices with a side of"),

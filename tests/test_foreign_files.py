@@ -78,7 +78,7 @@ STATES: dict[str, tuple[str, dict[str, Any], dict[Any, Any], str]] = {
         "NAdam",
         {},
         {"step": torch.tensor(2.0), "exp_avg": _like(), "exp_avg_sq": _like()},
-        "its state in the file is of another optimizer, Adam or AdamW or .*, by its keys",
+        "its state in the file is of another optimizer, ADOPT or Adam or .*, by its keys",
     ),
     "transformers.Adafactor": (
         "Adafactor",
@@ -154,7 +154,10 @@ SETTINGS_BY_KEY: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = 
         {"fixed_decay": True, "weight_decay": 0.1},
         {"fixed_decay": True, "weight_decay": 0.0},
     ),
-    ("lr_in_momentum", "RMSprop"): ({"lr_in_momentum": False}, {"initial_lr": 0.1}),
+    ("decoupled_decay", "RMSprop"): (
+        {"decoupled_decay": False},
+        {"decoupled_decay": False, "eps_in_sqrt": True},
+    ),
     ("bias_correction", "Adan"): ({"bias_correction": False}, {"bias_correction": True}),
     ("beta1", "Adafactor"): ({"beta1": 0.9}, {"beta1": None}),
     ("use_gc", "Lion"): ({"use_gc": True}, {"use_gc": False}),

@@ -19,9 +19,15 @@ import fusedopt
 # Matrices, which all of them step.
 BY_NAME = {s.name: dataclasses.replace(s, shapes=((4, 3), (3, 5))) for s in SUBJECTS if s.name != "generic"}
 # States of one form, whose groups torch's classes take from each other; and files of one class.
-FAMILIES = [{"Adam", "AdamW", "AdamW-average", "RAdam", "SparseAdam"}, {"SGD", "SGD-momentum"}]
+FAMILIES = [
+    {"Adam", "AdamW", "AdamW-average", "RAdam", "SparseAdam", "NAdamW", "StableAdamW"},
+    {"SGD", "SGD-momentum"},
+]
 # Adam's step is a tensor and reads more than SparseAdam's file has.
 ONE_WAY = {("SparseAdam", other) for other in FAMILIES[0] - {"SparseAdam"}}
+# Groups of torch's classes say more than those without amsgrad.
+TORCHS = FAMILIES[0] - {"SparseAdam", "NAdamW", "StableAdamW"}
+ONE_WAY |= {(torchs, ours) for torchs in TORCHS for ours in ("NAdamW", "StableAdamW")}
 
 
 def _takes(target: str, source: str) -> bool:
@@ -80,7 +86,7 @@ def test_what_the_refusal_says() -> None:
     saved.step()
     with pytest.raises(
         ValueError,
-        match=r"param 1 of group 0: its state in the file is of another optimizer, Adam or AdamW or .*, by its keys: "
+        match=r"param 1 of group 0: its state in the file is of another optimizer, ADOPT or Adam or .*, by its keys: "
         r"\['exp_avg', 'exp_avg_sq', 'step'\]; Lion keeps \['exp_avg'\]; load a file of Lion, or none to start anew",
     ):
         fusedopt.Lion(params).load_state_dict(

@@ -82,12 +82,17 @@ EXTREMES: dict[str, dict[str, Any]] = {
     "t0-0": {"t0": 0.0},
     "t0-negative": {"t0": -5.0},
 }
+# Where AdaBelief's average is the gradient
+# itself it divides by eps, and makes steps of a hundred million whose sum is all that there is to compare.
+REFUSED = [
+    ("beta1-0", "AdaBelief"),
+]
 EXTREME_KWARGS = [
     *[
         Case(f"{case.optimizer}-{name}", case.optimizer, {"lr": 0.1, **kwargs})
         for name, kwargs in EXTREMES.items()
         for case in ONE_PER_OPTIMIZER
-        if all(case.takes(argument) for argument in kwargs)
+        if all(case.takes(argument) for argument in kwargs) and (name, case.optimizer) not in REFUSED
     ],
     *[
         Case(
@@ -97,7 +102,7 @@ EXTREME_KWARGS = [
         )
         for name, betas in {"betas0": (0.0, 0.0, 0.0), "beta1-0": (0.0, 0.9, 0.9), "beta2-0": (0.9, 0.0, 0.9)}.items()
         for case in ONE_PER_OPTIMIZER
-        if case.takes("betas")
+        if case.takes("betas") and (name, case.optimizer) not in REFUSED
     ],
     Case("SGD-momentum1-nesterov", "SGD", {"lr": 0.1, "momentum": 1.0, "nesterov": True}),
     Case("Adam-betas0-eps0", "Adam", {"lr": 0.1, "betas": (0.0, 0.0), "eps": 0.0}),

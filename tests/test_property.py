@@ -42,6 +42,9 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "clip_exp": st.sampled_from([None, 0.0, 0.25, 1.0]),
     "a": st.floats(0.5, 2),
     "b": st.sampled_from([0.0, 0.5, 1.0]),
+    "warmup_steps": st.sampled_from([0, 3]),
+    "r": st.sampled_from([0.0, 1.0]),
+    "weight_lr_power": st.sampled_from([0.0, 2.0]),
     "trust_coeff": st.sampled_from([0.001, 0.02]),
 }
 # They step by a sign, which a rounding can turn: in 16 bits two good runs come to differ by more than roundings.
@@ -55,6 +58,8 @@ def rates(case: Case) -> st.SearchStrategy[float]:
 def arguments(case: Case) -> st.SearchStrategy[dict[str, Any]]:
     drawn: dict[str, st.SearchStrategy[Any]] = {"lr": rates(case)}
     for name, parameter in inspect.signature(case.cls).parameters.items():
+        if name in case.cls._beyond:
+            continue
         if name in (hyper.partition(".")[0] for hyper in case.rule["hypers"]) and name != "lr":
             drawn[name] = st.booleans() if isinstance(parameter.default, bool) else ARGUMENTS[name]
             if name == "betas":
@@ -64,6 +69,8 @@ def arguments(case: Case) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def _consistent(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if "weight_lr_power" in kwargs and kwargs.get("momentum") == 0:
+        return {**kwargs, "momentum": 0.5}
     if kwargs.get("nesterov") and (kwargs["momentum"] == 0 or kwargs["dampening"] != 0):
         return {**kwargs, "nesterov": False}
     return kwargs

@@ -64,7 +64,10 @@ def test_arguments_are_those_of_the_installed_torch_and_ours(name: str) -> None:
     lacked = [(argument, KEYWORD, False) for argument in NEWER.get(name, []) if argument not in known]
     flags = [(argument, KEYWORD, None) for argument in ("foreach", "fused") if argument not in known]
     options = [(argument, KEYWORD, default) for argument, default in options_of(name).items()]
-    assert [described(p) for p in parameters(getattr(fusedopt, name))] == [*theirs, *lacked, *flags, *options]
+    beyond = [
+        (argument, KEYWORD, default) for argument, default in getattr(getattr(fusedopt, name), "_beyond", {}).items()
+    ]
+    assert [described(p) for p in parameters(getattr(fusedopt, name))] == [*theirs, *lacked, *flags, *beyond, *options]
 
 
 @every_optimizer

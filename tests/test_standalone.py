@@ -31,14 +31,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fusedopt
 from fusedopt._core.arguments import Options
 
-STANDALONE = [case for case in CASES if not case.has_twin]
+STANDALONE = [case for case in CASES if not hasattr(torch.optim, case.optimizer)]
 every_case = pytest.mark.parametrize("case", STANDALONE, ids=str)
 one_per_optimizer = pytest.mark.parametrize("case", [c for c in ONE_PER_OPTIMIZER if not c.has_twin], ids=str)
 
 # The arguments of the references in their order, less those that clip all gradients, make other methods or choose an
 # implementation: google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars, bitsandbytes' AdEMAMix,
 # the authors' ADOPT with timm's exponent in the place of a function,
-# lucidrains' AdamAtan2.
+# lucidrains' AdamAtan2, timm's NAdamW, LaProp and AdaBelief, optimi's StableAdamW.
 SIGNATURES: dict[str, dict[str, Any]] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
     "Adan": {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.0, "no_prox": False},
@@ -94,7 +94,8 @@ def test_arguments_are_the_references(case: Case) -> None:
     flags = {"maximize": False, "capturable": False, "foreach": None, "fused": None}
     assert keywords == {**flags, **Options()._asdict()}
     optimizer = case.cls(make_params())
-    assert optimizer.defaults == {**positional, "maximize": False, "capturable": False, "differentiable": False}
+    modes = {"train_mode": True} if "ScheduleFree" in case.optimizer else {}
+    assert optimizer.defaults == {**positional, "maximize": False, "capturable": False, "differentiable": False} | modes
     assert repr(optimizer).startswith(f"{case.optimizer} (\nParameter Group 0\n")
 
 
@@ -115,7 +116,7 @@ BAD = [
     ({"weight_decay": -0.1}, ValueError, r"Invalid weight_decay value: -0\.1"),
     ({"momentum": -0.9}, ValueError, r"Invalid momentum value: -0\.9"),
     *[({name: -0.9}, ValueError, rf"Invalid {name} value: -0\.9") for name in ("alpha", "t_alpha", "t_beta3")],
-    *[({name: -0.9}, ValueError, rf"Invalid {name} value: -0\.9") for name in ("clip_exp", "a", "b")],
+    *[({name: -0.9}, ValueError, rf"Invalid {name} value: -0\.9") for name in ("clip_exp", "a", "b", "r")],
     ({"alpha": None}, TypeError, "alpha is None; give a number"),
     ({"t_beta3": NAN}, ValueError, "Invalid t_beta3 value: nan"),
     ({"clip_exp": "0.25"}, TypeError, "clip_exp is '0.25'; give a number"),

@@ -371,6 +371,8 @@ def test_distributed_checkpoint_state_dict(case: Case, directions: str, flat: bo
 def test_the_initialising_step_of_distributed_checkpoints(case: Case) -> None:
     from torch.distributed.checkpoint.state_dict import _init_optim_state
 
+    if case.kwargs.get("fixed_decay"):
+        pytest.skip("it decays whatever the learning rate, which is 0 in this step")
     ours, torchs = case.ours(make_params()), case.torchs(make_params())
     for optimizer in (ours, torchs):
         _init_optim_state(optimizer)

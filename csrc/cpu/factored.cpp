@@ -74,7 +74,8 @@ void step_share(const FactoredKernels& kernels, Factored& t, const FactoredSums&
 }  // namespace
 
 const Rule& factored_rule() {
-  static constexpr const char* hypers[] = {"lr", "beta2_decay", "eps.0", "eps.1", "d", "weight_decay"};
+  static constexpr const char* hypers[] = {"lr",           "beta2_decay",     "eps.0",         "eps.1",      "d",
+                                           "weight_decay", "scale_parameter", "relative_step", "warmup_init"};
   static constexpr const char* states[] = {"row_var", "col_var", "variance"};
   static constexpr const char* counters[] = {"step"};
   static constexpr Kind kinds[] = {Kind::factor, Kind::factor, Kind::factor};

@@ -1,5 +1,6 @@
-// Adafactor (Shazeer & Stern 2018), as torch.optim.Adafactor. No rule for a sweep over elements: what follows is the
-// maths of its sums and of one element, which the engines' own kernels for it share.
+// Adafactor (Shazeer & Stern 2018), as torch.optim.Adafactor; where transformers' steps are not relative, as its. No
+// rule for a sweep over elements: what follows is the maths of its sums and of one element, which the engines' own
+// kernels for it share.
 #pragma once
 
 #include "rule.h"
@@ -8,23 +9,26 @@ namespace FUSEDOPT_NAMESPACE {
 
 struct Adafactor {
   struct Hypers {
-    double lr, beta2_decay, eps1, eps2, d, weight_decay;
+    double lr, beta2_decay, eps1, eps2, d, weight_decay, scale_parameter, relative_step, warmup_init;
   };
 
   // Constant over a tensor; `scale` is known once the sums are.
   struct Scalars {
-    double multiplier, weight, rho, keep, eps1, eps2, d, scale;
+    double multiplier, weight, rho, keep, eps1, eps2, d, by_size, scale;
   };
 
   FUSEDOPT_HD static Scalars prepare(const Hypers& h, double multiplier, double step) {
-    const double rho = 1 / sqrt(step);
+    // transformers' warm-up has no other bound: at lr's default, 1e-2, the two meet.
+    const double rho = 1 / sqrt(step), warm = 1e-6 * step;
+    const double most = h.warmup_init != 0 && warm < rho ? warm : rho;
     return {multiplier,
             power(step, h.beta2_decay),
-            rho < h.lr ? rho : h.lr,
+            h.relative_step != 0 && most < h.lr ? most : h.lr,
             1 - decay_of(h.lr, h.weight_decay),
             h.eps1,
             h.eps2,
             h.d,
+            h.scale_parameter,
             0};
   }
 
@@ -66,7 +70,8 @@ struct Adafactor {
   // As Python's max(): a NaN in a sum loses.
   FUSEDOPT_HD static double scale(const Scalars& c, double squares, double update_squares, double numel) {
     const double rms = sqrt(squares / numel), excess = sqrt(update_squares / numel) / c.d;
-    return (rms > c.eps2 ? rms : c.eps2) * c.rho / (excess > 1 ? excess : 1);
+    const double size = c.by_size == 0 ? 1 : rms > c.eps2 ? rms : c.eps2;
+    return size * c.rho / (excess > 1 ? excess : 1);
   }
 
   template <class T>

@@ -9,10 +9,10 @@ namespace FUSEDOPT_NAMESPACE {
 struct Adam : RuleDefaults {
   static constexpr const char* name = "adam";
   struct Hypers {
-    double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled;
+    double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled, bias_correction;
   };
   static constexpr const char* hyper_names[] = {
-      "lr", "betas.0", "betas.1", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"};
+      "lr", "betas.0", "betas.1", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay", "bias_correction"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude, Kind::magnitude};
 
@@ -28,13 +28,14 @@ struct Adam : RuleDefaults {
   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double* counters, bool) {
     const double step = counters[0] += 1;
     Scalars<double> c;
-    c.step_size = h.lr / (1 - pown(h.beta1, step));
+    const bool corrects = h.bias_correction != 0;
+    c.step_size = corrects ? h.lr / (1 - pown(h.beta1, step)) : h.lr;
     c.decay = h.decoupled != 0 ? 1 - decay_of(h.lr, h.weight_decay) : 1;
     c.l2 = h.decoupled != 0 ? 0 : h.weight_decay;
     c.weight1 = 1 - h.beta1;
     c.beta2 = h.beta2;
     c.weight2 = 1 - h.beta2;
-    c.inverse_sqrt_correction2 = 1 / sqrt(1 - pown(h.beta2, step));
+    c.inverse_sqrt_correction2 = corrects ? 1 / sqrt(1 - pown(h.beta2, step)) : 1;
     c.eps = h.eps;
     return c;
   }

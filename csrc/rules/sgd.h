@@ -1,5 +1,5 @@
 // Stochastic gradient descent with momentum (Polyak 1964) and Nesterov momentum (Sutskever et al. 2013), as
-// torch.optim.SGD.
+// torch.optim.SGD; with a decay apart from the gradient (Loshchilov & Hutter 2019), as timm's sgdw.py.
 #pragma once
 
 #include "rule.h"
@@ -9,9 +9,10 @@ namespace FUSEDOPT_NAMESPACE {
 struct SGD : RuleDefaults {
   static constexpr const char* name = "sgd";
   struct Hypers {
-    double lr, momentum, dampening, weight_decay, nesterov;
+    double lr, momentum, dampening, weight_decay, nesterov, decoupled;
   };
-  static constexpr const char* hyper_names[] = {"lr", "momentum", "dampening", "weight_decay", "nesterov"};
+  static constexpr const char* hyper_names[] = {"lr",           "momentum", "dampening",
+                                                "weight_decay", "nesterov", "decoupled_weight_decay"};
   static constexpr const char* state_names[] = {"momentum_buffer"};
   static constexpr Kind state_kinds[] = {Kind::average};
   static constexpr bool like_grad(int) { return true; }
@@ -23,7 +24,7 @@ struct SGD : RuleDefaults {
 
   template <class T>
   struct Scalars {
-    T lr, momentum, nesterov_momentum, gradient_weight, weight_decay;
+    T lr, momentum, nesterov_momentum, gradient_weight, decay, l2;
   };
 
   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double*, bool first) {
@@ -35,19 +36,20 @@ struct SGD : RuleDefaults {
     // Without Nesterov the step is the buffer: g = 0 * g + 1 * buffer would spoil infinities, so the rule selects on
     // it.
     c.nesterov_momentum = h.nesterov != 0 ? h.momentum : 0;
-    c.weight_decay = h.weight_decay;
+    c.decay = h.decoupled != 0 ? 1 - decay_of(h.lr, h.weight_decay) : 1;
+    c.l2 = h.decoupled != 0 ? 0 : h.weight_decay;
     return c;
   }
 
   template <int variant, class T>
   FUSEDOPT_HD static void update(T& p, T g, T (&s)[1], const Scalars<T>& c) {
-    if (c.weight_decay != T(0)) g = fma(c.weight_decay, p, g);
+    if (c.l2 != T(0)) g = fma(c.l2, p, g);
     if constexpr (variant == with_momentum) {
       T& buffer = s[0];
       buffer = fma(c.momentum, buffer, c.gradient_weight * g);
       g = c.nesterov_momentum != T(0) ? fma(c.nesterov_momentum, buffer, g) : buffer;
     }
-    p = fma(-c.lr, g, p);
+    p = fma(-c.lr, g, p * c.decay);
   }
 };
 

@@ -88,6 +88,10 @@ class AveragedStep(Optimizer):
                 for p, value in zip(params, before, strict=True):
                     p.copy_(value)
 
+    def _refuse_step(self, what: str) -> None:
+        """Raise RuntimeError while params are not what steps are made from."""
+        self._refuse_while_averaged(what)
+
     def _refuse_while_averaged(self, what: str) -> None:
         if self._averaged:
             raise RuntimeError(
@@ -97,4 +101,4 @@ class AveragedStep(Optimizer):
 
 
 def _refuse_step(optimizer: Optimizer, *_: Any) -> None:
-    cast(AveragedStep, optimizer)._refuse_while_averaged("step() was called")
+    cast(AveragedStep, optimizer)._refuse_step("step() was called")

@@ -45,6 +45,8 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
     _rule: ClassVar[str]
     # Values of hyper-parameters that some torch versions do not keep in their groups.
     _rule_defaults: ClassVar[dict[str, float]] = {}
+    # Arguments that torch's class lacks, as beyond.py has them.
+    _beyond: ClassVar[Mapping[str, Any]] = {}
     # Hyper-parameters that may be None, which the rule has as -1.
     _optional: ClassVar[frozenset[str]] = frozenset()
     # Whether torch keeps the counters of its class on the param's device, capturable or not.
@@ -210,7 +212,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
         if products := self._products():
             options["products"] = products._asdict()
-        plan = _C.Plan(self._rule, self._rule_defaults, self._device_counters, options)
+        plan = _C.Plan(self._rule, {**self._rule_defaults, **self._beyond}, self._device_counters, options)
         plan.draws = self._draws_so_far()
         return plan
 

@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from .. import _C
 from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_torch, refuse_nan
+from .beyond import check_beyond, go_beyond, refuse_beyond, within_torch
 from .callers import label_of, warn_of_unserved
 from .checkpoints import Checkpointed
 from .group_options import of_class, refuse_options
@@ -49,7 +50,9 @@ class FusedStep(Checkpointed):
         """What the constructors of all classes come to; `given` is torch's arguments besides `foreach` and `fused`."""
         self._step_supports_amp_scaling = bool(fused)
         self._take_options(options)
-        super().__init__(params, **self._torch_arguments({**given, "foreach": foreach, "fused": fused}))
+        torchs = within_torch(self._beyond, given)
+        super().__init__(params, **self._torch_arguments({**torchs, "foreach": foreach, "fused": fused}))
+        go_beyond(self, given)
         check_fused(fused, foreach, given.get("differentiable"))
         refuse_nan(self.defaults)
         self._check_options()
@@ -96,6 +99,7 @@ class FusedStep(Checkpointed):
                     "rounding, ema_decay or copies of params; call step() outside of it"
                 )
             self._refuse_tracing()
+            refuse_beyond(self)
             return self._torch_step(closure)
         # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
         if self._observed() and type(self).step is FusedStep.step:
@@ -224,6 +228,7 @@ class FusedStep(Checkpointed):
 
     def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
         refuse_wrapped((p for _, params in leftover for p in params), self.state)
+        refuse_beyond(self, (index for index, _ in leftover))
         # Sparse gradients first: most of torch's optimizers refuse them, and then nothing has been written yet.
         for sparse in (True, False):
             groups = []
@@ -306,6 +311,7 @@ class FusedStep(Checkpointed):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_with_torch(type(self), FusedStep, group)
+        check_beyond(self._beyond, group)
 
 
 def unhooked(step: Any, optimizer: Optimizer) -> Any:

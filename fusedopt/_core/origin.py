@@ -55,7 +55,7 @@ _STATES: dict[str, list[tuple[str, ...]]] = {
     "LBFGS": [_LBFGS],
 }
 # States that come with some hyper-parameters, or with a second step, only.
-_ON_DEMAND = frozenset({"momentum_buffer", "max_exp_avg_sq", "grad_avg", *_LBFGS[2:]})
+_ON_DEMAND = frozenset({"momentum_buffer", "max_exp_avg_sq", "max_exp_avg_var", "grad_avg", *_LBFGS[2:]})
 
 
 def refuse_foreign(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]], state: Mapping[Tensor, Any]) -> None:
@@ -68,9 +68,11 @@ def refuse_foreign(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]], st
     groups_of = {name: [its.group] for name, its in kinds.items()}
     states_of = {name: its.states for name, its in kinds.items()}
     # torch's classes take each other's groups as far as they can step by them.
-    torchs = {name for name in kinds if hasattr(torch.optim, name)}
+    alike = {name for name in kinds if hasattr(torch.optim, name)}
+    if kind.name in kinds.keys() - alike:
+        alike = set()
     for index, group in enumerate(groups):
-        others = _others(group.keys(), kind.group, groups_of, torchs)
+        others = _others(group.keys(), kind.group, groups_of, alike)
         first = next((its for p in group["params"] if isinstance(its := state.get(p), dict) and its), {})
         keys, remedy = sorted(map(str, group.keys() - {"params"})), _remedy(kind, first, group)
         if others:
@@ -146,14 +148,15 @@ def _seems(found: Collection[Any], group: Collection[Any]) -> str:
 def _others(found: Set[Any], own: Keys, kinds: Mapping[str, list[Keys]], alike: Set[str] = frozenset()) -> list[str]:
     """The classes that explain all keys that `own` explains, and more, or else all of theirs where `own` lacks some.
 
-    Those `alike` may explain more.
+    Those `alike` may explain more, and what another explains of that is theirs.
     """
     mine, lacks = found & own.known, not own.needed <= found
+    of_alike = [found & keys.known for name in alike for keys in kinds.get(name, ())]
     sizes = {}
     for name, several in kinds.items():
         for keys in several:
             theirs = found & keys.known
-            more = mine < theirs and name not in alike
+            more = mine < theirs and name not in alike and not any(theirs <= other for other in of_alike)
             if theirs and keys.needed <= found and (more or (lacks and mine <= theirs)):
                 sizes[name] = len(theirs)
     return [name for name, size in sizes.items() if size == max(sizes.values())]
@@ -184,7 +187,7 @@ def _kinds() -> dict[str, Kind]:
     kinds = {}
     for cls in sorted(_exported(), key=lambda c: c.__name__):
         hypers = _hypers(cls)
-        needed = hypers.needed - _filled_in(cls) - getattr(cls, "_rule_defaults", {}).keys()
+        needed = hypers.needed - _filled_in(cls)
         states = [frozenset(names) for names in _STATES.get(cls.__name__, [])] or [_states(cls)]
         kept = [Keys(known, known - _ON_DEMAND) for known in states]
         # torch's L-BFGS fills in what its state lacks.
@@ -199,7 +202,7 @@ def _hypers(cls: Any) -> Keys:
     )
     # "betas.0" and "betas.1" are a pair in the group.
     known = frozenset(name.partition(".")[0] for name in names)
-    return Keys(known, known)
+    return Keys(known, known - getattr(cls, "_rule_defaults", {}).keys() - getattr(cls, "_beyond", {}).keys())
 
 
 def _states(cls: Any) -> frozenset[str]:

@@ -197,7 +197,7 @@ class Precision:
         exact = exact_param(param, found, state.pop(found))
         if self.partner is None or param.dtype not in HALVES:
             return f"the bits that '{found}' has beyond the param are dropped"
-        state[self.partner] = _partner_of(exact, param, self.partner)
+        state[self.partner] = partner_of(exact, param, self.partner)
         same = exact_param(param, self.partner, state[self.partner]).equal(exact)
         return None if same else f"'{self.partner}' holds '{found}' with fewer bits"
 
@@ -264,7 +264,7 @@ def _check_partner(partner: str) -> None:
         raise ValueError(f"a param has no partner {partner!r}; its partners are {', '.join(PARTNERS)}")
 
 
-def _partner_of(exact: Tensor, param: Tensor, partner: str) -> Tensor:
+def partner_of(exact: Tensor, param: Tensor, partner: str) -> Tensor:
     _check_partner(partner)
     value = param.detach().float()
     if partner == "master":

@@ -20,7 +20,10 @@ def _hypers(group: Group) -> Mapping[str, Any]:
 
 
 def _sgd_hypers(group: Group) -> Mapping[str, Any]:
-    return {"dampening": group["momentum"] if group["dampening"] else 0.0}
+    apart = bool(group["decouple_wd"] or group["decouple_lr"])
+    decay = group["weight_decay"] / group["max_lr"] if group["decouple_lr"] else group["weight_decay"]
+    dampening = group["momentum"] if group["dampening"] else 0.0
+    return {"dampening": dampening, "weight_decay": decay, "decoupled_weight_decay": apart}
 
 
 def _kahan(state: State, param: Tensor) -> dict[str, Any]:
@@ -50,12 +53,6 @@ def _refused(group: Group) -> str | None:
     if group["gradient_release"]:
         return "with gradient_release=True its states hold groups; fusedopt.step_in_backward releases gradients here"
     return None
-
-
-def _refused_sgd(group: Group) -> str | None:
-    if group["weight_decay"] and (group["decouple_wd"] or group["decouple_lr"]):
-        return "it decays p by 1 - lr * weight_decay, where ours adds weight_decay * p to the gradient"
-    return _refused(group)
 
 
 def _adam(group: Group) -> str:
@@ -105,12 +102,11 @@ PEERS = {
         more_hypers=_sgd_hypers,
         more_states=_sgd_states,
         reads=_READS,
-        refused=_refused_sgd,
+        refused=_refused,
         options=_options,
     ),
 }
 OTHERS = {
     "RAdam": "eps is added to the root after its correction, where ours adds it before",
-    "StableAdamW": "it divides lr by max(1, RMS of the update)",
     "Ranger": "every k steps p goes half the way back to where it was, for which ours have no state",
 }

@@ -17,12 +17,9 @@ def adam_or_adamw(group: Group) -> str:
 def adafactor_refusal(group: Group) -> str | None:
     """Of the Adafactor that fairseq had first, by what ours has not."""
     lines = {
-        "its step is lr, without the size of p": not group["scale_parameter"],
-        "its lr stands still, where ours is min(lr, 1 / sqrt(t))": not group["relative_step"],
-        "its lr grows by 1e-6 a step at first": group["warmup_init"],
         "it averages its updates by beta1": group["beta1"] is not None,
-        "it decays p by weight_decay times the step that is scaled by the size of p, ours by lr * weight_decay": (
-            group["weight_decay"] != 0
+        "it decays p by weight_decay times its step, which follows t or the size of p, ours by lr * weight_decay": (
+            group["weight_decay"] != 0 and (group["relative_step"] or group["scale_parameter"])
         ),
     }
     return next((line for line, holds in lines.items() if holds), None)
@@ -30,7 +27,8 @@ def adafactor_refusal(group: Group) -> str | None:
 
 def adafactor_hypers(group: Group, eps1: float, eps2: float) -> Mapping[str, Any]:
     # A relative step is at most 1e-2.
-    return {"lr": 1e-2, "eps": (eps1, eps2), "beta2_decay": group["decay_rate"], "d": group["clip_threshold"]}
+    lr = 1e-2 if group["relative_step"] else group["lr"]
+    return {"lr": lr, "eps": (eps1, eps2), "beta2_decay": group["decay_rate"], "d": group["clip_threshold"]}
 
 
 def adafactor_states(state: State, group: Group, param: Tensor) -> Mapping[str, Any]:

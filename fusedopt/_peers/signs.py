@@ -80,13 +80,14 @@ _CAUTIOUS = "it leaves out elements whose update and gradient differ in sign"
 _OTHER_RULE = "it scales its steps by a distance that it estimates, which ours have no state for"
 _APART = "it decays p by 1 - lr * weight_decay, where this class adds weight_decay * p to the gradient"
 _ADDED = "it adds weight_decay * p to the gradient, where this class decays p by 1 - lr * weight_decay"
+_WITHIN = "it takes the root of square_avg + eps, where this class by its groups adds eps to the root"
 _SCHEDULED = "it decays p by lr / max_lr * weight_decay, where this class does by lr * weight_decay"
 
 SETTINGS = (
     Setting("caution", lambda r, g: bool(g["caution"]), _CAUTIOUS),
     Setting("cautious", lambda r, g: bool(g["cautious"]), _CAUTIOUS),
     # timm's SGDW has the key, its name for torch's SGD has not.
-    Setting("caution", lambda r, g: r == "SGD" and _decays(g), _APART),
+    Setting("caution", lambda r, g: r == "SGD" and _decays(g) and not _decoupled(r, g), _APART),
     Setting("decoupled_decay", lambda r, g: bool(g["decoupled_decay"]) and _decays(g) and not _decoupled(r, g), _APART),
     Setting("weight_decouple", lambda r, g: bool(g["weight_decouple"]) and _decays(g) and not _decoupled(r, g), _APART),
     # Of its Adan this decides where the decay is, not whether it is apart.
@@ -101,7 +102,8 @@ SETTINGS = (
     Setting("corrected_weight_decay", lambda r, g: bool(g["corrected_weight_decay"]) and _decays(g), _SCHEDULED),
     Setting("decouple_lr", lambda r, g: bool(g["decouple_lr"]) and _decays(g), _SCHEDULED),
     Setting("fixed_decay", lambda r, g: bool(g["fixed_decay"]) and _decays(g), "it decays p by weight_decay alone"),
-    Setting("lr_in_momentum", _given, "it takes the root of square_avg + eps, where this class adds eps to the root"),
+    # timm's RMSpropTF has the key, its name for torch's RMSprop has not.
+    Setting("decoupled_decay", lambda r, g: r == "RMSprop" and not g.get("eps_in_sqrt"), _WITHIN),
     Setting("bias_correction", lambda r, g: not g["bias_correction"], "it does not divide averages by 1 - beta^t"),
     Setting("beta1", lambda r, g: r == "Adafactor" and g["beta1"] is not None, "it averages its updates by beta1"),
     Setting("use_gc", lambda r, g: bool(g["use_gc"]), "it subtracts the mean from gradients"),

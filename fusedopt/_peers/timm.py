@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .peer import Group, Peer
 from .shared import adafactor_hypers, adafactor_refusal, adafactor_states
 
 
-def _refused_sgd(group: Group) -> str | None:
-    apart = "it decays p by 1 - lr * weight_decay, where ours adds weight_decay * p to the gradient"
-    return apart if group["weight_decay"] else None
+def _adafactor_hypers(group: Group) -> Mapping[str, Any]:
+    # A given lr is the step.
+    scaled = group["relative_step"] and group["scale_parameter"]
+    return {**adafactor_hypers(group, group["eps"], group["eps_scale"]), "scale_parameter": scaled}
 
 
 def _refused_adafactor(group: Group) -> str | None:
@@ -17,7 +21,7 @@ def _refused_adafactor(group: Group) -> str | None:
     smallest = group["min_dim_size_to_factor"]
     if any(p.ndim == 2 and min(p.shape) <= smallest for p in group["params"]):
         return f"it keeps the whole second moment of matrices with a side of at most {smallest}, ours factors them"
-    return adafactor_refusal(group)
+    return adafactor_refusal({**group, "scale_parameter": group["relative_step"] and group["scale_parameter"]})
 
 
 PEERS = {
@@ -29,16 +33,19 @@ PEERS = {
     "AdamWLegacy": Peer("AdamW"),
     "NAdamLegacy": Peer("NAdam", hypers={"schedule_decay": "momentum_decay"}, states={"m_schedule": "mu_product"}),
     "RAdamLegacy": Peer("RAdam", fixed={"decoupled_weight_decay": True}),
-    "SGDW": Peer("SGD", refused=_refused_sgd),
+    "SGDW": Peer("SGD", fixed={"decoupled_weight_decay": True}),
+    "RMSpropTF": Peer(
+        "RMSprop",
+        hypers={"decoupled_decay": "decoupled_weight_decay"},
+        fixed={"eps_in_sqrt": True, "initial_accumulator_value": 1.0},
+    ),
     "Adafactor": Peer(
         "Adafactor",
-        more_hypers=lambda group: adafactor_hypers(group, group["eps"], group["eps_scale"]),
+        more_hypers=_adafactor_hypers,
         more_states=adafactor_states,
         refused=_refused_adafactor,
     ),
 }
 OTHERS = {
-    "NAdamW": "it has no momentum schedule: the update averages exp_avg with the gradient once more",
-    "RMSpropTF": "it takes the root of square_avg + eps, where ours adds eps to the root, and square_avg starts at 1",
     "Muon": "by default its coefficients are of another set in each iteration, and it steps vectors by AdamW",
 }

@@ -32,4 +32,4 @@ PEERS = {
         refused=adafactor_refusal,
     ),
 }
-OTHERS = {"SGDW": "it decays p by 1 - lr * weight_decay, where ours adds weight_decay * p to the gradient"}
+OTHERS = {"SGDW": "its decay takes lr * weight_decay from every element, whatever that is"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -38,6 +41,9 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         maximize: ascend. Default: False.
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps. Default: None.
+        scale_parameter: scale steps with the RMS of the param; else the first factor of the step is 1. Default: True.
+        relative_step: bound the step by :math:`t^{-1/2}`; else it is :math:`\gamma`. Default: True.
+        warmup_init: bound it by :math:`10^{-6} t` as well; needs `relative_step`. Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -49,7 +55,7 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         rounding_seed: where the draws of "stochastic" start. Default: 0.
 
     Raises:
-        ValueError: a hyper-parameter is out of range.
+        ValueError: a hyper-parameter is out of range, or `warmup_init` lacks `relative_step`.
 
     Example:
         >>> param = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
@@ -60,10 +66,12 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         [1.2322, 5.7678]
 
     Source: Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost"; the uses of
-    :math:`\gamma` and :math:`\epsilon_1` are torch's.
+    :math:`\gamma` and :math:`\epsilon_1` are torch's, the three arguments before the options those of fairseq and
+    transformers, whose usual setting is `scale_parameter=False, relative_step=False` with a small `lr`.
     """
 
     _rule = "adafactor"
+    _beyond: ClassVar = {"scale_parameter": True, "relative_step": True, "warmup_init": False}
 
     def __init__(
         self,
@@ -77,6 +85,9 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         foreach: bool | None = None,
         maximize: bool = False,
         fused: bool | None = None,
+        scale_parameter: bool = True,
+        relative_step: bool = True,
+        warmup_init: bool = False,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         master_weights: MasterWeights | None = None,
@@ -84,7 +95,9 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         rounding_seed: int = 0,
     ) -> None:
         given = {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay}
-        given["maximize"] = maximize
+        given.update(maximize=maximize, scale_parameter=scale_parameter, relative_step=relative_step)
+        given["warmup_init"] = warmup_init
+        _check_warmup(given)
         options = Options(max_grad_norm, ema_decay, None, master_weights, rounding, rounding_seed)
         super().__init__(params, given, foreach=foreach, fused=fused, options=options)
 
@@ -92,3 +105,12 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         # torch's raises for matrices that are DTensors, and takes a shard's norm for the norm of a vector.
         self._refuse_shards(leftover)
         super()._step_leftover(leftover, divisor)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        _check_warmup(group)
+
+
+def _check_warmup(group: Mapping[str, Any]) -> None:
+    if group.get("warmup_init") and not group.get("relative_step", True):
+        raise ValueError("warmup_init=True bounds a relative step; it needs relative_step=True")

@@ -34,6 +34,7 @@ class Adam(FusedStep, torch.optim.Adam):
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps, and keeps `step` on the param's device on CUDA. Default: None.
         decoupled_weight_decay: decay the param by :math:`1 - \gamma \lambda` instead, as AdamW does. Default: False.
+        bias_correction: divide the averages by :math:`1 - \beta^t`. Default: True.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -64,6 +65,7 @@ class Adam(FusedStep, torch.optim.Adam):
 
     _rule = "adam"
     _rule_defaults: ClassVar = {"decoupled_weight_decay": False}
+    _beyond: ClassVar = {"bias_correction": True}
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Adam(FusedStep, torch.optim.Adam):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
+        bias_correction: bool = True,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         state_dtype: StateDtype = None,
@@ -90,5 +93,6 @@ class Adam(FusedStep, torch.optim.Adam):
         given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         more = {"amsgrad": amsgrad, "decoupled_weight_decay": decoupled_weight_decay}
         flags = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
+        flags["bias_correction"] = bias_correction
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
         super().__init__(params, {**given, **more, **flags}, foreach=foreach, fused=fused, options=options)

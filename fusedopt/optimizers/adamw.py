@@ -33,6 +33,7 @@ class AdamW(FusedStep, torch.optim.AdamW):
         differentiable: let autograd record the step, through torch's own code. Default: False.
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps, and keeps `step` on the param's device on CUDA. Default: None.
+        bias_correction: divide the averages by :math:`1 - \beta^t`. Default: True.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -62,6 +63,7 @@ class AdamW(FusedStep, torch.optim.AdamW):
 
     _rule = "adam"
     _rule_defaults: ClassVar = {"decoupled_weight_decay": True}
+    _beyond: ClassVar = {"bias_correction": True}
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class AdamW(FusedStep, torch.optim.AdamW):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        bias_correction: bool = True,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         state_dtype: StateDtype = None,
@@ -86,5 +89,6 @@ class AdamW(FusedStep, torch.optim.AdamW):
     ) -> None:
         given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         flags = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
+        flags["bias_correction"] = bias_correction
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
         super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)

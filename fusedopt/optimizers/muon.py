@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +13,10 @@ from torch.optim.optimizer import ParamsT
 from .. import _C
 from .._core.arguments import Options
 from .._core.kept import Products
-from .._core.optimizer import FusedStep
+from .._core.optimizer import FusedStep, Leftover
 from .._core.precision import MasterWeights, Rounding, StateDtype
 
+Coefficients = tuple[float, float, float]
 # Matrices of one shape go through the products together, as many as fit into this.
 _BATCH_BYTES = 64 * 2**20
 
@@ -51,7 +52,8 @@ class Muon(FusedStep, torch.optim.Muon):
         weight_decay: :math:`\lambda \ge 0`, decoupled. Default: 0.1.
         momentum: :math:`\mu \ge 0`. Default: 0.95.
         nesterov: step along the momentum as the next step will find it. Default: True.
-        ns_coefficients: :math:`a, b_2, c` of the Newton-Schulz iteration. Default: (3.4445, -4.775, 2.0315).
+        ns_coefficients: :math:`a, b_2, c` of the Newton-Schulz iteration, or a sequence of such triples, one for each
+            iteration, of which the last serves the iterations beyond them. Default: (3.4445, -4.775, 2.0315).
         eps: :math:`\epsilon`, below which a norm does not count. Default: 1e-7.
         ns_steps: how many iterations, fewer than 100. Default: 5.
         adjust_lr_fn: "original" (None), :math:`\gamma' = \gamma \sqrt{\max(1, \text{rows} / \text{columns})}`;
@@ -102,7 +104,7 @@ class Muon(FusedStep, torch.optim.Muon):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        ns_coefficients: Coefficients | Sequence[Coefficients] = (3.4445, -4.775, 2.0315),
         eps: float = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
@@ -128,20 +130,49 @@ class Muon(FusedStep, torch.optim.Muon):
         for group in self.param_groups:
             if group["ns_steps"] >= 100:
                 raise ValueError("Number of steps must be less than 100 for computational efficiency")
-            if len(group["ns_coefficients"]) != 3:
-                raise ValueError("Coefficients must be a tuple of exactly 3 values")
+            _triples(group["ns_coefficients"])
         return super()._fused_step(closure, zero_grad)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        # torch's constructor knows one triple.
+        for triple in _triples(group["ns_coefficients"]):
+            super()._check_group({**group, "ns_coefficients": triple})
+
+    def _step_leftover(self, leftover: Leftover, divisor: float | Tensor | None = None) -> None:
+        for index, _ in leftover:
+            if len(_triples(self.param_groups[index]["ns_coefficients"])) > 1:
+                raise RuntimeError(
+                    f"param_groups[{index}]['ns_coefficients'] has a triple for each iteration, and torch's own step, "
+                    "which is left for some of its params, knows one for all; give one, or params that are ordinary "
+                    "tensors on the CPU or a CUDA device"
+                )
+        super()._step_leftover(leftover, divisor)
 
 
 def _multiply(group: dict[str, Any], matrices: Tensor) -> tuple[Tensor, float]:
     """A batch of matrices made orthogonal, and what their shape makes of the learning rate."""
-    orthogonal = _orthogonal(matrices, group["ns_coefficients"], group["ns_steps"], group["eps"])
+    orthogonal = _orthogonal(matrices, _triples(group["ns_coefficients"]), group["ns_steps"], group["eps"])
     return orthogonal, _RATIOS[group["adjust_lr_fn"]](*matrices.shape[1:])
 
 
-def _orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+def _triples(coefficients: Any) -> Sequence[Coefficients]:
+    """Those of each iteration."""
+    triples = [coefficients] if not len(coefficients) or _is_number(coefficients[0]) else coefficients
+    if not all(len(triple) == 3 for triple in triples):
+        raise ValueError("Coefficients must be a tuple of exactly 3 values")
+    return triples
+
+
+def _is_number(entry: Any) -> bool:
+    try:
+        float(entry)
+    except TypeError:
+        return False
+    return True
+
+
+def _orthogonal(matrices: Tensor, triples: Sequence[Coefficients], steps: int, eps: float) -> Tensor:
     """Newton-Schulz on each of a batch of bfloat16 matrices, which it uses up."""
-    a, b, c = coefficients
     x = matrices.div_(torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp_(min=eps))
     # Where a CPU has no instructions for them, products in bfloat16 take several times as long as those of the same
     # numbers in float32, which hold every product of two exactly and are rounded in the same places.
@@ -153,7 +184,8 @@ def _orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], step
         return product.copy_(product.bfloat16()) if widened else product
 
     tall = x.size(1) > x.size(2)
-    for _ in range(steps):
+    for step in range(steps):
+        a, b, c = triples[min(step, len(triples) - 1)]
         # Of the two Gram matrices the smaller; a tall matrix is multiplied from the right, which saves its transpose.
         gram = rounded(torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT))
         polynomial = rounded(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))

@@ -1,7 +1,7 @@
 """RMSprop."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,12 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         differentiable: let autograd record the step, through torch's own code. Default: False.
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps. Default: None.
+        initial_accumulator_value: what :math:`v` starts from, at least 0. Default: 0.0.
+        eps_in_sqrt: divide by :math:`\sqrt{v - \bar g^2 + \epsilon}` instead. Default: False.
+        lr_in_momentum: keep :math:`\gamma b` instead of b, so that a change of the learning rate comes with the next
+            gradients only. Default: False.
+        decoupled_weight_decay: decay the param by :math:`1 - \gamma \lambda` instead of adding :math:`\lambda p` to the
+            gradient. Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -63,10 +69,17 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         [0.0, 3.0]
 
     Sources: Hinton 2012, lecture 6e of "Neural Networks for Machine Learning"; Graves 2013, "Generating Sequences With
-    Recurrent Neural Networks" (centered).
+    Recurrent Neural Networks" (centered). With `initial_accumulator_value=1.0, eps_in_sqrt=True, lr_in_momentum=True`
+    it is TensorFlow's, as in timm's `RMSpropTF`.
     """
 
     _rule = "rmsprop"
+    _beyond: ClassVar = {
+        "initial_accumulator_value": 0.0,
+        "eps_in_sqrt": False,
+        "lr_in_momentum": False,
+        "decoupled_weight_decay": False,
+    }
 
     def __init__(
         self,
@@ -83,6 +96,10 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         differentiable: bool = False,
         *,
         fused: bool | None = None,
+        initial_accumulator_value: float = 0.0,
+        eps_in_sqrt: bool = False,
+        lr_in_momentum: bool = False,
+        decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         state_dtype: StateDtype = None,
@@ -93,7 +110,9 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         given = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
         flags = {"centered": centered, "capturable": capturable, "maximize": maximize, "differentiable": differentiable}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
-        super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)
+        beyond = {"initial_accumulator_value": initial_accumulator_value, "eps_in_sqrt": eps_in_sqrt}
+        beyond |= {"lr_in_momentum": lr_in_momentum, "decoupled_weight_decay": decoupled_weight_decay}
+        super().__init__(params, {**given, **flags, **beyond}, foreach=foreach, fused=fused, options=options)
 
     def _check_storages(self, group: Mapping[str, Any]) -> None:
         super()._check_storages(group)

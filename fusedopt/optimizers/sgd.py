@@ -1,5 +1,7 @@
 """Stochastic gradient descent."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -29,6 +31,8 @@ class SGD(FusedStep, torch.optim.SGD):
         differentiable: let autograd record the step, through torch's own code. Default: False.
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps. Default: None.
+        decoupled_weight_decay: decay the param by :math:`1 - \gamma \lambda` instead of adding :math:`\lambda p` to the
+            gradient (SGDW). Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -54,10 +58,11 @@ class SGD(FusedStep, torch.optim.SGD):
         [0.5, 2.5]
 
     Sources: Polyak 1964; Sutskever, Martens, Dahl and Hinton 2013, "On the importance of initialization and momentum in
-    deep learning", in the form torch gives it.
+    deep learning", in the form torch gives it; Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
     """
 
     _rule = "sgd"
+    _beyond: ClassVar = {"decoupled_weight_decay": False}
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class SGD(FusedStep, torch.optim.SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         state_dtype: StateDtype = None,
@@ -82,4 +88,5 @@ class SGD(FusedStep, torch.optim.SGD):
         given = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         flags = {"nesterov": nesterov, "maximize": maximize, "differentiable": differentiable}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        flags["decoupled_weight_decay"] = decoupled_weight_decay
         super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)

@@ -36,6 +36,7 @@ class Call:
         start, params, wanted = (self._params() for _ in range(3))
         theirs = getattr(importlib.import_module(module), name)(wanted, **{"lr": 0.01, **self.given})
         ours = getattr(fusedopt, self.ours)(params, **{"lr": 0.01, **self.called})
+        getattr(theirs, "train", int)()  # Schedule-Free ones begin elsewhere
         generator = torch.Generator().manual_seed(1)
         for _ in range(STEPS):
             for p, q in zip(params, wanted, strict=True):
@@ -56,6 +57,13 @@ WD = {"weight_decay": 0.1}
 # With less, params move by their last places.
 LARS = {"lr": 1.0, "momentum": 0.9, **WD}
 FACTORED = {"eps": (1e-30, 1e-3)}
+GIVEN = {"scale_parameter": False, "relative_step": False}
+WARM = {"warmup_init": True}
+# Of what twelve such steps move a param: the first is of a millionth.
+PLACES = 1e-2
+TF = {"eps_in_sqrt": True, "lr_in_momentum": True, "initial_accumulator_value": 1.0, "momentum": 0.9, "alpha": 0.9}
+APART = {"decoupled_weight_decay": True}
+UNCORRECTED = {"bias_correction": False, "weight_decay": 0.0}
 SAME = [
     Call("bitsandbytes.optim.AdamW", WD, "AdamW", WD),
     Call("bitsandbytes.optim.Adam", WD, "AdamW", WD),
@@ -67,11 +75,13 @@ SAME = [
     Call("deepspeed.ops.adam.DeepSpeedCPUAdam", WD, "AdamW", WD, 2e-5),
     Call("deepspeed.ops.adam.DeepSpeedCPUAdam", {**WD, "adamw_mode": False}, "Adam", WD, 2e-5),
     Call("deepspeed.ops.adagrad.DeepSpeedCPUAdagrad", {}, "Adagrad", {}),
+    Call("deepspeed.ops.adam.DeepSpeedCPUAdam", {"bias_correction": False}, "AdamW", {**UNCORRECTED}, 2e-5),
     Call("torchao.optim._AdamW", WD, "AdamW", WD, 2e-5),
     Call("optimi.AdamW", WD, "AdamW", {**WD, "betas": (0.9, 0.99), "eps": 1e-6}),
     Call("optimi.Adam", WD, "Adam", {**WD, "betas": (0.9, 0.99), "eps": 1e-6}),
     Call("optimi.SGD", {"momentum": 0.9}, "SGD", {"momentum": 0.9}),
     Call("optimi.SGD", {"momentum": 0.9, "dampening": True}, "SGD", {"momentum": 0.9, "lr": 0.001}),
+    Call("optimi.SGD", {"momentum": 0.9, "decouple_wd": True, **WD}, "SGD", {"momentum": 0.9, **APART, **WD}),
     Call("optimi.Lion", WD, "Lion", WD),
     Call("optimi.Adan", WD, "Adan", {**WD, "eps": 1e-6}, 5e-5),
     Call("timm.optim.lamb.Lamb", WD, "LAMB", {**WD, "max_grad_norm": 1.0}),
@@ -82,6 +92,14 @@ SAME = [
     Call("timm.optim.nadam.NAdamLegacy", {}, "NAdam", {}),
     Call("timm.optim.radam.RAdamLegacy", WD, "RAdam", {**WD, "decoupled_weight_decay": True}, 1e-4),
     Call("timm.optim.adafactor.Adafactor", {"lr": None}, "Adafactor", FACTORED, shapes=MATRICES),
+    Call("timm.optim.adafactor.Adafactor", {**WD}, "Adafactor", {**FACTORED, **GIVEN, **WD}, shapes=MATRICES),
+    Call(
+        "timm.optim.rmsprop_tf.RMSpropTF",
+        {"momentum": 0.9},
+        "RMSprop",
+        {**TF, "eps": 1e-10},
+    ),
+    Call("timm.optim.sgdw.SGDW", {"momentum": 0.9, **WD}, "SGD", {"momentum": 0.9, **APART, **WD}),
     Call("lion_pytorch.Lion", WD, "Lion", WD),
     Call("lion_pytorch.Lion", {"weight_decay": 1e-3, "decoupled_weight_decay": True}, "Lion", WD),
     Call("pytorch_optimizer.Lion", WD, "Lion", WD),
@@ -90,6 +108,8 @@ SAME = [
     Call("pytorch_optimizer.Adan", {"weight_decouple": True, **WD}, "Adan", {"no_prox": True, **WD}, 5e-5),
     Call("pytorch_optimizer.LARS", LARS, "LARS", {**LARS, "eps": 0}, shapes=MATRICES),
     Call("transformers.optimization.Adafactor", {"lr": None}, "Adafactor", FACTORED),
+    Call("transformers.optimization.Adafactor", {**GIVEN, **WD}, "Adafactor", {**FACTORED, **GIVEN, **WD}, 5e-5),
+    Call("transformers.optimization.Adafactor", {"lr": None, **WARM}, "Adafactor", {**FACTORED, **WARM}, PLACES),
     Call("torch_optimizer.Lamb", {"clamp_value": 1e9, **WD}, "LAMB", {"bias_correction": False, **WD}),
     Call("torch_optimizer.LARS", LARS, "LARS", {**LARS, "trust_coeff": 0.01}),
     Call("torch_optimizer.RAdam", {}, "RAdam", {}, 1e-4),
@@ -98,23 +118,15 @@ OTHER = [
     Call("bitsandbytes.optim.Adam", WD, "Adam", WD, 1e-2),
     Call("bitsandbytes.optim.LAMB", WD, "LAMB", WD, 1e-2),
     Call("bitsandbytes.optim.LARS", LARS, "LARS", LARS, 1e-2),
-    Call("deepspeed.ops.adam.DeepSpeedCPUAdam", {"bias_correction": False}, "Adam", {}, 1e-2),
     Call("optimi.RAdam", {"eps": 1e-2}, "RAdam", {"betas": (0.9, 0.99), "eps": 1e-2}, 1e-3),
     Call("timm.optim.lamb.Lamb", WD, "LAMB", WD, 1e-2),
-    Call("timm.optim.nadamw.NAdamW", WD, "NAdam", {"decoupled_weight_decay": True, **WD}, 1e-2),
     Call("timm.optim.rmsprop_tf.RMSpropTF", {"momentum": 0.9}, "RMSprop", {"alpha": 0.9, "momentum": 0.9}, 1e-2),
     Call("timm.optim.sgdw.SGDW", {"momentum": 0.9, **WD}, "SGD", {"momentum": 0.9, **WD}, 1e-2),
     Call("pytorch_optimizer.Lamb", WD, "LAMB", WD, 1e-2),
     Call("pytorch_optimizer.RAdam", {}, "RAdam", {}, 1e-2),
     Call("torch_optimizer.Lamb", WD, "LAMB", WD, 1e-2),
     Call("transformers.optimization.Adafactor", {"lr": None, **WD}, "Adafactor", {**FACTORED, **WD}, 1e-3),
-    Call(
-        "transformers.optimization.Adafactor",
-        {"lr": 0.01, "relative_step": False, "scale_parameter": False},
-        "Adafactor",
-        FACTORED,
-        1e-2,
-    ),
+    Call("transformers.optimization.Adafactor", GIVEN, "Adafactor", FACTORED, 1e-2),
     Call("heavyball.AdamW", {"eps": 1e-2}, "AdamW", {"weight_decay": 0, "betas": (0.9, 0.99), "eps": 1e-2}, 1e-3),
 ]
 

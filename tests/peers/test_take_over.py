@@ -66,6 +66,7 @@ def _feed(params: list[Parameter], step: int, zeros: bool) -> None:
 def _train(run: Run, optimizer: Any, params: list[Parameter], first: int) -> None:
     for step in range(first, first + STEPS):
         _feed(params, step, run.close < CODED)
+        getattr(optimizer, "train", int)()
         optimizer.step()
 
 
@@ -107,6 +108,7 @@ RUNS = [
     Run("optimi.Adam", "AdamW", {"weight_decay": 0.1, "decouple_wd": True}),
     Run("optimi.SGD", "SGD", {"momentum": 0.9, "weight_decay": 0.1}),
     Run("optimi.SGD", "SGD", {"momentum": 0.9, "dampening": True}),
+    Run("optimi.SGD", "SGD", {"momentum": 0.9, "weight_decay": 0.1, "decouple_wd": True}),
     Run("optimi.Lion", "Lion", {"weight_decay": 0.1}),
     Run("optimi.Adan", "Adan", {"weight_decay": 0.1}, 5e-5),
     Run("timm.optim.lamb.Lamb", "LAMB", {"weight_decay": 0.1}, 2e-5),
@@ -118,7 +120,9 @@ RUNS = [
     Run("timm.optim.adamw.AdamWLegacy", "AdamW", {"weight_decay": 0.1, "amsgrad": True}),
     Run("timm.optim.nadam.NAdamLegacy", "NAdam", {"weight_decay": 0.1}),
     Run("timm.optim.radam.RAdamLegacy", "RAdam", {"weight_decay": 0.1}, 1e-4),
-    Run("timm.optim.sgdw.SGDW", "SGD", {"momentum": 0.9, "nesterov": True}),
+    Run("timm.optim.sgdw.SGDW", "SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    Run("timm.optim.rmsprop_tf.RMSpropTF", "RMSprop", {"momentum": 0.9, "weight_decay": 0.1, "decoupled_decay": True}),
+    Run("timm.optim.adafactor.Adafactor", "Adafactor", {"weight_decay": 0.1}, shapes=(*MATRICES, (7,))),
     Run("timm.optim.adafactor.Adafactor", "Adafactor", {"lr": None}, shapes=(*MATRICES, (7,))),
     Run("lion_pytorch.Lion", "Lion", {"weight_decay": 0.1}),
     Run(
@@ -141,6 +145,8 @@ RUNS = [
     Run("pytorch_optimizer.Adan", "Adan", {"weight_decay": 0.1, "weight_decouple": True, "max_grad_norm": 1.0}, 5e-5),
     Run("pytorch_optimizer.LARS", "LARS", {"weight_decay": 0.1}, 1e-4, shapes=MATRICES),
     Run("transformers.optimization.Adafactor", "Adafactor", {"lr": None}),
+    Run("transformers.optimization.Adafactor", "Adafactor", {"lr": None, "warmup_init": True}, PLACES),
+    Run("transformers.optimization.Adafactor", "Adafactor", {"scale_parameter": False, "relative_step": False}),
     Run(
         "torch_optimizer.Lamb",
         "LAMB",
@@ -200,8 +206,10 @@ def test_training_goes_on(run: Run, move: Callable[[Run, Any, list[Parameter]], 
     _train(run, theirs, params, 0)
     ours = move(run, theirs, params)
     assert type(ours) is getattr(fusedopt, run.ours)
-    plain = getattr(fusedopt, run.ours)([Parameter(torch.zeros(2, 2))])
-    assert ours.param_groups[0].keys() == plain.param_groups[0].keys()
+    cls = getattr(fusedopt, run.ours)
+    plain = cls([Parameter(torch.zeros(2, 2))])
+    beyond = {key for key in cls._beyond if ours.param_groups[0].get(key, cls._beyond[key]) != cls._beyond[key]}
+    assert ours.param_groups[0].keys() == {*plain.param_groups[0], *beyond}
     assert {key for state in ours.state.values() for key in state} <= {*_states(run), "compensation"}
     _train(run, ours, params, STEPS)
     reached = _exact(wanted, there)
