@@ -12,6 +12,7 @@ from ._foreign import load_foreign
 from ._release import GradientRelease, step_in_backward
 from ._replace import replace
 from ._scaler import GradScaler
+from .optimizers.adabelief import AdaBelief
 from .optimizers.adadelta import Adadelta
 from .optimizers.adafactor import Adafactor
 from .optimizers.adagrad import Adagrad
@@ -25,15 +26,18 @@ from .optimizers.adopt import ADOPT
 from .optimizers.asgd import ASGD
 from .optimizers.generic import GenericOptimizer
 from .optimizers.lamb import LAMB
+from .optimizers.laprop import LaProp
 from .optimizers.lars import LARS
 from .optimizers.lbfgs import LBFGS
 from .optimizers.lion import Lion
 from .optimizers.nadam import NAdam
+from .optimizers.nadamw import NAdamW
 from .optimizers.radam import RAdam
 from .optimizers.rmsprop import RMSprop
 from .optimizers.rprop import Rprop
 from .optimizers.sgd import SGD
 from .optimizers.sparse_adam import SparseAdam
+from .optimizers.stable_adamw import StableAdamW
 from .optimizers.weight_decay import WeightDecay
 
 __all__ = [
@@ -44,6 +48,7 @@ __all__ = [
     "LBFGS",
     "SGD",
     "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -55,12 +60,15 @@ __all__ = [
     "GenericOptimizer",
     "GradScaler",
     "GradientRelease",
+    "LaProp",
     "Lion",
     "NAdam",
+    "NAdamW",
     "RAdam",
     "RMSprop",
     "Rprop",
     "SparseAdam",
+    "StableAdamW",
     "StateDtype",
     "WeightDecay",
     "capabilities",

@@ -208,6 +208,21 @@ FORMS = [
         {**_ADAM, **_TENSORFLOW, "momentum": 0.9},
         {"alpha": 0.99, "eps": 1e-8, "centered": False, "decoupled_decay": False, "lr_in_momentum": True},
     ),
+    Form("timm.NAdamW", "NAdamW", _ADAM, {"caution": False}),
+    Form(
+        "timm.LaProp",
+        "LaProp",
+        _ADAM,
+        {"caution": False},
+        state=lambda s: {**s, "exp_avg_lr_1": s["exp_avg_lr_1"].item()},
+    ),
+    Form(
+        "timm.AdaBelief",
+        "AdaBelief",
+        {**_ADAM, "amsgrad": True, "rectify": False},
+        {"amsgrad": True, "rectify": False, "decoupled_decay": True, "fixed_decay": False, "degenerated_to_sgd": True},
+        state=lambda s: {**s, "step": _step(s)},
+    ),
     Form("lion_pytorch.Lion", "Lion", _ADAM, {}),
     Form(
         "lion_pytorch.Lion",

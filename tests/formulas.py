@@ -221,6 +221,64 @@ def adam_atan2(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     return (1 - lr * h["weight_decay"]) * p - lr * h["a"] * angle
 
 
+def nadamw(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    lr, zero = float(h["lr"]), torch.zeros_like(p)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    m = s["exp_avg"] = s.get("exp_avg", zero).lerp(g, 1 - beta1)
+    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
+    size = lr / (1 - beta1**step)
+    return (1 - lr * h["weight_decay"]) * p - size * m.lerp(g, 1 - beta1) / ((v / (1 - beta2**step)).sqrt() + h["eps"])
+
+
+def laprop(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    lr, zero = float(h["lr"]), torch.zeros_like(p)
+    s["step"] = float(s.get("step", 0)) + 1
+    rates = s["exp_avg_lr_1"] = beta1 * float(s.get("exp_avg_lr_1", 0)) + (1 - beta1) * lr
+    ones = s["exp_avg_lr_2"] = beta2 * float(s.get("exp_avg_lr_2", 0)) + (1 - beta2)
+    s.setdefault("exp_avg", zero)
+    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
+    normalised = g / ((v / ones).sqrt() + h["eps"])
+    m = s["exp_avg"] = beta1 * s["exp_avg"] + (1 - beta1) * lr * normalised
+    return (1 - lr * h["weight_decay"]) * (p - (lr / rates if rates else 0.0) * m)
+
+
+def adabelief(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    lr, zero = float(h["lr"]), torch.zeros_like(p)
+    if h["decoupled_decay"]:
+        p = p * (1 - (1 if h["fixed_decay"] else lr) * h["weight_decay"])
+    else:
+        g = _penalised(p, g, h["weight_decay"])
+    step = s["step"] = float(s.get("step", 0)) + 1
+    m = s["exp_avg"] = s.get("exp_avg", zero).lerp(g, 1 - beta1)
+    v = s["exp_avg_var"] = beta2 * s.get("exp_avg_var", zero) + (1 - beta2) * (g - m) ** 2 + h["eps"]
+    if h["amsgrad"]:
+        s["max_exp_avg_var"] = torch.maximum(s.get("max_exp_avg_var", zero), v)
+    m_hat, correction = m / (1 - beta1**step), 1 - beta2**step
+    if not h["rectify"]:
+        return p - lr * m_hat / ((s.get("max_exp_avg_var", v) / correction).sqrt() + h["eps"])
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * step * beta2**step / correction
+    if length < 5:
+        return p - lr * m_hat if h["degenerated_to_sgd"] else p
+    rectified = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
+    return p - lr * rectified * correction**0.5 * m_hat / (v.sqrt() + h["eps"])
+
+
+def stable_adamw(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    zero = torch.zeros_like(p)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    m = s["exp_avg"] = s.get("exp_avg", zero).lerp(g, 1 - beta1)
+    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
+    v_hat = v / (1 - beta2**step)
+    rms = (g * g / v_hat.clamp_min(h["eps"] ** 2)).mean().sqrt()
+    lr = float(h["lr"]) / max(1.0, float(rms))
+    return (1 - lr * h["weight_decay"]) * p - lr / (1 - beta1**step) * m / (v_hat.sqrt() + h["eps"])
+
+
 def _trust(numerator: Tensor, denominator: Tensor, norms: tuple[Tensor, Tensor]) -> Tensor:
     """Their ratio, but 1 where either norm is 0."""
     positive = (norms[0] > 0) & (norms[1] > 0)
@@ -256,4 +314,5 @@ RULES: dict[str, Rule] = {
     "SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Adagrad": adagrad, "Adadelta": adadelta,
     "Adamax": adamax, "NAdam": nadam, "RAdam": radam, "ASGD": asgd, "Rprop": rprop, "Lion": lion, "Adan": adan,
     "AdEMAMix": ademamix, "ADOPT": adopt, "AdamAtan2": adam_atan2, "LAMB": lamb, "LARS": lars,
+    "NAdamW": nadamw, "LaProp": laprop, "AdaBelief": adabelief, "StableAdamW": stable_adamw,
 }  # fmt: skip

@@ -136,6 +136,32 @@ class LARS(Reference):
     like_grad = ("momentum_buffer",)
 
 
+class NAdamW(Reference):
+    arguments: ClassVar = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
+
+
+class LaProp(Reference):
+    arguments: ClassVar = {"lr": 4e-4, "betas": (0.9, 0.999), "eps": 1e-15, "weight_decay": 0.0}
+
+
+class AdaBelief(Reference):
+    arguments: ClassVar = {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-16,
+        "weight_decay": 0.0,
+        "amsgrad": False,
+        "decoupled_decay": True,
+        "fixed_decay": False,
+        "rectify": True,
+        "degenerated_to_sgd": True,
+    }
+
+
+class StableAdamW(Reference):
+    arguments: ClassVar = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 1e-2}
+
+
 def twin(optimizer: str, arguments: Iterable[str] = ()) -> Any:
     """torch's class of this name, or what stands in for it, if torch has none or not with these arguments."""
     theirs = getattr(torch.optim, optimizer, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ _ADAM = Peer(
 PEERS = {
     "Adam": _ADAM,
     "AdamW": _ADAM,
+    "StableAdamW": replace(_ADAM, rule="StableAdamW"),
     "Adan": Peer(
         "Adan",
         states={"prev_grad": "neg_pre_grad"},

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .peer import Group, Peer
+import torch
+from torch import Tensor
+
+from .peer import Group, Peer, State
 from .shared import adafactor_hypers, adafactor_refusal, adafactor_states
+
+
+def _averaged_rates(state: State, group: Group, param: Tensor) -> Mapping[str, Any]:
+    return {key: torch.tensor(float(state[key])) for key in ("exp_avg_lr_1", "exp_avg_lr_2") if key in state}
 
 
 def _adafactor_hypers(group: Group) -> Mapping[str, Any]:
@@ -39,6 +46,9 @@ PEERS = {
         hypers={"decoupled_decay": "decoupled_weight_decay"},
         fixed={"eps_in_sqrt": True, "initial_accumulator_value": 1.0},
     ),
+    "NAdamW": Peer("NAdamW"),
+    "LaProp": Peer("LaProp", more_states=_averaged_rates),
+    "AdaBelief": Peer("AdaBelief"),
     "Adafactor": Peer(
         "Adafactor",
         more_hypers=_adafactor_hypers,

@@ -1,0 +1,102 @@
+"""AdaBelief."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .._core.arguments import Options
+from .._core.precision import MasterWeights, Rounding, StateDtype
+from .._core.standalone import Standalone
+
+
+class AdaBelief(Standalone):
+    r"""AdaBelief, Adam that divides by how far gradients are from their average, in one pass over memory.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+        s \leftarrow \beta_2 s + (1 - \beta_2) (g - m)^2 + \epsilon, \quad
+        p \leftarrow p - \gamma \frac{m / (1 - \beta_1^t)}{\sqrt{s / (1 - \beta_2^t)} + \epsilon}
+
+    With `rectify` the root is :math:`\sqrt{s}` and the step has RAdam's factor. While that is not defined, in the first
+    steps, p follows m alone, or stands still without `degenerated_to_sgd`.
+
+
+    Args:
+        params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16, float16 or complex.
+        lr: the learning rate :math:`\gamma \ge 0`, a number or a tensor of one element. Default: 1e-3.
+        betas: :math:`\beta_1, \beta_2 \in [0, 1)`. Default: (0.9, 0.999).
+        eps: :math:`\epsilon \ge 0`, added to the variance, where it stays, and to the root. Default: 1e-16.
+        weight_decay: :math:`\lambda \ge 0`. Default: 0.0.
+        amsgrad: divide by the largest s so far; not with `rectify`, which keeps it and does not use it. Default: False.
+        decoupled_decay: decay the param by :math:`1 - \gamma \lambda` instead of adding :math:`\lambda p` to the
+            gradient. Default: True.
+        fixed_decay: decay it by :math:`1 - \lambda` then. Default: False.
+        rectify: step by RAdam's factor. Default: True.
+        degenerated_to_sgd: what the first steps do where that has none. Default: True.
+        maximize: ascend. Default: False.
+        capturable: let CUDA graphs capture the step; `step` is kept on the param's device then. Default: False.
+        foreach: accepted for torch's sake; changes nothing. Default: None.
+        fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
+            steps. Default: None.
+        max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
+            None.
+        ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
+        state_dtype: how states are stored: "float32", "bfloat16", "float16", "int8" or "int4" (blocks of 256 codes with
+            a float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by states' names. Default:
+            None.
+        master_weights: for params in 16 bits: keep a copy in "float32" to update, or as "remainder" only the low half
+            of it, beside bfloat16 params that are its upper half. Default: None.
+        rounding: of what has fewer bits than the arithmetic: to "nearest"; "stochastic", up or down by chance so that
+            the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
+            "nearest".
+        rounding_seed: where the draws of "stochastic" start. Default: 0.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+
+    Example:
+        >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = fusedopt.AdaBelief([param], lr=0.5)
+        >>> param.grad = torch.tensor([4.0, -0.25])
+        >>> optimizer.step()
+        >>> param.tolist()
+        [-1.0, 2.125]
+
+    Source: Zhuang et al. 2020, "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients"; arguments
+    and results are those of timm's `AdaBelief`.
+    """
+
+    _rule = "adabelief"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        decoupled_decay: bool = True,
+        fixed_decay: bool = False,
+        rectify: bool = True,
+        degenerated_to_sgd: bool = True,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+    ) -> None:
+        given: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        given |= {"amsgrad": amsgrad, "decoupled_decay": decoupled_decay}
+        given |= {"fixed_decay": fixed_decay, "rectify": rectify}
+        given |= {"degenerated_to_sgd": degenerated_to_sgd}
+        flags = {"maximize": maximize, "capturable": capturable}
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)
