@@ -20,6 +20,7 @@ from .optimizers.adam import Adam
 from .optimizers.adam_atan2 import AdamAtan2
 from .optimizers.adamax import Adamax
 from .optimizers.adamw import AdamW
+from .optimizers.adamw_schedule_free import AdamWScheduleFree
 from .optimizers.adan import Adan
 from .optimizers.ademamix import AdEMAMix
 from .optimizers.adopt import ADOPT
@@ -33,9 +34,11 @@ from .optimizers.lion import Lion
 from .optimizers.nadam import NAdam
 from .optimizers.nadamw import NAdamW
 from .optimizers.radam import RAdam
+from .optimizers.radam_schedule_free import RAdamScheduleFree
 from .optimizers.rmsprop import RMSprop
 from .optimizers.rprop import Rprop
 from .optimizers.sgd import SGD
+from .optimizers.sgd_schedule_free import SGDScheduleFree
 from .optimizers.sparse_adam import SparseAdam
 from .optimizers.stable_adamw import StableAdamW
 from .optimizers.weight_decay import WeightDecay
@@ -55,6 +58,7 @@ __all__ = [
     "Adam",
     "AdamAtan2",
     "AdamW",
+    "AdamWScheduleFree",
     "Adamax",
     "Adan",
     "GenericOptimizer",
@@ -65,8 +69,10 @@ __all__ = [
     "NAdam",
     "NAdamW",
     "RAdam",
+    "RAdamScheduleFree",
     "RMSprop",
     "Rprop",
+    "SGDScheduleFree",
     "SparseAdam",
     "StableAdamW",
     "StateDtype",

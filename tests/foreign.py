@@ -223,6 +223,23 @@ FORMS = [
         {"amsgrad": True, "rectify": False, "decoupled_decay": True, "fixed_decay": False, "degenerated_to_sgd": True},
         state=lambda s: {**s, "step": _step(s)},
     ),
+    *[
+        Form(
+            f"schedulefree.{name}",
+            name,
+            {"lr": 0.01, "r": r},
+            {
+                "k": 3,
+                "lr_max": 0.01,
+                "weight_sum": weights * 0.01**2,
+                "weight_lr_power": 2.0,
+                "r": r,
+                "train_mode": True,
+            },
+            state=lambda s: {key: value for key, value in s.items() if key in ("z", "exp_avg_sq")},
+        )
+        for name, r, weights in (("AdamWScheduleFree", 0.0, 3), ("SGDScheduleFree", 1.0, 6))
+    ],
     Form("lion_pytorch.Lion", "Lion", _ADAM, {}),
     Form(
         "lion_pytorch.Lion",

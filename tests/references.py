@@ -162,6 +162,22 @@ class StableAdamW(Reference):
     arguments: ClassVar = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 1e-2}
 
 
+_AVERAGING: dict[str, Any] = {"r": 0.0, "weight_lr_power": 2.0, "train_mode": True}
+_ADAPTIVE: dict[str, Any] = {"lr": 0.0025, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+
+
+class AdamWScheduleFree(Reference):
+    arguments: ClassVar = {**_ADAPTIVE, "warmup_steps": 0, **_AVERAGING}
+
+
+class RAdamScheduleFree(Reference):
+    arguments: ClassVar = {**_ADAPTIVE, **_AVERAGING, "silent_sgd_phase": True}
+
+
+class SGDScheduleFree(Reference):
+    arguments: ClassVar = {"lr": 1.0, "momentum": 0.9, "weight_decay": 0.0, "warmup_steps": 0, **_AVERAGING}
+
+
 def twin(optimizer: str, arguments: Iterable[str] = ()) -> Any:
     """torch's class of this name, or what stands in for it, if torch has none or not with these arguments."""
     theirs = getattr(torch.optim, optimizer, None)

@@ -246,7 +246,7 @@ def test_apply_optimizer_in_backward(case: Case) -> None:
     ours, torchs = run(case.cls), run(partial(references.twin(case.optimizer), foreach=False))
     for p, q, start in zip(ours, torchs, initial, strict=True):
         torch.testing.assert_close(p, q)
-        assert not torch.equal(p, start)
+        assert not torch.equal(p, start) or case.optimizer == "RAdamScheduleFree"  # three steps are its silent phase
 
 
 @pytest.mark.parametrize("name", ["Muon", "SparseAdam", "Adafactor"])

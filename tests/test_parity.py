@@ -82,9 +82,11 @@ EXTREMES: dict[str, dict[str, Any]] = {
     "t0-0": {"t0": 0.0},
     "t0-negative": {"t0": -5.0},
 }
-# Where AdaBelief's average is the gradient
+# Of y and z that are the same, or where y does not follow z, there is no x. Where AdaBelief's average is the gradient
 # itself it divides by eps, and makes steps of a hundred million whose sum is all that there is to compare.
 REFUSED = [
+    ("momentum1", "SGDScheduleFree"),
+    *[(name, optimizer + "ScheduleFree") for name in ("betas0", "beta1-0") for optimizer in ("AdamW", "RAdam")],
     ("beta1-0", "AdaBelief"),
 ]
 EXTREME_KWARGS = [

@@ -41,6 +41,32 @@ RECORDED: dict[str, tuple[str, dict[str, Any], list[float]]] = {
         {},
         [0.9822167347108861, -0.5155717138464331, 0.2315426977538959, -0.007948565283552674, 2.0016554407673204],
     ),
+    # schedulefree 1.4.1
+    "adamw_schedule_free": (
+        "AdamWScheduleFree",
+        {"betas": (0.9, 0.99), "warmup_steps": 4},
+        [0.9901053333876626, -0.49807729411978896, 0.24925223675940172, 0.0016540059724226995, 1.9903987670991354],
+    ),
+    "adamw_schedule_free-weights": (
+        "AdamWScheduleFree",
+        {"betas": (0.9, 0.99), "r": 0.5, "weight_lr_power": 1.0},
+        [0.9856352192327035, -0.5024389100030351, 0.2439160710032175, -0.003006611995566357, 1.9927480412278749],
+    ),
+    "radam_schedule_free": (
+        "RAdamScheduleFree",
+        {"betas": (0.9, 0.99)},
+        [0.9995472378017712, -0.5000793106462906, 0.24981832398693882, -2.3282721234856133e-06, 1.9994505355738548],
+    ),
+    "radam_schedule_free-loud": (
+        "RAdamScheduleFree",
+        {"betas": (0.9, 0.99), "silent_sgd_phase": False},
+        [0.9963272194228462, -0.49863578141860265, 0.24785024924426996, 0.01667112254960686, 2.28968011996565],
+    ),
+    "sgd_schedule_free": (
+        "SGDScheduleFree",
+        {"warmup_steps": 4},
+        [0.9946297849080984, -0.4973714945424454, 0.24924279282851755, 0.011388411702592855, 2.054094507066956],
+    ),
     # timm 1.0.31
     "nadamw": (
         "NAdamW",
@@ -105,6 +131,44 @@ RECORDED: dict[str, tuple[str, dict[str, Any], list[float]]] = {
         [0.9483227284944669, -0.4773252153115984, 0.21178495589571997, -0.02349073572805808, 2.143484378138818],
     ),
 }
+# And after eval().
+AVERAGES: dict[str, list[float]] = {
+    "adamw_schedule_free": [
+        0.9911406177366899,
+        -0.4979205153743501,
+        0.2490177658031029,
+        0.0010148693608510134,
+        1.9905795164186089,
+    ],
+    "adamw_schedule_free-weights": [
+        0.9866924245891512,
+        -0.5023054425869325,
+        0.24367624666327886,
+        -0.0036535121910995353,
+        1.9929785890546334,
+    ],
+    "radam_schedule_free": [
+        0.9996689591206939,
+        -0.5000447008719113,
+        0.2497767035344315,
+        -9.494497784410746e-05,
+        1.9994222662768468,
+    ],
+    "radam_schedule_free-loud": [
+        0.9965378922553312,
+        -0.4986408966314077,
+        0.24763164432901694,
+        0.015509888040153574,
+        2.2981443390039344,
+    ],
+    "sgd_schedule_free": [
+        0.9949808811895952,
+        -0.4975290660818247,
+        0.2490437486253504,
+        0.006731348035332775,
+        2.0330311420132667,
+    ],
+}
 
 
 @pytest.fixture
@@ -131,6 +195,11 @@ def test_ten_steps(run: str, dtype: torch.dtype, package: str) -> None:
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6
     near = partial(pytest.approx, rel=tolerance, abs=tolerance)
     assert param.tolist() == near(expected)
+    if package == "ours" and run in AVERAGES:
+        optimizer.eval()
+        assert param.tolist() == near(AVERAGES[run])
+        optimizer.train()
+        assert param.tolist() == near(expected)
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.6, 0.9995])

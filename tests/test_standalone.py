@@ -38,7 +38,8 @@ one_per_optimizer = pytest.mark.parametrize("case", [c for c in ONE_PER_OPTIMIZE
 # The arguments of the references in their order, less those that clip all gradients, make other methods or choose an
 # implementation: google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars, bitsandbytes' AdEMAMix,
 # the authors' ADOPT with timm's exponent in the place of a function,
-# lucidrains' AdamAtan2, timm's NAdamW, LaProp and AdaBelief, optimi's StableAdamW.
+# lucidrains' AdamAtan2, timm's NAdamW, LaProp and AdaBelief, optimi's StableAdamW, schedulefree's three.
+ADAPTIVE: dict[str, Any] = {"lr": 0.0025, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 SIGNATURES: dict[str, dict[str, Any]] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
     "Adan": {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.0, "no_prox": False},
@@ -74,6 +75,16 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "degenerated_to_sgd": True,
     },
     "StableAdamW": {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 1e-2},
+    "AdamWScheduleFree": {**ADAPTIVE, "warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0},
+    "RAdamScheduleFree": {**ADAPTIVE, "r": 0.0, "weight_lr_power": 2.0, "silent_sgd_phase": True},
+    "SGDScheduleFree": {
+        "lr": 1.0,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "warmup_steps": 0,
+        "r": 0.0,
+        "weight_lr_power": 2.0,
+    },
     "LAMB": {
         "lr": 1e-3,
         "bias_correction": True,

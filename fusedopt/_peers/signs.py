@@ -41,7 +41,6 @@ CONVERTED = frozenset(name for _, name in (*_STATES, *_GROUPS)) - {
     "heavyball",
     "Prodigy",
     "dadaptation",
-    "schedulefree",
 }
 
 

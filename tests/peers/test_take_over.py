@@ -151,6 +151,9 @@ RUNS = [
     Run("transformers.optimization.Adafactor", "Adafactor", {"lr": None}),
     Run("transformers.optimization.Adafactor", "Adafactor", {"lr": None, "warmup_init": True}, PLACES),
     Run("transformers.optimization.Adafactor", "Adafactor", {"scale_parameter": False, "relative_step": False}),
+    Run("schedulefree.AdamWScheduleFree", "AdamWScheduleFree", {"weight_decay": 0.1, "warmup_steps": 4}),
+    Run("schedulefree.RAdamScheduleFree", "RAdamScheduleFree", {"weight_decay": 0.1, "betas": (0.9, 0.99)}, 1e-4),
+    Run("schedulefree.SGDScheduleFree", "SGDScheduleFree", {"weight_decay": 0.1, "r": 1.0}),
     Run(
         "torch_optimizer.Lamb",
         "LAMB",
