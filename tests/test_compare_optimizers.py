@@ -121,7 +121,7 @@ def test_command_draws_and_succeeds(
     for name in (gallery.FITS, gallery.LOSS):
         content = (tmp_path / "new" / "folder" / name).read_bytes()
         assert content.startswith(b"\x89PNG")
-        assert 50_000 < len(content) < 400_000
+        assert 50_000 < len(content) < 20_000 * len(pairs)
 
 
 def test_command_fails_if_twins_differ(
@@ -139,8 +139,8 @@ def test_legend_names_what_has_no_twin(pairs: list[gallery.Pair], data: gallery.
     legend = gallery.plot_fits(pairs, data).axes[-1].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["data", "fusedopt", "torch.optim"]
     assert "not in torch.optim" in legend.get_title().get_text()
-    for pair in pairs:
-        assert (pair.name in legend.get_title().get_text()) == (pair.torch is None)
+    named = legend.get_title().get_text().partition(":")[2].replace(",", " ").split()
+    assert sorted(named) == sorted(pair.name for pair in pairs if pair.torch is None)
 
 
 @pytest.mark.parametrize(
