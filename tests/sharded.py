@@ -35,7 +35,12 @@ def place(tensor: Tensor, mesh: Any, placements: Sequence[Any]) -> Any:
 
 
 def whole(tensor: Any) -> Any:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    # Which neither gloo nor NCCL sends.
+    if tensor.dtype == torch.int16:
+        return tensor.int().full_tensor().short()
+    return tensor.full_tensor()
 
 
 class Pair:

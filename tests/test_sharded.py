@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import ranks
+import sharded_files
 import sharded_norms
 import sharded_states
 import sharded_steps
 import sharded_sums
 import sharded_training
 
-MODULES = [m.__name__ for m in (sharded_steps, sharded_states, sharded_sums, sharded_norms, sharded_training)]
+MODULES = [
+    m.__name__ for m in (sharded_steps, sharded_states, sharded_sums, sharded_norms, sharded_training, sharded_files)
+]
 
 
 @pytest.mark.parametrize("count", [2, 4])

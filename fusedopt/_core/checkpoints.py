@@ -14,7 +14,7 @@ from .kept import KeptState
 from .max_grad_norm import check_max_grad_norm
 from .origin import refuse_foreign
 from .precision import HALVES, PARTNERS, check_ema_decay, warn_of_losses
-from .shards import close_state, open_state
+from .shards import close_state, is_sharded, open_state
 
 
 class Checkpointed(KeptState):
@@ -30,7 +30,8 @@ class Checkpointed(KeptState):
         under further keys, which torch leaves alone: `master`, `remainder`, `compensation` and `ema` in a param's
         state; `max_grad_norm`, `ema_decay` and `rounding_draws` at the top.
         """
-        if not (self._numbers() or any(self._precision_of(group).states for group in self.param_groups)):
+        precisions = [self._precision_of(group) for group in self.param_groups]
+        if not (self._numbers() or any(one.states or one.partner == "remainder" for one in precisions)):
             return super().state_dict()
         # Before any post-hook sees the dict.
         handle = self.register_state_dict_post_hook(_unpack, prepend=True)
@@ -112,11 +113,11 @@ class Checkpointed(KeptState):
                     continue
                 half = param.dtype in HALVES
                 # A file that torch wrote after it had loaded one may have what it does not know rounded, and counters.
-                if half and value.dtype != _EXACT.get(key, value.dtype):
+                if half and value.dtype not in _EXACT.get(key, (value.dtype,)):
                     del self.state[param][key]
                     losses.append(f"torch has rounded '{key}', which starts anew from the param")
-                elif key == "remainder" and value.dtype == torch.int16:
-                    self.state[param][key] = value.to(param.device, copy=True)
+                elif key == "remainder" and value.dtype in _LOWER_HALVES:
+                    self.state[param][key] = value.to(param.device, torch.int16, copy=True)
                 elif (half or key == "ema") and value.dtype in (torch.float32, *HALVES):
                     dtype = torch.float32 if key in counters else value.dtype
                     self.state[param][key] = value.to(param.device, dtype)
@@ -146,6 +147,9 @@ def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if isinstance(state.get(index), dict):
             here, local = open_state(state[index], param)
             state[index] = close_state(precisions[id(param)].unpack(here, local), state[index], param)
+            half = state[index].get("remainder")
+            if is_sharded(half) and half.dtype == torch.int16:
+                state[index] = {**state[index], "remainder": half.to(torch.int32)}
     return {**state_dict, "state": state, **ours._numbers()}
 
 
@@ -153,5 +157,7 @@ def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     cast(Checkpointed, optimizer)._loading = state_dict
 
 
-# What holds bits of a param in 16 bits that it lacks, by key: in any other type it has lost them.
-_EXACT = {"master": torch.float32, "remainder": torch.int16}
+# What holds bits of a param in 16 bits that it lacks, by key: in any other type it has lost them. The lower halves of
+# shards are in a file as int32, since neither NCCL nor gloo gathers 16-bit integers, and full_state_dict has to.
+_LOWER_HALVES = (torch.int16, torch.int32)
+_EXACT = {"master": (torch.float32,), "remainder": _LOWER_HALVES}
