@@ -1,4 +1,4 @@
-"""DTensors, in several processes: the cases of tests/sharded_*.py, which are functions of a rank.
+"""Several processes: the cases of tests/sharded_*.py and tests/data_parallel.py, which are functions of a rank.
 
 One test for each number of processes, since it is their start that takes the time.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import data_parallel
 import pytest
 import ranks
 import sharded_files
@@ -17,7 +18,11 @@ import sharded_sums
 import sharded_training
 
 MODULES = [
-    m.__name__ for m in (sharded_steps, sharded_states, sharded_sums, sharded_norms, sharded_training, sharded_files)
+    module.__name__
+    for module in (
+        *(sharded_steps, sharded_states, sharded_sums, sharded_norms, sharded_training, sharded_files),
+        data_parallel,
+    )
 ]
 
 

@@ -1,0 +1,209 @@
+"""Wrappers that share a model among processes otherwise than FSDP2: DDP, ZeRO, FSDP1, HSDP, and what they hand over."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from ranks import case
+from sharded import numbers, whole
+from support import assert_identical, params_of
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+import fusedopt
+
+Optimizers = list[Any]
+
+
+def model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 3)).to(dtype)
+
+
+def backward(its: nn.Module, seed: int) -> None:
+    """Every process has inputs of its own."""
+    (x,) = numbers([(6, 7)], 10 * seed + torch.distributed.get_rank())
+    its(x).square().mean().backward()
+
+
+def feed(twins: list[Parameter], its: nn.Module) -> None:
+    for q, p in zip(twins, its.parameters(), strict=True):
+        q.grad = p.grad.clone()  # type: ignore[union-attr]
+
+
+def assert_on_all(params: list[Any]) -> None:
+    """Every process has the same bits."""
+    for p in params:
+        both = [torch.empty_like(p) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(both, p.detach().contiguous())
+        for other in both:
+            assert_identical(other, p.detach())
+
+
+MAKES: list[Any] = [
+    lambda ps: fusedopt.AdamW(ps, lr=0.01, max_grad_norm=0.5, ema_decay=0.9),
+    lambda ps: fusedopt.LAMB(ps, lr=0.01),
+    lambda ps: fusedopt.Adafactor(ps, lr=0.01),
+    lambda ps: fusedopt.SGD(ps, lr=0.1, momentum=0.9),
+]
+
+
+@case()
+def ddp_of_every_making(rank: int) -> None:
+    """Also where gradients are views of a bucket, which begin at any element, and where a hook has made them."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+    for kwargs in ({}, {"gradient_as_bucket_view": True}, {"static_graph": True}, {"hook": fp16_compress_hook}):
+        hook = kwargs.pop("hook", None)
+        for make in MAKES if not kwargs and hook is None else MAKES[:2]:
+            its = DistributedDataParallel(model(), **kwargs)
+            if hook is not None:
+                its.register_comm_hook(None, hook)
+            twins = [Parameter(p.detach().clone()) for p in its.parameters()]
+            optimizers = [make(list(its.parameters())), make(twins)]
+            for i in range(3):
+                backward(its, i)
+                feed(twins, its)
+                if kwargs.get("gradient_as_bucket_view"):
+                    offsets = {p.grad.storage_offset() for p in its.parameters()}  # type: ignore[union-attr]
+                    assert any(offset % 4 for offset in offsets)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            for p, q in zip(its.parameters(), twins, strict=True):
+                assert_identical(p.detach(), q.detach())
+            assert_on_all(list(its.parameters()))
+
+
+@case()
+def ddp_clears_gradients_in_the_step(rank: int) -> None:
+    its = DistributedDataParallel(model(), gradient_as_bucket_view=True)
+    optimizer = fusedopt.AdamW(its.parameters(), lr=0.01)
+    other = copy.deepcopy(its.module)
+    second = torch.optim.AdamW(other.parameters(), lr=0.01)
+    for i in range(3):
+        backward(its, i)
+        feed(list(other.parameters()), its)
+        pointers = [p.grad.data_ptr() for p in its.parameters()]  # type: ignore[union-attr]
+        optimizer.step(zero_grad=True)
+        second.step()
+        assert all(not p.grad.any() for p in its.parameters())  # type: ignore[union-attr]
+        assert pointers == [p.grad.data_ptr() for p in its.parameters()]  # type: ignore[union-attr]
+    for p, q in zip(its.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@case()
+def zero_redundancy(rank: int) -> None:
+    """Options are passed on, params of a process are its own to step, and the file is one of them all."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    for name, kwargs in [
+        ("AdamW", {"lr": 0.01, "ema_decay": 0.9}),
+        ("AdamW", {"lr": 0.01, "master_weights": "float32"}),
+        ("LAMB", {"lr": 0.01}),
+        ("Adafactor", {"lr": 0.01}),
+    ]:
+        dtype = torch.bfloat16 if "master_weights" in kwargs else torch.float32
+        cls: Any = getattr(fusedopt, name)
+        models = [model(dtype) for _ in range(3)]
+        zero, resumed = (ZeroRedundancyOptimizer(its.parameters(), cls, **kwargs) for its in models[:2])
+        plain: Optimizer = cls(models[2].parameters(), **kwargs)
+
+        def step(which: list[tuple[nn.Module, Any]], first: int) -> None:
+            for i in range(first, first + 2):
+                for its, optimizer in which:
+                    params = list(its.parameters())
+                    for p, grad in zip(
+                        params, numbers([tuple(p.shape) for p in params], i, params[0].dtype), strict=True
+                    ):
+                        p.grad = grad
+                    optimizer.step()
+
+        step([(models[0], zero), (models[2], plain)], 0)
+        zero.consolidate_state_dict(to=0)
+        file = [copy.deepcopy(zero.state_dict()) if rank == 0 else None]
+        torch.distributed.broadcast_object_list(file)
+        for p, q in zip(models[1].parameters(), models[0].parameters(), strict=True):
+            p.data.copy_(q.data)
+        resumed.load_state_dict(file[0])  # type: ignore[arg-type]
+        step([(models[0], zero), (models[1], resumed), (models[2], plain)], 2)
+        for p, q, r in zip(*(its.parameters() for its in models), strict=True):
+            assert_identical(p.detach(), r.detach())
+            assert_identical(q.detach(), r.detach())
+        mine = [p for p in params_of(zero.optim) if zero.optim.state.get(p)]
+        assert 0 < len(mine) < len(list(models[0].parameters()))
+        for p in mine:
+            other = params_of(plain)[next(i for i, q in enumerate(models[0].parameters()) if q is p)]
+            assert sorted(zero.optim.state[p]) == sorted(plain.state[other])
+
+
+@case()
+def fsdp_of_the_first_kind(rank: int) -> None:
+    """use_orig_params: a param is a view of what a process has of the flat one, or nothing."""
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+    from torch.distributed.fsdp import ShardingStrategy
+
+    for strategy in (ShardingStrategy.FULL_SHARD, ShardingStrategy.NO_SHARD):
+        models = [
+            FSDP(model(), use_orig_params=True, device_id=torch.device("cpu"), sharding_strategy=strategy)
+            for _ in range(2)
+        ]
+        ours = fusedopt.AdamW(models[0].parameters(), lr=0.01)
+        theirs = torch.optim.AdamW(models[1].parameters(), lr=0.01)
+        for i in range(3):
+            for its, optimizer in zip(models, (ours, theirs), strict=True):
+                backward(its, i)
+                optimizer.step()
+                optimizer.zero_grad()
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(p, q)
+        # What it makes of states is its own affair: of torch 2.13 on the CPU the first of two has the second's numbers.
+        files = [FSDP.optim_state_dict(its, opt) for its, opt in zip(models, (ours, theirs), strict=True)]
+        torch.testing.assert_close(*(file["state"] for file in files))
+        again = fusedopt.AdamW(models[1].parameters(), lr=0.5)
+        again.load_state_dict(copy.deepcopy(ours.state_dict()))
+        for its, optimizer in ((models[0], ours), (models[1], again)):
+            backward(its, 3)
+            optimizer.step()
+            optimizer.zero_grad()
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(p, q)
+
+
+@case(ranks=4)
+def hybrid_shards(rank: int) -> None:
+    """HSDP: params are divided in one dimension of the mesh and repeated in the other, which reduces gradients."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh: Any = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for policy in ({}, {"mp_policy": mixed}):
+        its = model()
+        fully_shard(its[0], mesh=mesh, **policy)
+        fully_shard(its, mesh=mesh, **policy)
+        twins = [Parameter(whole(p.detach()).clone()) for p in its.parameters()]
+        optimizers = [
+            fusedopt.AdamW(ps, lr=0.01, max_grad_norm=0.05, ema_decay=0.9) for ps in (its.parameters(), twins)
+        ]
+        for i in range(3):
+            backward(its, i)
+            for q, p in zip(twins, its.parameters(), strict=True):
+                q.grad = whole(p.grad).clone()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        torch.testing.assert_close(optimizers[0].grad_norm, optimizers[1].grad_norm, rtol=1.2e-7, atol=0)
+        for p, q in zip(its.parameters(), twins, strict=True):
+            torch.testing.assert_close(whole(p.detach()), q.detach(), rtol=1e-6, atol=1e-7)
+        local: list[Tensor] = [p.to_local() for p in its.parameters()]  # type: ignore[attr-defined]
+        group = mesh.get_group("replicate")
+        for part in local:
+            both = [torch.empty_like(part) for _ in range(2)]
+            torch.distributed.all_gather(both, part.detach().contiguous(), group=group)
+            assert_identical(both[0], both[1])
