@@ -1,7 +1,10 @@
-"""Rules that add up over a whole tensor: what a process has all of they step, and of shards they say what to do."""
+"""Rules that add up over a whole tensor: one all-reduce for all params, or of shards they say what to do."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -51,19 +54,184 @@ def one_process_in_each_dimension_that_divides(rank: int) -> None:
             assert_identical(whole(p.detach()), q)
 
 
+def assert_one_rounding(pair: Pair) -> None:
+    """What a norm's last bit does to a step, and on every process the same."""
+    for p, q in zip(params_of(pair.sharded), params_of(pair.whole), strict=True):
+        torch.testing.assert_close(whole(p.detach()), q.detach(), rtol=1e-6, atol=1e-7)
+        assert list(pair.sharded.state.get(p, {})) == list(pair.whole.state.get(q, {}))
+        # What no norm enters has the bits.
+        for key, value in pair.whole.state.get(q, {}).items():
+            torch.testing.assert_close(whole(pair.sharded.state[p][key]), value, rtol=1e-6, atol=1e-7)
+
+
+@contextmanager
+def counted_reductions() -> Iterator[list[Any]]:
+    calls: list[Any] = []
+    original = torch.distributed.all_reduce
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    torch.distributed.all_reduce = counted
+    try:
+        yield calls
+    finally:
+        torch.distributed.all_reduce = original
+
+
+@case()
+def shards_are_added_up_once_a_step(rank: int) -> None:
+    """Whatever the number of params; those that are ordinary or repeated have no part in it."""
+    for one in SUMMING:
+        for plain in ([], [0, 2]):
+            pair = Pair(one.ours, plain=plain)
+            with counted_reductions() as calls:
+                pair.step()
+            assert len(calls) == 3
+            assert_one_rounding(pair)
+    pair = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1), [Shard(1)], [(10, 3), (5, 4, 2), (1, 1)])
+    pair.step()
+    assert_one_rounding(pair)
+    one_process = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1), [Replicate()])
+    with counted_reductions() as calls:
+        one_process.step()
+    assert not calls
+    one_process.assert_same()
+
+
+@case()
+def options_with_sums_over_shards(rank: int) -> None:
+    """Also a clipped norm, which is an all-reduce before, and codes, whose blocks are a process's own."""
+    for dtype, kwargs in [
+        (torch.bfloat16, {"master_weights": "float32", "ema_decay": 0.5}),
+        (torch.bfloat16, {"rounding": "kahan"}),
+        (torch.float32, {"max_grad_norm": 0.5}),
+        (torch.float64, {}),
+    ]:
+
+        def make(params: Any, kwargs: Any = kwargs) -> Any:
+            return fusedopt.LAMB(params, lr=0.01, **kwargs)
+
+        pair = Pair(make, dtype=dtype)
+        with counted_reductions() as calls:
+            pair.step()
+        assert len(calls) == 3 + 3 * ("max_grad_norm" in kwargs)
+        assert_one_rounding(pair)
+    coded = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.01, state_dtype="int8"), shapes=[(64, 256)])
+    coded.step()
+    for p, q in zip(params_of(coded.sharded), params_of(coded.whole), strict=True):
+        torch.testing.assert_close(whole(p.detach()), q.detach(), rtol=1e-6, atol=1e-7)
+
+
+@case(ranks=4)
+def sums_over_meshes_of_two_dimensions(rank: int) -> None:
+    """One all-reduce for each dimension that divides; uneven and empty shards; a process's replicas count once."""
+    mesh, shapes = mesh_of(2, 2), [(10, 3), (5, 4, 2), (1, 1)]
+    for placements, reductions in [
+        ([Shard(0), Shard(1)], 2),
+        ([Shard(0), Shard(0)], 2),
+        ([Replicate(), Shard(0)], 1),
+        ([Shard(0), Replicate()], 1),
+    ]:
+        pair = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1), placements, shapes, mesh=mesh)
+        with counted_reductions() as calls:
+            pair.step()
+        assert len(calls) == 3 * reductions
+        assert_one_rounding(pair)
+        for d, placement in enumerate(placements):
+            for p in params_of(pair.sharded) if placement == Replicate() else ():
+                both = [torch.empty_like(p.to_local()) for _ in range(2)]
+                torch.distributed.all_gather(both, p.to_local().contiguous(), group=mesh.get_group(d))
+                assert_identical(*both)
+    pair = Pair(lambda ps: fusedopt.LARS(ps, lr=0.1, momentum=0.9), shapes=[(3, 10), (3,), (1,)])
+    pair.step()
+    assert_one_rounding(pair)
+    assert params_of(pair.sharded)[2].to_local().numel() == (rank == 0)
+
+
+@case(ranks=4)
+def sums_over_several_meshes(rank: int) -> None:
+    """Each mesh adds up its own; params of one mesh may be divided differently."""
+    two = mesh_of(2, 2)
+    of = [
+        (two, [Shard(0), Replicate()]),
+        (two, [Replicate(), Shard(1)]),
+        (mesh_of(4), [Shard(0)]),
+        (two, [Shard(1)] * 2),
+    ]
+    values, grads = numbers([(9, 4)] * len(of), 1), numbers([(9, 4)] * len(of), 2)
+    params = [Parameter(place(t, *its)) for t, its in zip(values, of, strict=True)]
+    others = [Parameter(t.clone()) for t in values]
+    for p, q, grad, its in zip(params, others, grads, of, strict=True):
+        p.grad, q.grad = place(grad, *its), grad
+    for its in (params, others):
+        fusedopt.LAMB(its, lr=0.1).step()
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(whole(p.detach()), q.detach(), rtol=1e-6, atol=1e-7)
+
+
+@case()
+def a_process_without_gradients_has_part_in_the_sums(rank: int) -> None:
+    pair = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1))
+    pair.step(1)
+    before = [p.to_local().clone() for p in params_of(pair.sharded)]
+    pair.give_grads(1)
+    if rank == 1:
+        for p in params_of(pair.sharded):
+            p.grad = None
+    pair.sharded.step()
+    for p, start in zip(params_of(pair.sharded), before, strict=True):
+        assert torch.equal(p.to_local(), start) == (rank == 1 or start.numel() == 0)
+
+
+@case()
+def a_process_that_refuses_its_step_says_so_to_the_others(rank: int) -> None:
+    """None of them waits, nothing is written anywhere, and the next step is one."""
+    pair = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1, ema_decay=0.5))
+    for first in (True, False):
+        pair.give_grads(0)
+        before = [p.to_local().clone() for p in params_of(pair.sharded)]
+        p = params_of(pair.sharded)[0]
+        grad = p.grad
+        if rank == 1:
+            p.grad = place(torch.zeros(10, 3), pair.mesh, [Shard(0)])
+            p.grad._local_tensor = p.grad._local_tensor[:, :2]
+        words = "its gradient has shape" if rank == 1 else "another process has refused its step, for a reason that it"
+        with pytest.raises(RuntimeError, match=words):
+            pair.sharded.step()
+        assert bool(pair.sharded.state) == (not first)
+        for param, start in zip(params_of(pair.sharded), before, strict=True):
+            assert_identical(param.to_local(), start)
+        p.grad = grad
+        pair.sharded.step()
+        pair.whole.step()
+        assert_one_rounding(pair)
+
+
+@case()
+def a_shard_that_is_listed_twice_is_refused(rank: int) -> None:
+    (t,) = numbers([(10, 3)], 1)
+    p = Parameter(place(t, mesh_of(2), [Shard(0)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = fusedopt.LAMB([p, p])
+    p.grad = place(t, mesh_of(2), [Shard(0)])
+    with pytest.raises(RuntimeError, match="once a step, and it is in the list twice; list it once"):
+        optimizer.step()
+    assert not optimizer.state
+
+
 @case()
 def shards_are_refused_by_name(rank: int) -> None:
-    makes: list[Any] = [*(c.ours for c in SUMMING), lambda ps: fusedopt.Adafactor(ps)]
-    for make in makes:
-        pair = Pair(make, plain=[0])
-        pair.give_grads(0)
-        before = [whole(p.detach()).clone() for p in params_of(pair.sharded)]
-        name = type(pair.sharded).__name__
-        with pytest.raises(RuntimeError, match=f"param 1 of group 0 is no param that {name} can step: {REMEDY}"):
-            pair.sharded.step()
-        for p, start in zip(params_of(pair.sharded), before, strict=True):
-            assert_identical(whole(p.detach()), start)
-        assert not pair.sharded.state
+    pair = Pair(lambda ps: fusedopt.Adafactor(ps), plain=[0])
+    pair.give_grads(0)
+    before = [whole(p.detach()).clone() for p in params_of(pair.sharded)]
+    with pytest.raises(RuntimeError, match=f"param 1 of group 0 is no param that Adafactor can step: {REMEDY}"):
+        pair.sharded.step()
+    for p, start in zip(params_of(pair.sharded), before, strict=True):
+        assert_identical(whole(p.detach()), start)
+    assert not pair.sharded.state
 
 
 @case()

@@ -141,7 +141,7 @@ const Rule* find_rule(const std::string& name) {
   return found;
 }
 
-void sweep(const Rule& rule, const Row* first, const Row* last, int threads) {
+void sweep(const Rule& rule, const Row* first, const Row* last, int threads, const Between& between) {
   if (first == last) return;
   const int64_t start = first->work_end - first->numel - kRowOverhead;
   const int64_t work = last[-1].work_end - start;
@@ -159,8 +159,14 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads) {
     all(kChunk, [&](const Row& row, int64_t begin, int64_t end) {
       rule.measure[row.variant][is_wide(row)](row, begin, end, of_row(row) + begin / kChunk * rule.sums);
     });
+    const auto chunks_of = [&](const Row& row) { return chunks[&row - first + 1] - chunks[&row - first]; };
+    if (between) {
+      std::vector<ChunkSums> of_all;
+      for (const Row* row = first; row < last; ++row) of_all.push_back({of_row(*row), chunks_of(*row)});
+      between(of_all);
+    }
     for (const Row* row = first; row < last; ++row)
-      rule.conclude[is_wide(*row)](of_row(*row), chunks[row - first + 1] - chunks[row - first], row->scalars);
+      rule.conclude[is_wide(*row)](of_row(*row), chunks_of(*row), row->scalars);
   }
   all(kUpdateGrain,
       [&](const Row& row, int64_t begin, int64_t end) { rule.sweep[row.variant][is_wide(row)](row, begin, end); });

@@ -1,6 +1,7 @@
 // The CPU engine: picks an instruction set, finds rules, and sweeps the rows of a step with all threads.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -38,8 +39,16 @@ std::vector<const Rule*> built_rules();
 // A rule of the chosen instruction set, one from a shared object included, or nullptr.
 const Rule* find_rule(const std::string& name);
 
+// The sums of a row's chunks, [chunk][sum], between the sweep that makes them and what is concluded from them.
+struct ChunkSums {
+  double* sums;
+  int64_t chunks;
+};
+// May change those of all rows.
+using Between = std::function<void(const std::vector<ChunkSums>&)>;
+
 // Sweeps rows [first, last), all of `rule`; their work_end must be running totals. Results do not depend on `threads`.
-void sweep(const Rule& rule, const Row* first, const Row* last, int threads);
+void sweep(const Rule& rule, const Row* first, const Row* last, int threads, const Between& between = {});
 
 // Steps tensors whose second moments are factored. Results do not depend on `threads`.
 void step_factored(Factored* first, Factored* last, int threads);

@@ -161,21 +161,12 @@ class Grads {
     std::vector<bool> divided;
     if (!shard.local || !divided_by(shard.spec, divided)) return kOrdinary;
     wide_ = wide_ || tensor.scalar_type() == at::kDouble;
-    const Ref mesh = mesh_equal_to(py::getattr(shard.spec, spec_names().mesh));
+    const Ref mesh = meshes_.first(py::getattr(shard.spec, spec_names().mesh));
     size_t f = 0;
     while (f < families_.size() && !(families_[f].mesh.is(mesh) && families_[f].divided == divided)) ++f;
     if (f == families_.size())
       families_.push_back({mesh, divided, device_index(*unpack(shard.local).unsafeGetTensorImpl())});
     return static_cast<int>(f);
-  }
-
-  // Modules that were sharded one by one have equal meshes of their own.
-  Ref mesh_equal_to(const Ref& mesh) {
-    for (const auto& [known, first] : meshes_)
-      if (known.is(mesh)) return first;
-    for (const auto& [known, first] : meshes_)
-      if (known.equal(mesh)) return meshes_.emplace_back(mesh, first).second;
-    return meshes_.emplace_back(mesh, mesh).second;
   }
 
   at::Tensor total_of(int family, const NormOrder& order) const {
@@ -287,7 +278,7 @@ class Grads {
   std::vector<Held> held_;
   std::vector<Part> parts_;
   std::vector<Family> families_;
-  std::vector<std::pair<Ref, Ref>> meshes_;  // and the first of those equal to it
+  EqualMeshes meshes_;
   std::deque<Layout> layouts_;
 };
 

@@ -111,6 +111,7 @@ Plan::Found Plan::collect(int slot, size_t at) {
   TensorImpl *param = source.param, *grad = source.grad;
   source.device = device_index(*param);
   row.slot = static_cast<uint32_t>(slot);
+  if (owes_sums_ && in_a_family_[slot]) check_family(source);
   if (rule_->indexed) return collect_slices(row, source);
   if (group.differentiable || !plain(*param) || !plain(*grad) || grad->device() != param->device() ||
       ((products_ || rule_->factored) && is_complex(*param))) {
@@ -143,7 +144,7 @@ Plan::Found Plan::collect(int slot, size_t at) {
   rows_changed_ = address(row, source) || rows_changed_;
   if (!source.settled) return Found::row;
   source.state_version = slots_[slot].state ? version_of(slots_[slot].state) : 1;
-  source.settled = source.state_version != 0 && !(source.sharded && sums());
+  source.settled = source.state_version != 0 && !(source.sharded && needs_whole());
   source.keys = param->key_set();
   source.param_type = param->dtype();
   source.grad_type = grad->dtype();

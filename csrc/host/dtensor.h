@@ -113,12 +113,27 @@ inline bool is_whole(PyObject* spec) {
   return true;
 }
 
+// Modules that were sharded one by one have equal meshes of their own: the first of those that are equal.
+class EqualMeshes {
+ public:
+  Ref first(const Ref& mesh) {
+    for (const auto& [known, first] : known_)
+      if (known.is(mesh)) return first;
+    for (const auto& [known, first] : known_)
+      if (known.equal(mesh)) return known_.emplace_back(mesh, first).second;
+    return known_.emplace_back(mesh, mesh).second;
+  }
+
+ private:
+  std::vector<std::pair<Ref, Ref>> known_;  // and the first of those equal to it
+};
+
 // "(Shard(dim=0),)"
 inline std::string placements_of(PyObject* spec) { return py::str(py::getattr(spec, spec_names().placements)); }
 
 // Why a param and its gradient, one of them a DTensor, cannot be stepped as what this process has of them; empty if
-// they can. `sums`: the rule adds up over a tensor.
-inline std::string why_not_as_shards(PyObject* param, const at::Tensor& grad, bool sums) {
+// they can. `whole`: the rule needs all of a tensor.
+inline std::string why_not_as_shards(PyObject* param, const at::Tensor& grad, bool whole) {
   const Ref grad_object = py::reinterpret_steal<py::object>(THPVariable_Wrap(grad));
   if (!is_dtensor(param) && !is_dtensor(grad_object.ptr())) return "";
   if (!is_dtensor(grad_object.ptr()))
@@ -131,7 +146,7 @@ inline std::string why_not_as_shards(PyObject* param, const at::Tensor& grad, bo
            "; redistribute() the gradient as the param is";
   std::vector<bool> dims;
   if (!divided_by(its.spec, dims)) return "it is a sum that has not been made yet; redistribute() it";
-  if (sums && !is_whole(its.spec))
+  if (whole && !is_whole(its.spec))
     return "its rule adds up over a whole tensor, of which this process has a shard; replicate it, or use an optimizer "
            "that works element by element, as AdamW does";
   return "";

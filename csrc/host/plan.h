@@ -79,6 +79,8 @@ class Plan {
   // How many steps have rounded by chance: a resumed run goes on from there.
   uint64_t draws() const { return draws_; }
   void set_draws_done(uint64_t draws) { draws_ = draws; }
+  // Lets processes that wait for this one's sums know that its step is refused; nothing if there are none.
+  void give_up() noexcept;
   // What keeps a DTensor from being stepped as a shard; empty if nothing does, or if it is none.
   std::string why_left(const py::object& param) const;
   // Where this optimizer's params begin among those that draw, of a plan that has only some of them.
@@ -163,7 +165,8 @@ class Plan {
   void rebuild_slots(PyObject* state);
   bool settled(int slot, size_t at);
   Found collect(int slot, size_t at);
-  bool sums() const { return rule_->sums > 0 || rule_->factored || products_; }
+  // Of rules that add up over a tensor in other ways than by `sums`.
+  bool needs_whole() const { return rule_->factored || products_; }
   void enter_shards(Source& source, const at::Tensor& grad) const;
   bool shards_as_before(const Source& source, TensorImpl*& param, TensorImpl*& grad) const;
   TensorImpl* state_tensor(const Source& source, PyObject* value, const std::string& name) const;
@@ -213,6 +216,10 @@ class Plan {
   std::vector<Batch> batches_of(const Pass& pass) const;
   void multiply(Batch& batch);
   void sweep(const Work& work, Row* first, Row* last);
+  void find_families();
+  void check_family(const Source& source) const;
+  void exchange(at::Tensor totals, bool refused);
+  void add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, const Row* first);
   void launch(Work& work, int device);
   void give_groups(cuda::Step& step) const;
   void forget_graphs();
@@ -274,6 +281,18 @@ class Plan {
   Work work_;                     // a pass
   std::vector<at::Tensor> held_;  // what a step makes for itself, until its end
   std::unique_ptr<Products> products_;
+
+  // Params of which processes have parts, for a rule that adds up over them: those that one mesh divides alike.
+  struct Family {
+    Ref mesh;
+    std::vector<bool> divided;
+    std::vector<int> slots;
+  };
+  std::vector<Family> families_;
+  std::vector<Ref> specs_;         // by slot, what they were made of
+  std::vector<bool> in_a_family_;  // by slot
+  // Whether this step has yet to add up over processes.
+  bool owes_sums_ = false;
 
   std::list<DeviceTable> tables_;
 };

@@ -227,7 +227,15 @@ void Plan::sweep(const Work& work, Row* first, Row* last) {
     row->work_end = total += row->numel + cpu::kRowOverhead;
     row->scalars = const_cast<double*>(work.prepared[row->entry].scalars);
   }
-  without_gil(total, [&] { cpu::sweep(*work.step.rule, first, last, at::get_num_threads()); });
+  if (!owes_sums_ || work.wave > 0)
+    return without_gil(total, [&] { cpu::sweep(*work.step.rule, first, last, at::get_num_threads()); });
+  // Other processes may take their time: nobody's memory is freed in it.
+  without_gil(std::max(total, kReleaseGil), [&] {
+    cpu::sweep(*work.step.rule, first, last, at::get_num_threads(), [&](const std::vector<cpu::ChunkSums>& sums) {
+      const py::gil_scoped_acquire acquire;
+      add_up_over_processes(sums, first);
+    });
+  });
 }
 
 void Plan::run(Work& work, Row* first, Row* last, int device) {
@@ -238,6 +246,9 @@ void Plan::run(Work& work, Row* first, Row* last, int device) {
 }
 
 void Plan::run() {
+  // Whoever has no gradients has part in the others' sums all the same.
+  if (owes_sums_ && std::none_of(passes_.begin(), passes_.end(), [](const Pass& pass) { return pass.wave == 0; }))
+    exchange(at::Tensor(), false);
   for (const Pass& pass : passes_) {
     if (pass.wave > 0)
       for (size_t i = pass.first; i < pass.last; ++i) read_counts(sources_[i]);
@@ -294,6 +305,15 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
   const Ref groups = member("param_groups");
   read_groups(groups.ptr());
   if (!slots_match(state.ptr())) rebuild_slots(state.ptr());
+  find_families();
+  struct Together {
+    Plan& plan;
+    bool done = false;
+    ~Together() {
+      if (!done) plan.give_up();
+      plan.owes_sums_ = false;
+    }
+  } together{*this};
 
   // All that can be refused is refused here; after it only memory can be lacking.
   py::list leftover = collect_all();
@@ -304,8 +324,10 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
   }
   make_ready(optimizer);
   if (host_needs_scaling(!leftover.empty())) scaling_.fetch();
-  if (scaling_.skips()) return py::none();
-  if (!leftover.empty() && !engine_only) return leftover;
+  const bool skipped = scaling_.skips();
+  together.done = skipped || (!leftover.empty() && !engine_only);
+  if (skipped) return py::none();
+  if (together.done) return leftover;
   if (!leftover.empty() && has_options_) refuse_leftover(leftover);
   move_counters();
   NewEntries new_entries(state.ptr());
@@ -325,6 +347,7 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
     set_draws(decay.is_none() ? 0 : to_number(decay.ptr(), "ema_decay").value);
   }
   run();
+  together.done = true;
   if (count_ > 0) ++draws_;
   new_entries.keep();
   return py::none();
@@ -339,6 +362,7 @@ void bind_plan(py::module_& m) {
       .def_property("draws", &Plan::draws, &Plan::set_draws_done)
       .def_property("first_slot", &Plan::first_slot, &Plan::set_first_slot)
       .def("why_left", &Plan::why_left, py::arg("param"))
+      .def("give_up", &Plan::give_up)
       .def_property_readonly("shares_grads", &Plan::shares_grads)
       .def("refresh", &Plan::refresh, py::arg("optimizer"))
       .def_property_readonly("captured", &Plan::captured)

@@ -12,7 +12,7 @@ inline void Plan::enter_shards(Source& source, const at::Tensor& grad) const {
   if (rule_->indexed || groups_[slots_[source.slot].group].differentiable) return;
   PyObject* param = slots_[source.slot].param;
   const Shard its = shard_of(param), of_grad = shard_of(grad);
-  if (!its.local || !of_grad.local || !why_not_as_shards(param, grad, sums()).empty()) return;
+  if (!its.local || !of_grad.local || !why_not_as_shards(param, grad, needs_whole()).empty()) return;
   source.sharded = true;
   source.spec = its.spec;
   if (of_grad.spec != its.spec) source.grad_spec = borrow(of_grad.spec);
@@ -69,7 +69,7 @@ inline std::string Plan::why_left(const py::object& param) const {
   const at::Tensor& grad = tensor.unsafeGetTensorImpl()->grad();
   const bool ordinary = grad.defined() && !dispatches_to_python(*tensor.unsafeGetTensorImpl()) &&
                         !dispatches_to_python(*grad.unsafeGetTensorImpl());
-  return !grad.defined() || ordinary ? "" : why_not_as_shards(param.ptr(), grad, sums());
+  return !grad.defined() || ordinary ? "" : why_not_as_shards(param.ptr(), grad, needs_whole());
 }
 
 }  // namespace fusedopt

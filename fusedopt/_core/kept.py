@@ -15,7 +15,7 @@ from .group_options import OF_GROUPS, of_class, precision_of, resolve
 from .max_grad_norm import ClippedStep
 from .precision import HALVES, Precision
 from .scaling import ScaledStep
-from .shards import close_state, open_state
+from .shards import close_state, open_state, summed
 
 
 class Products(NamedTuple):
@@ -208,6 +208,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         refused = {name for name in Options._fields if name not in {*own, *getattr(self, "defaults", ())}}
         options = {**self._precision.for_plan(self._copies), "flags": _flags(cls), "refused": refused}
         options |= {"options": own, "seed": self._given.rounding_seed, "optional": self._optional}
+        options["sum"] = summed
         kinds = _C.states(self._rule)
         options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
         if products := self._products():

@@ -90,27 +90,51 @@ def together(a: Tensor, b: Tensor, norm_type: float) -> Tensor:
     return torch.maximum(a, b) if norm_type == math.inf else a + b
 
 
-def reduced(shares: Iterable[tuple[Any, tuple[bool, ...], Tensor]], norm_type: float) -> Iterator[Tensor]:
+Divided = tuple[bool, ...] | None
+
+
+def reduced(shares: Iterable[tuple[Any, Divided, Tensor]], norm_type: float) -> Iterator[Tensor]:
     """For each mesh the sum of its shares over all processes, as `Grads.measure_shards` has them of this one.
 
     A process counts what dimensions of the mesh replicate only if it is the first in them, as far as the sum goes over
-    these dimensions at all: where all is replicated, every process has it already.
+    these dimensions at all: where all is replicated, every process has it already. `None` in the place of the
+    dimensions that divide: a share that counts in every process.
     """
-    meshes: dict[int, tuple[Any, list[tuple[tuple[bool, ...], Tensor]]]] = {}
+    meshes: dict[int, tuple[Any, list[tuple[Divided, Tensor]]]] = {}
     for mesh, divided, part in shares:
         meshes.setdefault(id(mesh), (mesh, []))[1].append((divided, part))
     for mesh, parts in meshes.values():
         coordinate = mesh.get_coordinate()
         if coordinate is None:
             continue
-        dims = [d for d in range(mesh.ndim) if mesh.size(d) > 1 and any(divided[d] for divided, _ in parts)]
+        dims = [d for d in range(mesh.ndim) if mesh.size(d) > 1 and any(divided and divided[d] for divided, _ in parts)]
         total = torch.zeros_like(parts[0][1])
         for divided, part in parts:
-            if all(divided[d] or coordinate[d] == 0 for d in dims):
+            if divided is None or all(divided[d] or coordinate[d] == 0 for d in dims):
                 total = together(total, part.to(total.device), norm_type)
         for d in dims:
             total = _all_reduced(total.to(mesh.device_type), mesh.get_group(d), norm_type).to(total.device)
         yield total
+
+
+def summed(families: Sequence[tuple[Any, tuple[bool, ...], list[int]]], totals: Tensor) -> Tensor:
+    """The sums of params, a row for each, over all processes: one all-reduce for each dimension that divides a mesh.
+
+    Families are rows that one mesh divides alike. The last row is no param's; what any process has there, all have.
+    """
+    shares: list[tuple[Any, Divided, Tensor]] = []
+    for mesh, divided, rows in families:
+        part = torch.zeros_like(totals)
+        part[rows] = totals[rows]
+        shares.append((mesh, divided, part))
+    told = torch.zeros_like(totals)
+    told[-1] = totals[-1]
+    shares += [(mesh, None, told) for mesh in {id(mesh): mesh for mesh, _, _ in families}.values()]
+    made = torch.zeros_like(totals)
+    with torch.no_grad():
+        for part in reduced(shares, 1.0):
+            made += part
+    return made
 
 
 def _all_reduced(total: Tensor, group: Any, norm_type: float) -> Tensor:

@@ -52,7 +52,11 @@ class Standalone(FusedStep):
 
     def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
         refuse_wrapped((p for _, params in leftover for p in params), self.state)
-        self._refuse_shards(leftover)
+        try:
+            self._refuse_shards(leftover)
+        except RuntimeError:
+            cast(_C.Plan, self._plan).give_up()
+            raise
         groups = [{**self.param_groups[index], "params": params} for index, params in leftover]
         with self._only(groups), self._plain_grads(groups, divisor), self._float_counters(groups):
             refused = self._planned().step(self)

@@ -1,0 +1,97 @@
+// Rules that add up over tensors of which processes have parts (LAMB, LARS): the sums of all params come together
+// between the sweep that makes them and the one that uses them.
+#include "plan.h"
+
+namespace fusedopt {
+
+// All params count, also those without a gradient here, so that every process has the same list.
+void Plan::find_families() {
+  owes_sums_ = false;
+  if (rule_->sums == 0) return;
+  bool same = specs_.size() == slots_.size();
+  specs_.resize(slots_.size());
+  for (size_t slot = 0; slot < slots_.size(); ++slot) {
+    PyObject* spec = shard_of(slots_[slot].param).spec;
+    if (specs_[slot].ptr() == spec) continue;
+    same = false;
+    specs_[slot] = spec ? borrow(spec) : Ref();
+  }
+  if (!same) {
+    families_.clear();
+    in_a_family_.assign(slots_.size(), false);
+    EqualMeshes meshes;
+    for (size_t slot = 0; slot < slots_.size(); ++slot) {
+      PyObject* spec = specs_[slot].ptr();
+      std::vector<bool> divided;
+      if (!spec || is_whole(spec) || !divided_by(spec, divided)) continue;
+      const Ref mesh = meshes.first(py::getattr(spec, spec_names().mesh));
+      size_t f = 0;
+      while (f < families_.size() && !(families_[f].mesh.is(mesh) && families_[f].divided == divided)) ++f;
+      if (f == families_.size()) families_.push_back({mesh, divided, {}});
+      families_[f].slots.push_back(static_cast<int>(slot));
+      in_a_family_[slot] = true;
+    }
+  }
+  owes_sums_ = !families_.empty();
+}
+
+void Plan::check_family(const Source& source) const {
+  if (slots_[source.slot].wave > 0)
+    fail(source,
+         "its rule adds up over a tensor of which this process has a shard, once a step, and it is in the list twice; "
+         "list it once");
+  if (source.device != kHost)
+    fail(source,
+         "its rule adds up over a tensor of which this process has a shard, which it does on the CPU alone; replicate "
+         "it, or use an optimizer that works element by element, as AdamW does");
+}
+
+// Adds `totals`, [slot][sum], up over processes, in place; undefined: this one has nothing to add. Throws, on every
+// process, if one of them refuses its step.
+void Plan::exchange(at::Tensor totals, bool refused) {
+  owes_sums_ = false;
+  const int64_t slots = static_cast<int64_t>(slots_.size());
+  const at::Tensor every = at::zeros(
+      {slots + 1, rule_->sums}, totals.defined() ? totals.options() : at::TensorOptions(at::kCPU).dtype(at::kDouble));
+  if (totals.defined()) every.narrow(0, 0, slots).copy_(totals);
+  if (refused) every.select(0, slots).fill_(1);
+  py::list families;
+  for (const Family& family : families_)
+    families.append(py::make_tuple(family.mesh, py::tuple(py::cast(family.divided)), py::cast(family.slots)));
+  const auto sum = given_options_["sum"](families, py::reinterpret_steal<py::object>(THPVariable_Wrap(every)));
+  const at::Tensor& made = unpack(sum.ptr());
+  if (refused) return;
+  if (made.select(0, slots).select(0, 0).item().toDouble() != 0)
+    throw std::runtime_error(
+        "another process has refused its step, for a reason that it says, and the norms of tensors that it has parts "
+        "of cannot be made; nothing has been written here");
+  if (totals.defined()) totals.copy_(made.narrow(0, 0, slots));
+}
+
+void Plan::give_up() noexcept {
+  if (!owes_sums_) return;
+  const py::error_scope pending;
+  try {
+    exchange(at::Tensor(), true);
+  } catch (const std::exception&) {
+    // What is to be told is why this process gives up. The others will find that it does not answer.
+  }
+}
+
+void Plan::add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, const Row* first) {
+  const int64_t sums = rule_->sums;
+  const at::Tensor totals = at::zeros({static_cast<int64_t>(slots_.size()), sums}, at::kDouble);
+  double* numbers = totals.mutable_data_ptr<double>();
+  const auto each = [&](auto&& f) {
+    for (size_t i = 0; i < of_rows.size(); ++i)
+      if (in_a_family_[first[i].slot])
+        for (int64_t k = 0; k < of_rows[i].chunks * sums; ++k)
+          f(of_rows[i].sums, k, numbers[first[i].slot * sums + k % sums]);
+  };
+  each([](const double* parts, int64_t k, double& total) { total += parts[k]; });
+  exchange(totals, false);
+  // The first chunk stands for the tensor.
+  each([&](double* parts, int64_t k, double total) { parts[k] = k < sums ? total : 0; });
+}
+
+}  // namespace fusedopt
