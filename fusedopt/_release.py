@@ -17,6 +17,7 @@ from . import _C
 from . import _clipping as clipping
 from ._core.callers import label_of
 from ._core.optimizer import FusedStep
+from ._core.untraced import untraced
 from .optimizers.lbfgs import LBFGS
 
 # What GradScaler leaves on an optimizer whose step it calls.
@@ -212,8 +213,13 @@ class _ParamStep:
         self.state: dict[Tensor, dict[str, Any]] = {}
 
     def __call__(self, param: Tensor) -> None:
-        if self.release._accumulating:
-            return
+        # Where backward is called from what torch.compile has compiled, it would compile this frame.
+        if torch.compiler.is_compiling():
+            untraced(self, param)
+        elif not self.release._accumulating:
+            self._update(param)
+
+    def _update(self, param: Tensor) -> None:
         optimizer = self.release._optimizer_alive()
         _refuse_clipping(optimizer)
         optimizer._refuse_step("backward stepped a param")

@@ -243,7 +243,23 @@ def closures_and_hooks(rank: int) -> None:
 
 
 @case()
-def compiled_and_differentiable_steps_are_torchs(rank: int) -> None:
+def compiled_steps_are_ours(rank: int) -> None:
+    ends = []
+    for by_compiler in (True, False):
+        its = shard(model())
+        optimizer = fusedopt.AdamW(its.parameters(), lr=0.01, max_grad_norm=1.0, ema_decay=0.9)
+        step = torch.compile(optimizer.step, backend="eager") if by_compiler else optimizer.step
+        for i in range(3):
+            backward(its, i)
+            step()
+            optimizer.zero_grad()
+        ends.append([p.to_local() for p in its.parameters()])  # type: ignore[attr-defined]
+    for p, q in zip(*ends, strict=True):
+        assert_identical(p.detach(), q.detach())
+
+
+@case()
+def differentiable_steps_are_torchs(rank: int) -> None:
     from sharded import Pair
 
     pair = Pair(lambda ps: fusedopt.SGD([p.detach().clone() for p in ps], lr=0.1, differentiable=True))

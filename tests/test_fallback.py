@@ -304,27 +304,6 @@ def test_make_fx_traces_the_update(case: Case) -> None:
     torch.testing.assert_close(graph(*others), update(*others))
 
 
-@pytest.mark.parametrize("case", ONE_PER_TWIN, ids=str)
-def test_compiled_step(case: Case) -> None:
-    torch._dynamo.reset()
-    ours, torchs = case.ours(make_params([(4, 3), (67,)])), case.torchs(make_params([(4, 3), (67,)]))
-    train(torchs, 6)
-    graphs = []
-
-    def eager(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(ours.step, backend=eager)
-    for i in range(4):
-        give_grads(params_of(ours), i)
-        compiled() if i != 2 else ours.step()
-    train(ours, 2, first=4)
-    assert graphs  # else nothing was compiled
-    assert_close(ours, torchs)
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_inference_params_raise_as_torch(case: Case) -> None:
     with torch.inference_mode():

@@ -224,14 +224,6 @@ def test_fake_tensors() -> None:
         assert optimizer.grad_norm.shape == ()
 
 
-def test_tracing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    optimizer = fusedopt.AdamW(make_params())
-    optimizer.max_grad_norm = 1.0
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with pytest.raises(RuntimeError, match=r"max_grad_norm cannot be traced: call step\(\) outside of torch.compile"):
-        optimizer.step()
-
-
 def matrices() -> list[Parameter]:
     return make_params([(6, 4), (4, 8)])
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from options import steps
 from runs import give
-from support import params_of
 from torch.nn import Parameter
 
 import fusedopt
@@ -132,14 +131,6 @@ def test_torchs_step_leaves_no_copy_out() -> None:
         optimizer.step()
     assert torch.equal(embedding.weight.detach(), before)
     assert torch.equal(plain.detach(), torch.ones(2))
-
-
-def test_tracing_refuses_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    optimizer = fusedopt.SGD([Parameter(torch.ones(3))], lr=0.1, ema_decay=0.5)
-    params_of(optimizer)[0].grad = torch.ones(3)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with pytest.raises(RuntimeError, match=r"torch\.compile would trace torch's own step"):
-        optimizer.step()
 
 
 def test_options_become_part_of_signature_and_docstring() -> None:

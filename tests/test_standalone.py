@@ -317,25 +317,6 @@ def test_an_active_dispatch_mode_is_told(case: Case) -> None:
 
 
 @one_per_optimizer
-def test_compiling_breaks_the_graph_at_the_step(case: Case) -> None:
-    torch._dynamo.reset()
-    ours, expected = case.ours(make_params()), case.ours(make_params())
-    train(ours, 1)
-    give_grads(params_of(ours), 1)
-    before = snapshot(ours)
-    words = rf"{case.optimizer} cannot be traced: torch has no step of it; call step\(\) outside of torch.compile"
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=words):
-        torch.compile(ours.step, backend="eager", fullgraph=True)()
-    assert_identical(snapshot(ours), before)
-    torch._dynamo.reset()
-    torch.compile(ours.step, backend="eager")()
-    train(ours, 1, first=2)
-    train(expected)
-    assert_identical(snapshot(ours), snapshot(expected))
-    torch._dynamo.reset()
-
-
-@one_per_optimizer
 def test_differentiable_groups_are_refused(case: Case) -> None:
     ours = case.ours(make_params())
     train(ours, 1)

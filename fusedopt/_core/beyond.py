@@ -40,15 +40,15 @@ def go_beyond(optimizer: Optimizer, given: Mapping[str, Any]) -> None:
             ours._check_group(group)
 
 
-def refuse_beyond(optimizer: Optimizer, groups: Iterable[int] | None = None) -> None:
-    """Raise RuntimeError for what torch's own step would leave out of these groups, or of any."""
+def refuse_beyond(optimizer: Optimizer, groups: Iterable[int]) -> None:
+    """Raise RuntimeError for what torch's own step would leave out of these groups."""
     beyond: Mapping[str, Any] = optimizer._beyond  # type: ignore[attr-defined]
-    for index in range(len(optimizer.param_groups)) if groups is None else groups:
+    for index in groups:
         group = optimizer.param_groups[index]
         for name, value in beyond.items():
             if group.get(name, value) != value:
                 raise RuntimeError(
                     f"param_groups[{index}] has {name}={group[name]!r}, and torch's own step, which is left for sparse "
-                    "and differentiable gradients, tensor subclasses, devices without an engine and torch.compile, "
-                    f"does not know it; set {name!r} to {value!r} there, or step its params as ordinary tensors"
+                    "and differentiable gradients, tensor subclasses and devices without an engine, does not know "
+                    f"it; set {name!r} to {value!r} there, or step its params as ordinary tensors"
                 )

@@ -73,13 +73,6 @@ class ClippedStep(Optimizer):
         self._measured = None
         return clipping.clip(measured, self.__dict__.get("grad_scale"), cast(float, self._max_grad_norm))
 
-    def _refuse_tracing(self) -> None:
-        if self._max_grad_norm is not None:
-            raise RuntimeError(
-                "max_grad_norm cannot be traced: call step() outside of torch.compile, or set it to None and call "
-                "torch.nn.utils.clip_grad_norm_ before"
-            )
-
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         return state if self._max_grad_norm is None else {**state, "_max_grad_norm": self._max_grad_norm}

@@ -18,6 +18,7 @@ from .checkpoints import Checkpointed
 from .group_options import of_class, refuse_options
 from .shards import grads_placed_as_params
 from .unread import FLAGS, Reads, Unread, unread_by
+from .untraced import untraced
 from .wrapped import plain_dispatch, refuse_wrapped
 
 Leftover = list[tuple[int, list[torch.Tensor]]]
@@ -28,7 +29,7 @@ class FusedStep(Checkpointed):
 
     Everything but `step` is the installed torch's: constructor, checks, groups, state keys and checkpoints. Tensors
     on the CPU and on CUDA devices have engines. What none takes (sparse gradients, subclasses that dispatch, other
-    devices) and whole calls that must be traced or differentiated go through torch's own step.
+    devices) and whole calls that must be differentiated go through torch's own step.
     """
 
     # What a step that no plan makes reads of its groups, as unread.py has it; a plan's rule says it itself.
@@ -93,14 +94,7 @@ class FusedStep(Checkpointed):
             RuntimeError: a gradient or a state does not fit its param. Nothing has been written then.
         """
         if torch.compiler.is_compiling():
-            if self._keeps_more_than_torch():
-                raise RuntimeError(
-                    "torch.compile would trace torch's own step, which knows no state_dtype, master_weights, "
-                    "rounding, ema_decay or copies of params; call step() outside of it"
-                )
-            self._refuse_tracing()
-            refuse_beyond(self)
-            return self._torch_step(closure)
+            return untraced(FusedStep.step, self, closure, zero_grad=zero_grad)
         # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
         if self._observed() and type(self).step is FusedStep.step:
             given: dict[str, Any] = {"zero_grad": True} if zero_grad else {}

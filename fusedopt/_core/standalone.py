@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -44,11 +44,6 @@ class Standalone(FusedStep):
         names = self._hyper_names or _C.rules()[self._rule]["hypers"]
         refuse_text({name: group[name] for name in names if isinstance(group.get(name), str)})
         check_common(group, sum(name.startswith("betas.") for name in names))
-
-    def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
-        raise NotImplementedError(
-            f"{type(self).__name__} cannot be traced: torch has no step of it; call step() outside of torch.compile"
-        )
 
     def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
         refuse_wrapped((p for _, params in leftover for p in params), self.state)

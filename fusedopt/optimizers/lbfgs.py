@@ -15,6 +15,7 @@ from .._core.callers import warn_of_unserved
 from .._core.optimizer import unhooked
 from .._core.origin import refuse_foreign
 from .._core.unread import Reads, Unread
+from .._core.untraced import untraced
 from ._lbfgs_search import History, Search
 
 
@@ -128,7 +129,9 @@ class LBFGS(torch.optim.LBFGS):
                 f"only 'strong_wolfe' is supported: param_groups[0]['line_search_fn'] is {search_fn!r}; set it to "
                 "that, or to None for steps of fixed length"
             )
-        ours = not torch.compiler.is_compiling() and not self._unread.find(self.param_groups)
+        if torch.compiler.is_compiling():
+            return untraced(LBFGS.step, self, closure)
+        ours = not self._unread.find(self.param_groups)
         if not ours or len(self.param_groups) != 1 or not self._has_engine():
             if ours:
                 warn_of_unserved()
