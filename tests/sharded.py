@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -41,6 +42,23 @@ def whole(tensor: Any) -> Any:
     if tensor.dtype == torch.int16:
         return tensor.int().full_tensor().short()
     return tensor.full_tensor()
+
+
+@contextmanager
+def counted_reductions() -> Iterator[list[Any]]:
+    """The calls of all_reduce that are made within."""
+    calls: list[Any] = []
+    original = torch.distributed.all_reduce
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    torch.distributed.all_reduce = counted
+    try:
+        yield calls
+    finally:
+        torch.distributed.all_reduce = original
 
 
 class Pair:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from cases import CASES
 from ranks import case
-from sharded import Pair, mesh_of, numbers, place, whole
+from sharded import Pair, counted_reductions, mesh_of, numbers, place, whole
 from support import assert_identical, params_of, stands
 from torch.distributed.tensor import Replicate, Shard
 from torch.nn import Parameter
@@ -62,22 +60,6 @@ def assert_one_rounding(pair: Pair) -> None:
         # What no norm enters has the bits.
         for key, value in pair.whole.state.get(q, {}).items():
             torch.testing.assert_close(whole(pair.sharded.state[p][key]), value, rtol=1e-6, atol=1e-7)
-
-
-@contextmanager
-def counted_reductions() -> Iterator[list[Any]]:
-    calls: list[Any] = []
-    original = torch.distributed.all_reduce
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls.append(args)
-        return original(*args, **kwargs)
-
-    torch.distributed.all_reduce = counted
-    try:
-        yield calls
-    finally:
-        torch.distributed.all_reduce = original
 
 
 @case()

@@ -185,16 +185,6 @@ def test_what_torchs_step_would_leave_out_is_refused(case: Any) -> None:
         assert not optimizer.state
 
 
-@pytest.mark.parametrize("case", BEYOND, ids=str)
-def test_torch_compile_does_not_trace_torchs_step_instead(case: Any) -> None:
-    param = Parameter(torch.ones(3))
-    param.grad = torch.ones(3)
-    optimizer = case.ours([param])
-    with pytest.raises(Exception, match="torch's own step"):
-        torch.compile(optimizer.step, backend="eager", fullgraph=True)()
-    assert param.tolist() == [1.0, 1.0, 1.0]
-
-
 @pytest.mark.parametrize(("value", "error"), [(-0.5, ValueError), ("0.5", TypeError), (math.nan, ValueError)])
 @pytest.mark.parametrize("given", ["constructor", "group"])
 def test_numbers_are_checked(value: Any, error: type[Exception], given: str) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import data_parallel
 import pytest
 import ranks
+import sharded_docs
 import sharded_files
+import sharded_input
 import sharded_norms
 import sharded_states
 import sharded_steps
@@ -21,7 +23,7 @@ MODULES = [
     module.__name__
     for module in (
         *(sharded_steps, sharded_states, sharded_sums, sharded_norms, sharded_training, sharded_files),
-        data_parallel,
+        *(data_parallel, sharded_input, sharded_docs),
     )
 ]
 

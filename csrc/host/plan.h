@@ -163,6 +163,7 @@ class Plan {
   void read_groups(PyObject* groups);
   bool slots_match(PyObject* state);
   void rebuild_slots(PyObject* state);
+  void refuse_replaced() const;
   bool settled(int slot, size_t at);
   Found collect(int slot, size_t at);
   // Of rules that add up over a tensor in other ways than by `sums`.

@@ -73,6 +73,18 @@ void Plan::rebuild_slots(PyObject* state) {
   for (Source& source : sources_) source.settled = false;
 }
 
+// fully_shard puts other params in the place of those it is given, which then get no gradients any more. It leaves a
+// mark on them, as far as the installed torch does (2.13 does).
+void Plan::refuse_replaced() const {
+  if (!PyDict_GetItemString(PyImport_GetModuleDict(), "torch.distributed.fsdp")) return;
+  static PyObject* const mark = intern("_fsdp_orig_uid").release().ptr();
+  for (const Slot& slot : slots_)
+    if (!is_dtensor(slot.param) && PyObject_HasAttr(slot.param, mark))
+      throw std::runtime_error(label(slot.group, slot.position) +
+                               ": fully_shard has put a DTensor in its place since this optimizer was made, so it gets "
+                               "no gradients; make the optimizer of the sharded model's parameters()");
+}
+
 // Brings rows that step together side by side, those of one wave and one device, and notes which need states.
 void Plan::find_passes() {
   const auto pass = [&](size_t i) { return std::make_pair(slots_[sources_[i].slot].wave, sources_[i].device); };

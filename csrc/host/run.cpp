@@ -304,7 +304,8 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
   state_of_all_ = state.ptr();
   const Ref groups = member("param_groups");
   read_groups(groups.ptr());
-  if (!slots_match(state.ptr())) rebuild_slots(state.ptr());
+  const bool listed_anew = !slots_match(state.ptr());
+  if (listed_anew) rebuild_slots(state.ptr());
   find_families();
   struct Together {
     Plan& plan;
@@ -322,6 +323,7 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
     clears_grad_ = false;
     leftover = collect_all();
   }
+  if (listed_anew || (count_ == 0 && leftover.empty())) refuse_replaced();
   make_ready(optimizer);
   if (host_needs_scaling(!leftover.empty())) scaling_.fetch();
   const bool skipped = scaling_.skips();

@@ -98,7 +98,7 @@ class Checkpointed(KeptState):
         self.max_grad_norm = max_grad_norm
         if self.ema_decay is not None and loading.get("ema_decay") is not None:
             self.ema_decay = loading["ema_decay"]
-        self._draw_from(int(loading.get("rounding_draws", 0)))
+        self._draw_from(int(loading.get("rounding_draws", self._steps_done() if self._draws_at_all() else 0)))
 
     def _convert_loaded(self, loading: Mapping[str, Any]) -> None:
         """Bring what torch has loaded to this optimizer's options, from what torch was given."""

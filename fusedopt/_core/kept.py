@@ -184,6 +184,10 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         # The plan counts them where it draws. One that never does need not be able to.
         return self._draws if self._plan is None or not self._draws_at_all() else self._plan.draws
 
+    def _steps_done(self) -> int:
+        """As the counters have them: what torch.distributed.checkpoint keeps of a file is groups and states alone."""
+        return max((int(state["step"]) for state in self.state.values() if "step" in state), default=0)
+
     def _draw_from(self, draws: int) -> None:
         """Go on as after so many steps that have rounded by chance."""
         self._draws = draws
