@@ -12,6 +12,7 @@ from ranks import case
 from sharded import mesh_of, numbers, place, whole
 from support import assert_identical
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -106,7 +107,7 @@ def files_of_another_model(rank: int) -> None:
     wider = fully_shard(model(5))
     other = fusedopt.AdamW(wider.parameters(), lr=0.5, ema_decay=0.5)
     file = {"optimizer": get_optimizer_state_dict(wider, other)}
-    with pytest.raises(Exception, match=r"[Ss]ize mismatch|[Mm]issing key|size"):
+    with pytest.raises(CheckpointException, match="Size mismatch between saved"):
         dcp.load(file, checkpoint_id=folder[0])
     # A file of an optimizer without an average has none to load.
     plain = fusedopt.AdamW(its.parameters(), lr=0.1)
@@ -116,7 +117,7 @@ def files_of_another_model(rank: int) -> None:
     plain.step()
     dcp.save({"optimizer": get_optimizer_state_dict(its, plain)}, checkpoint_id=folder[0])
     file = {"optimizer": get_optimizer_state_dict(its, optimizer)}
-    with pytest.raises(Exception, match=r"[Mm]issing key.*ema"):
+    with pytest.raises(CheckpointException, match=r"Missing key in checkpoint state_dict: .*ema"):
         dcp.load(file, checkpoint_id=folder[0])
     # Into one that averages as well, by a planner that allows for it: the average begins with the next step.
     averaging = fusedopt.AdamW(its.parameters(), lr=0.1, ema_decay=0.5)
