@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few small params: everything runs and proves nothing")
     parser.add_argument("--only", default="", help="workloads whose names have this text")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the paired rounds together (default: 60)")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of the paired rounds together (default: 40)")
     parser.add_argument("--out", type=Path, help="where to write machine, command and raw rounds as JSON")
     options = parser.parse_args(arguments)
     seconds = 2.0 if options.quick else options.seconds

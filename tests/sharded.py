@@ -45,20 +45,20 @@ def whole(tensor: Any) -> Any:
 
 
 @contextmanager
-def counted_reductions() -> Iterator[list[Any]]:
-    """The calls of all_reduce that are made within."""
+def counted_calls(of: str = "all_reduce") -> Iterator[list[Any]]:
+    """The calls of one of torch.distributed's functions that are made within."""
     calls: list[Any] = []
-    original = torch.distributed.all_reduce
+    original = getattr(torch.distributed, of)
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
         return original(*args, **kwargs)
 
-    torch.distributed.all_reduce = counted
+    setattr(torch.distributed, of, counted)
     try:
         yield calls
     finally:
-        torch.distributed.all_reduce = original
+        setattr(torch.distributed, of, original)
 
 
 class Pair:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import case
-from sharded import SHAPES, Pair, counted_reductions, mesh_of, numbers, place, whole
+from sharded import SHAPES, Pair, counted_calls, mesh_of, numbers, place, whole
 from support import assert_identical, params_of
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import Parameter
@@ -110,7 +110,7 @@ def a_step_that_clips_has_one_collective(rank: int) -> None:
 
     params = [Parameter(place(t, init_device_mesh("cpu", (2,)), [Shard(0)])) for t in numbers(SHAPES, 1)]
     optimizer = fusedopt.AdamW(params, max_grad_norm=0.5)
-    with counted_reductions() as calls:
+    with counted_calls() as calls:
         for i in range(2):
             for p, grad in zip(params, numbers(SHAPES, i), strict=True):
                 p.grad = place(grad, p.device_mesh, [Shard(0)])  # type: ignore[attr-defined]
@@ -126,7 +126,7 @@ def a_scaler_and_a_clip_share_one_collective(rank: int) -> None:
     scaler.scale(torch.zeros(()))
     for p, grad in zip(params, numbers(SHAPES, 2), strict=True):
         p.grad = place(grad, mesh_of(2), [Shard(0)])
-    with counted_reductions() as calls:
+    with counted_calls() as calls:
         scaler.step(optimizer)
         scaler.update()
     assert len(calls) == 1

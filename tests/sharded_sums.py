@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import CASES
 from ranks import case
-from sharded import Pair, counted_reductions, mesh_of, numbers, place, whole
+from sharded import Pair, counted_calls, mesh_of, numbers, place, whole
 from support import assert_identical, params_of, stands
 from torch.distributed.tensor import Replicate, Shard
 from torch.nn import Parameter
@@ -68,7 +68,7 @@ def shards_are_added_up_once_a_step(rank: int) -> None:
     for one in SUMMING:
         for plain in ([], [0, 2]):
             pair = Pair(one.ours, plain=plain)
-            with counted_reductions() as calls:
+            with counted_calls() as calls:
                 pair.step()
             assert len(calls) == 3
             assert_one_rounding(pair)
@@ -76,7 +76,7 @@ def shards_are_added_up_once_a_step(rank: int) -> None:
     pair.step()
     assert_one_rounding(pair)
     one_process = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1), [Replicate()])
-    with counted_reductions() as calls:
+    with counted_calls() as calls:
         one_process.step()
     assert not calls
     one_process.assert_same()
@@ -96,7 +96,7 @@ def options_with_sums_over_shards(rank: int) -> None:
             return fusedopt.LAMB(params, lr=0.01, **kwargs)
 
         pair = Pair(make, dtype=dtype)
-        with counted_reductions() as calls:
+        with counted_calls() as calls:
             pair.step()
         assert len(calls) == 3 + 3 * ("max_grad_norm" in kwargs)
         assert_one_rounding(pair)
@@ -117,7 +117,7 @@ def sums_over_meshes_of_two_dimensions(rank: int) -> None:
         ([Shard(0), Replicate()], 1),
     ]:
         pair = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1), placements, shapes, mesh=mesh)
-        with counted_reductions() as calls:
+        with counted_calls() as calls:
             pair.step()
         assert len(calls) == 3 * reductions
         assert_one_rounding(pair)
@@ -216,18 +216,87 @@ def shards_are_refused_by_name(rank: int) -> None:
     assert not pair.sharded.state
 
 
+GATHER = "all_gather_single" if hasattr(torch.distributed, "all_gather_single") else "all_gather_into_tensor"
+MATRICES = [(10, 3), (16, 16), (3, 10), (16, 16), (1, 5)]
+
+
 @case()
-def shards_of_muon_take_torchs_step(rank: int) -> None:
-    """Which multiplies them as DTensors; what it rounds to bfloat16 on the way is divided otherwise."""
-    shapes = [(10, 3), (16, 16)]
-    pair = Pair(lambda ps: fusedopt.Muon(ps, lr=0.1), shapes=shapes)
-    pair.step(1)
+def muon_gathers_its_matrices_at_once(rank: int) -> None:
+    """One all-gather a step for all of them, divided by rows or by columns, and the bits of the run on whole ones."""
+    for placements in ([Shard(0)], [Shard(1)]):
+        for dtype, kwargs in [
+            (torch.float32, {}),
+            (torch.float32, {"nesterov": False, "max_grad_norm": 0.5}),
+            (torch.bfloat16, {"master_weights": "float32", "ema_decay": 0.5}),
+            (torch.bfloat16, {"rounding": "kahan"}),
+        ]:
+
+            def make(params: Any, kwargs: Any = kwargs) -> Any:
+                return fusedopt.Muon(params, lr=0.1, **kwargs)
+
+            pair = Pair(make, placements, MATRICES, dtype=dtype)
+            with counted_calls(GATHER) as calls:
+                pair.step()
+            assert len(calls) == 3
+            if "max_grad_norm" in kwargs:
+                for p, q in zip(params_of(pair.sharded), params_of(pair.whole), strict=True):
+                    torch.testing.assert_close(whole(p.detach()), q.detach(), rtol=0, atol=1e-2)
+                continue
+            pair.assert_same()
+    plain = Pair(lambda ps: fusedopt.Muon(ps, lr=0.1), shapes=MATRICES, plain=[1, 2])
+    plain.step()
+    plain.assert_same()
+
+
+@case()
+def codes_of_momentum_on_shards(rank: int) -> None:
+    """Blocks are a process's own: they are those of the whole where a part is whole blocks."""
+    pair = Pair(lambda ps: fusedopt.Muon(ps, lr=0.1, state_dtype="int8"), shapes=[(64, 256)])
+    pair.step()
     for p, q in zip(params_of(pair.sharded), params_of(pair.whole), strict=True):
-        torch.testing.assert_close(whole(p.detach()), q.detach(), rtol=0, atol=0.01)
-        assert pair.sharded.state[p]["momentum_buffer"].placements == p.placements
-    refused = Pair(lambda ps: fusedopt.Muon(ps, lr=0.1, ema_decay=0.5), shapes=shapes)
-    with pytest.raises(RuntimeError, match=f"param 0 of group 0: {REMEDY}. torch's own step, which would take it"):
-        refused.step(1)
+        assert_identical(whole(p.detach()), q.detach())
+
+
+@case(ranks=4)
+def muon_on_meshes_of_two_dimensions(rank: int) -> None:
+    """What one dimension divides goes together; what both divide takes a gather each, of torch's."""
+    mesh = mesh_of(2, 2)
+    for placements, gathers in [
+        ([Replicate(), Shard(0)], 3),
+        ([Shard(1), Replicate()], 3),
+        ([Shard(0), Shard(1)], 0),
+        ([Shard(0), Shard(0)], 0),
+    ]:
+        pair = Pair(lambda ps: fusedopt.Muon(ps, lr=0.1), placements, MATRICES, mesh=mesh)
+        with counted_calls(GATHER) as calls:
+            pair.step()
+        assert len(calls) == gathers
+        pair.assert_same()
+    # Of three rows the last of four processes has none.
+    pair = Pair(lambda ps: fusedopt.Muon(ps, lr=0.1), shapes=[(3, 10), (8, 8)])
+    pair.step()
+    pair.assert_same()
+
+
+@case()
+def muon_refuses_together_too(rank: int) -> None:
+    pair = Pair(lambda ps: fusedopt.Muon(ps, lr=0.1, ema_decay=0.5), shapes=MATRICES)
+    pair.give_grads(0)
+    before = [p.to_local().clone() for p in params_of(pair.sharded)]
+    p = params_of(pair.sharded)[0]
+    if rank == 1:
+        p.grad._local_tensor = p.grad._local_tensor[:, :2]
+    words = "its gradient has shape" if rank == 1 else "another process has refused its step, for a reason that it"
+    with pytest.raises(RuntimeError, match=words):
+        pair.sharded.step()
+    for param, start in zip(params_of(pair.sharded), before, strict=True):
+        assert_identical(param.to_local(), start)
+    # A process without gradients sends zeros in their place, and waits for nobody.
+    pair.give_grads(1)
+    if rank == 1:
+        for param in params_of(pair.sharded):
+            param.grad = None
+    pair.sharded.step()
 
 
 @case()

@@ -167,7 +167,7 @@ class Plan {
   bool settled(int slot, size_t at);
   Found collect(int slot, size_t at);
   // Of rules that add up over a tensor in other ways than by `sums`.
-  bool needs_whole() const { return rule_->factored || products_; }
+  bool needs_whole() const { return rule_->factored; }
   void enter_shards(Source& source, const at::Tensor& grad) const;
   bool shards_as_before(const Source& source, TensorImpl*& param, TensorImpl*& grad) const;
   TensorImpl* state_tensor(const Source& source, PyObject* value, const std::string& name) const;
@@ -219,7 +219,9 @@ class Plan {
   void sweep(const Work& work, Row* first, Row* last);
   void find_families();
   void check_family(const Source& source) const;
-  void exchange(at::Tensor totals, bool refused);
+  void exchange(at::Tensor totals);
+  void come_without_rows();
+  void gather(std::vector<Batch>& batches);
   void add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, const Row* first);
   void launch(Work& work, int device);
   void give_groups(cuda::Step& step) const;
@@ -294,6 +296,10 @@ class Plan {
   std::vector<bool> in_a_family_;  // by slot
   // Whether this step has yet to add up over processes.
   bool owes_sums_ = false;
+  bool giving_up_ = false;  // what this process sends is that it refuses its step
+  static constexpr const char* kAnotherRefuses =
+      "another process has refused its step, for a reason that it says, and what is made of tensors that it has parts "
+      "of cannot be made; nothing has been written";
 
   std::list<DeviceTable> tables_;
 };

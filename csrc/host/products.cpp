@@ -11,38 +11,50 @@ namespace fusedopt {
 struct Plan::Batch {
   int group;
   std::vector<size_t> rows;
-  at::Tensor matrices;  // before the products, and after
+  at::Tensor matrices;            // before the products, and after
+  std::vector<at::Tensor> parts;  // for each row, of a shard what this process has of its matrix
   double ratio = 1;
 };
 
 std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
   std::vector<Batch> batches;
-  std::vector<std::pair<const TensorImpl*, bool>> like;
+  struct Like {
+    std::vector<int64_t> sizes;
+    bool by_columns;
+  };
+  std::vector<Like> like;
   for (size_t i = pass.first; i < pass.last; ++i) {
     const Source& source = sources_[i];
     const TensorImpl& param = *exact_param(source);
+    const std::vector<int64_t> sizes = unpack(slots_[source.slot].param).sizes().vec();
     if (param.numel() == 0) continue;
     const int group = slots_[source.slot].group;
     // Codes lie in the order of the param, and so must what they are made of.
     const bool by_columns = has_codes(rows_[i], source) && order_of(param)[0] == 1;
-    const size_t most = std::max<int64_t>(1, products_->most_bytes / (2 * param.numel()));
+    const size_t most = std::max<int64_t>(1, products_->most_bytes / (2 * sizes[0] * sizes[1]));
     size_t at = 0;
-    while (at < batches.size() && !(batches[at].group == group && equal(like[at].first->sizes(), param.sizes()) &&
-                                    like[at].second == by_columns && batches[at].rows.size() < most))
+    while (at < batches.size() && !(batches[at].group == group && like[at].sizes == sizes &&
+                                    like[at].by_columns == by_columns && batches[at].rows.size() < most))
       ++at;
     if (at == batches.size()) {
-      batches.push_back({group, {}, {}});
-      like.emplace_back(&param, by_columns);
+      batches.push_back({group, {}, {}, {}});
+      like.push_back({sizes, by_columns});
     }
     batches[at].rows.push_back(i);
+    at::Tensor part;
+    if (owes_sums_ && in_a_family_[source.slot]) {
+      const auto options = at::TensorOptions(param.device()).dtype(at::kBFloat16);
+      part =
+          by_columns ? at::empty({param.sizes()[1], param.sizes()[0]}, options).t() : at::empty(param.sizes(), options);
+    }
+    batches[at].parts.push_back(part);
   }
   for (size_t b = 0; b < batches.size(); ++b) {
-    const auto& [param, by_columns] = like[b];
-    const int64_t count = static_cast<int64_t>(batches[b].rows.size()), rows = param->sizes()[0],
-                  columns = param->sizes()[1];
-    const auto options = at::TensorOptions(param->device()).dtype(at::kBFloat16);
-    batches[b].matrices = by_columns ? at::empty({count, columns, rows}, options).transpose(1, 2)
-                                     : at::empty({count, rows, columns}, options);
+    const int64_t count = static_cast<int64_t>(batches[b].rows.size()), rows = like[b].sizes[0],
+                  columns = like[b].sizes[1];
+    const auto options = at::TensorOptions(sources_[batches[b].rows[0]].param->device()).dtype(at::kBFloat16);
+    batches[b].matrices = like[b].by_columns ? at::empty({count, columns, rows}, options).transpose(1, 2)
+                                             : at::empty({count, rows, columns}, options);
   }
   return batches;
 }
@@ -53,6 +65,42 @@ void Plan::multiply(Batch& batch) {
           .cast<py::tuple>();
   batch.matrices = unpack(made[0].ptr());
   batch.ratio = made[1].cast<double>();
+}
+
+// Has the whole of every matrix of which processes have parts, in its batch. All params count, also those without a
+// gradient here, whose part is zeros: every process sends the same list.
+void Plan::gather(std::vector<Batch>& batches) {
+  owes_sums_ = false;
+  std::vector<at::Tensor> part_of(slots_.size());
+  for (const Batch& batch : batches)
+    for (size_t k = 0; k < batch.rows.size(); ++k) part_of[sources_[batch.rows[k]].slot] = batch.parts[k];
+  py::list params, parts;
+  std::vector<int> place(slots_.size());
+  for (size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (!in_a_family_[slot]) continue;
+    const at::Tensor& local = local_tensor(slots_[slot].param);
+    if (!part_of[slot].defined()) part_of[slot] = at::zeros(local.sizes(), local.options().dtype(at::kBFloat16));
+    place[slot] = static_cast<int>(py::len(params));
+    params.append(borrow(slots_[slot].param));
+    parts.append(wrap(part_of[slot]));
+  }
+  const Ref made = given_options_["gather"](params, parts, giving_up_);
+  if (giving_up_) return;
+  if (made.is_none())
+    throw std::runtime_error(std::string(kAnotherRefuses) +
+                             " to params here, whose momentum has taken this step's gradients already");
+  for (Batch& batch : batches)
+    for (size_t k = 0; k < batch.rows.size(); ++k) {
+      const int slot = sources_[batch.rows[k]].slot;
+      if (batch.parts[k].defined()) batch.matrices.select(0, k).copy_(unpack(Ref(made[py::int_(place[slot])]).ptr()));
+    }
+}
+
+// What a process does whose step has no rows, while others wait for what it has of theirs.
+void Plan::come_without_rows() {
+  if (!products_) return exchange(at::Tensor());
+  std::vector<Batch> none;
+  gather(none);
 }
 
 void Plan::run_with_products(const Pass& pass) {
@@ -67,7 +115,9 @@ void Plan::run_with_products(const Pass& pass) {
     for (size_t b = 0; b < batches.size(); ++b) {
       for (size_t k = 0; k < batches[b].rows.size(); ++k) {
         const size_t i = batches[b].rows[k];
-        TensorImpl* matrix = held_.emplace_back(batches[b].matrices.select(0, k)).unsafeGetTensorImpl();
+        const at::Tensor& part = batches[b].parts[k];
+        const at::Tensor& held = held_.emplace_back(part.defined() ? part : batches[b].matrices.select(0, k));
+        TensorImpl* matrix = held.unsafeGetTensorImpl();
         Row row = rows_[i];
         Source source = sources_[i];
         Extras* own = row.extras ? &extras.emplace_back(*row.extras) : nullptr;
@@ -95,6 +145,8 @@ void Plan::run_with_products(const Pass& pass) {
   for (cuda::Entry& entry : work_.step.entries) entry.wide = false;
   run(work_, rows.data(), rows.data() + rows.size(), pass.device);
 
+  if (owes_sums_ && pass.wave == 0) gather(batches);
+
   Work after;
   after.wave = pass.wave;
   after.stage = 1;
@@ -121,6 +173,11 @@ void Plan::run_with_products(const Pass& pass) {
     std::array<double, kMaxHypers> numbers = group.numbers();
     numbers[products_->after->hypers - 1] = batch.ratio;
     products_->after->prepare(numbers.data(), prepared.after, false, prepared.scalars + 1);
+    for (size_t k = 0; k < batch.rows.size(); ++k) {
+      if (!batch.parts[k].defined()) continue;
+      const py::object param = borrow(slots_[sources_[batch.rows[k]].slot].param);
+      batch.parts[k] = unpack(Ref(given_options_["part"](param, wrap(batch.matrices.select(0, k)))).ptr());
+    }
   }
   collect_rows([](Row& row, Source& source, Extras* own, TensorImpl* matrix, size_t b) {
     source.grad = matrix;

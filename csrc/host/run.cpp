@@ -248,7 +248,7 @@ void Plan::run(Work& work, Row* first, Row* last, int device) {
 void Plan::run() {
   // Whoever has no gradients has part in the others' sums all the same.
   if (owes_sums_ && std::none_of(passes_.begin(), passes_.end(), [](const Pass& pass) { return pass.wave == 0; }))
-    exchange(at::Tensor(), false);
+    come_without_rows();
   for (const Pass& pass : passes_) {
     if (pass.wave > 0)
       for (size_t i = pass.first; i < pass.last; ++i) read_counts(sources_[i]);

@@ -7,7 +7,7 @@ namespace fusedopt {
 // All params count, also those without a gradient here, so that every process has the same list.
 void Plan::find_families() {
   owes_sums_ = false;
-  if (rule_->sums == 0) return;
+  if (rule_->sums == 0 && !products_) return;
   bool same = specs_.size() == slots_.size();
   specs_.resize(slots_.size());
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
@@ -40,7 +40,7 @@ void Plan::check_family(const Source& source) const {
     fail(source,
          "its rule adds up over a tensor of which this process has a shard, once a step, and it is in the list twice; "
          "list it once");
-  if (source.device != kHost)
+  if (source.device != kHost && !products_)
     fail(source,
          "its rule adds up over a tensor of which this process has a shard, which it does on the CPU alone; replicate "
          "it, or use an optimizer that works element by element, as AdamW does");
@@ -48,34 +48,34 @@ void Plan::check_family(const Source& source) const {
 
 // Adds `totals`, [slot][sum], up over processes, in place; undefined: this one has nothing to add. Throws, on every
 // process, if one of them refuses its step.
-void Plan::exchange(at::Tensor totals, bool refused) {
+void Plan::exchange(at::Tensor totals) {
   owes_sums_ = false;
   const int64_t slots = static_cast<int64_t>(slots_.size());
   const at::Tensor every = at::zeros(
       {slots + 1, rule_->sums}, totals.defined() ? totals.options() : at::TensorOptions(at::kCPU).dtype(at::kDouble));
   if (totals.defined()) every.narrow(0, 0, slots).copy_(totals);
-  if (refused) every.select(0, slots).fill_(1);
+  if (giving_up_) every.select(0, slots).fill_(1);
   py::list families;
   for (const Family& family : families_)
     families.append(py::make_tuple(family.mesh, py::tuple(py::cast(family.divided)), py::cast(family.slots)));
   const auto sum = given_options_["sum"](families, py::reinterpret_steal<py::object>(THPVariable_Wrap(every)));
   const at::Tensor& made = unpack(sum.ptr());
-  if (refused) return;
+  if (giving_up_) return;
   if (made.select(0, slots).select(0, 0).item().toDouble() != 0)
-    throw std::runtime_error(
-        "another process has refused its step, for a reason that it says, and the norms of tensors that it has parts "
-        "of cannot be made; nothing has been written here");
+    throw std::runtime_error(std::string(kAnotherRefuses) + " here");
   if (totals.defined()) totals.copy_(made.narrow(0, 0, slots));
 }
 
 void Plan::give_up() noexcept {
   if (!owes_sums_) return;
   const py::error_scope pending;
+  giving_up_ = true;
   try {
-    exchange(at::Tensor(), true);
+    come_without_rows();
   } catch (const std::exception&) {
     // What is to be told is why this process gives up. The others will find that it does not answer.
   }
+  giving_up_ = false;
 }
 
 void Plan::add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, const Row* first) {
@@ -89,7 +89,7 @@ void Plan::add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, con
           f(of_rows[i].sums, k, numbers[first[i].slot * sums + k % sums]);
   };
   each([](const double* parts, int64_t k, double& total) { total += parts[k]; });
-  exchange(totals, false);
+  exchange(totals);
   // The first chunk stands for the tensor.
   each([&](double* parts, int64_t k, double total) { parts[k] = k < sums ? total : 0; });
 }

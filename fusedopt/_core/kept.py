@@ -11,6 +11,7 @@ import torch
 from .. import _C
 from .arguments import NO_OPTIONS, Options, own_parameters
 from .averaging import AveragedStep
+from .gathering import gathered, part_of
 from .group_options import OF_GROUPS, of_class, precision_of, resolve
 from .max_grad_norm import ClippedStep
 from .precision import HALVES, Precision
@@ -212,7 +213,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         refused = {name for name in Options._fields if name not in {*own, *getattr(self, "defaults", ())}}
         options = {**self._precision.for_plan(self._copies), "flags": _flags(cls), "refused": refused}
         options |= {"options": own, "seed": self._given.rounding_seed, "optional": self._optional}
-        options["sum"] = summed
+        options |= {"sum": summed, "gather": gathered, "part": part_of}
         kinds = _C.states(self._rule)
         options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
         if products := self._products():

@@ -18,7 +18,7 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def untraced(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function, and have torch.compile break its graph there.
 
-    torch.compiler.disable around a step would cost every call outside of torch.compile what a step of 50 params does.
+    torch.compiler.disable around a step would be one more frame for every call outside of torch.compile, too.
     """
     if not _disabled:
         _disabled.append(torch.compiler.disable(_call))
