@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from ranks import case
-from sharded import mesh_of, numbers, whole
+from sharded import counted_calls, mesh_of, numbers, whole
 from support import assert_identical, params_of
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -92,6 +92,23 @@ def gradients_released_in_backward(rank: int) -> None:
     for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert_identical(whole(p.detach()), whole(q.detach()))
         assert_identical(whole(optimizers[0].state[p]["ema"]), whole(optimizers[1].state[q]["ema"]))
+
+
+@case()
+def norms_are_made_param_by_param_in_backward(rank: int) -> None:
+    """Of LAMB's each, as it is stepped: as many all-reduces as params that processes have parts of."""
+    models = [shard(model()) for _ in range(2)]
+    optimizers = [fusedopt.LAMB(its.parameters(), lr=0.01) for its in models]
+    with fusedopt.step_in_backward(models[0], optimizers[0]):
+        for i in range(2):
+            with counted_calls() as calls:
+                backward(models[0], i)
+            assert len(calls) == len(list(models[0].parameters()))
+            backward(models[1], i)
+            optimizers[1].step()
+            optimizers[1].zero_grad()
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(whole(p.detach()), whole(q.detach()))
 
 
 @case(ranks=4)
