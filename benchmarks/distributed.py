@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from judging import best_of, verdict
 from memory import status
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +29,7 @@ from torch.optim import Optimizer
 
 import fusedopt
 from fusedopt.bench.machine import machine
-from fusedopt.bench.method import Contestant, Effort, Ratio, best_of, compare, interleave, summarise, verdict, warm_up
+from fusedopt.bench.method import Contestant, Effort, Ratio, compare, interleave, summarise, warm_up
 from fusedopt.bench.suites import SUITES
 
 PROCESSES = 2

@@ -50,7 +50,7 @@ class Standalone(FusedStep):
         try:
             self._refuse_shards(leftover)
         except RuntimeError:
-            cast(_C.Plan, self._plan).give_up()
+            self._planned().give_up()
             raise
         groups = [{**self.param_groups[index], "params": params} for index, params in leftover]
         with self._only(groups), self._plain_grads(groups, divisor), self._float_counters(groups):
