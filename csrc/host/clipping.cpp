@@ -15,8 +15,6 @@ NormOrder norm_order(double p) {
   return {term, p};
 }
 
-py::object to_python(const at::Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); }
-
 at::Tensor scalar(double value, at::ScalarType dtype) {
   const at::Tensor tensor = at::empty({}, at::TensorOptions(at::kCPU).dtype(dtype));
   if (dtype == at::kDouble)
@@ -82,7 +80,7 @@ class Grads {
 
   // The sum of |g|^p over those that the engines take, or the largest |g|, as a double where the first of them is. Of
   // DTensors it has nothing.
-  py::object measure(double p) { return to_python(total_of(kOrdinary, norm_order(p))); }
+  py::object measure(double p) { return wrap(total_of(kOrdinary, norm_order(p))); }
 
   // The same of what this process has of DTensors: (mesh, which of its dimensions divide them, total) for all that one
   // mesh divides alike. Params without a gradient count as zeros, so that all processes have the same list.
@@ -90,7 +88,7 @@ class Grads {
     py::list measured;
     for (size_t f = 0; f < families_.size(); ++f)
       measured.append(py::make_tuple(families_[f].mesh, py::tuple(py::cast(families_[f].divided)),
-                                     to_python(total_of(static_cast<int>(f), norm_order(p)))));
+                                     wrap(total_of(static_cast<int>(f), norm_order(p)))));
     return measured;
   }
   bool sharded() const { return !families_.empty(); }
@@ -151,7 +149,7 @@ class Grads {
     const Shard shard = whole ? shard_of(grad) : Shard();
     const bool readable = !observed_ && (!whole || (shard.local && same_layout(shard_of(object).spec, shard.spec)));
     if (!readable || !enter(whole ? unpack(shard.local) : grad, family, whole ? grad : at::Tensor()))
-      leftover_.append(to_python(grad));
+      leftover_.append(wrap(grad));
   }
 
   // Where a DTensor belongs; a sum that has yet to be made belongs nowhere.
@@ -296,7 +294,7 @@ py::tuple clip_of(const py::object& total_object, double p, const py::object& sc
   const Number by = scale.is_none() ? Number{1} : number_for(device, scale, "grad_scale", keep);
   if (device == kHost) {
     const cpu::Clipped result = cpu::clip(*total.const_data_ptr<double>(), by.value, request);
-    return py::make_tuple(to_python(scalar(result.norm, dtype)), result.coefficient, result.divisor);
+    return py::make_tuple(wrap(scalar(result.norm, dtype)), result.coefficient, result.divisor);
   }
   const OnDevice guard(device);
   const cuda::Place place = {device, current_stream(device)};
@@ -307,7 +305,7 @@ py::tuple clip_of(const py::object& total_object, double p, const py::object& sc
   keep_for_replays(captured, numbers);
   cuda::clip(total.const_data_ptr<double>(), by, request,
              {norm.unsafeGetTensorImpl()->mutable_data(), numbers.mutable_data_ptr<double>()}, place);
-  return py::make_tuple(to_python(norm), to_python(numbers.select(0, 0)), to_python(numbers.select(0, 1)));
+  return py::make_tuple(wrap(norm), wrap(numbers.select(0, 0)), wrap(numbers.select(0, 1)));
 }
 
 }  // namespace

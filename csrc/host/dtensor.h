@@ -6,6 +6,7 @@
 
 #include "device.h"
 #include "python.h"
+#include "tensor.h"
 
 namespace fusedopt {
 
@@ -59,9 +60,7 @@ inline Shard shard_of(PyObject* object) {
 }
 
 // A tensor keeps its Python object for as long as it lives itself, and so what is borrowed from that.
-inline Shard shard_of(const at::Tensor& tensor) {
-  return tensor.defined() ? shard_of(py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)).ptr()) : Shard();
-}
+inline Shard shard_of(const at::Tensor& tensor) { return tensor.defined() ? shard_of(wrap(tensor).ptr()) : Shard(); }
 
 // What this process has of a tensor: all of it, or of a DTensor its part.
 inline const at::Tensor& local_tensor(PyObject* object) {
@@ -134,7 +133,7 @@ inline std::string placements_of(PyObject* spec) { return py::str(py::getattr(sp
 // Why a param and its gradient, one of them a DTensor, cannot be stepped as what this process has of them; empty if
 // they can. `whole`: the rule needs all of a tensor.
 inline std::string why_not_as_shards(PyObject* param, const at::Tensor& grad, bool whole) {
-  const Ref grad_object = py::reinterpret_steal<py::object>(THPVariable_Wrap(grad));
+  const Ref grad_object = wrap(grad);
   if (!is_dtensor(param) && !is_dtensor(grad_object.ptr())) return "";
   if (!is_dtensor(grad_object.ptr()))
     return "its gradient is no DTensor and it is one; distribute the gradient as the param is";

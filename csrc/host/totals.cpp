@@ -1,5 +1,5 @@
-// Rules that add up over tensors of which processes have parts (LAMB, LARS): the sums of all params come together
-// between the sweep that makes them and the one that uses them.
+// Rules that add up over tensors of which processes have parts (LAMB, LARS, StableAdamW): the sums of all params come
+// together between the sweep that makes them and the one that uses them.
 #include "plan.h"
 
 namespace fusedopt {
@@ -58,7 +58,7 @@ void Plan::exchange(at::Tensor totals) {
   py::list families;
   for (const Family& family : families_)
     families.append(py::make_tuple(family.mesh, py::tuple(py::cast(family.divided)), py::cast(family.slots)));
-  const auto sum = given_options_["sum"](families, py::reinterpret_steal<py::object>(THPVariable_Wrap(every)));
+  const auto sum = given_options_["sum"](families, wrap(every));
   const at::Tensor& made = unpack(sum.ptr());
   if (giving_up_) return;
   if (made.select(0, slots).select(0, 0).item().toDouble() != 0)

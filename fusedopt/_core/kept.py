@@ -153,6 +153,11 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         self._copies = {**(self._copies or {}), **copies}
         self._plan = None
 
+    def _copy_out(self, param: torch.Tensor) -> None:
+        """Bring a param's copy up to it, where no step does."""
+        if self._copies and param in self._copies:
+            self._copies[param].copy_(param)
+
     def _check_storages(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError for options that params of this group cannot have, or its rule with these numbers."""
         precision = self._precision_of(group)

@@ -87,8 +87,7 @@ class ScheduleFree(Standalone):
             exact = exact_param(p, partner, state[partner]).lerp(state["z"].float(), weight)
             p.copy_(exact)
             state[partner].copy_(partner_of(exact, p, partner))
-        if self._copies and p in self._copies:
-            self._copies[p].copy_(p)
+        self._copy_out(p)
 
     def _refuse_step(self, what: str) -> None:
         super()._refuse_step(what)
