@@ -20,7 +20,7 @@ struct LaProp : RuleDefaults {
 
   template <class T>
   struct Scalars {
-    T step_size, decay, beta1, weight1, beta2, weight2, inverse_sqrt_correction2, eps;
+    T step_size, decay, beta1, weight1, weight2, eps;
   };
 
   FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double* counters, bool) {
@@ -31,19 +31,19 @@ struct LaProp : RuleDefaults {
     c.step_size = counters[1] != 0 ? h.lr / counters[1] : 0;
     c.decay = 1 - decay_of(h.lr, h.weight_decay);
     c.beta1 = h.beta1;
-    c.weight1 = (1 - h.beta1) * h.lr;
-    c.beta2 = h.beta2;
+    // The root's correction is theirs: a scalar more, and nvcc runs out of registers.
+    const double correction2 = sqrt(counters[2]);
+    c.weight1 = (1 - h.beta1) * h.lr * correction2;
     c.weight2 = 1 - h.beta2;
-    c.inverse_sqrt_correction2 = 1 / sqrt(counters[2]);
-    c.eps = h.eps;
+    c.eps = h.eps * correction2;
     return c;
   }
 
   template <int variant, class T>
   FUSEDOPT_HD static void update(T& p, T g, T (&s)[2], const Scalars<T>& c) {
     T &m = s[0], &v = s[1];
-    v = fma(c.beta2, v, c.weight2 * g * g);
-    m = fma(c.beta1, m, c.weight1 * (g / fma(sqrt(v), c.inverse_sqrt_correction2, c.eps)));
+    v = lerp(v, g * g, c.weight2);
+    m = fma(c.beta1, m, c.weight1 * (g / (sqrt(v) + c.eps)));
     p = fma(-c.step_size, m, p) * c.decay;
   }
 };
