@@ -57,5 +57,5 @@ PEERS = {
 OTHERS = {
     "LAMB": "p decays first, and the ratio min(1, max_unorm * norm p / norm u) never raises a step",
     "LARS": "the ratio min(1, max_unorm * norm p / norm b) is of the momentum b, after it has been summed",
-    "AdEMAMix": "it adds a second, slower average of the gradient, for which ours have no state",
+    "AdEMAMix": "its state has both averages of the gradient in one tensor, where ours has two",
 }
