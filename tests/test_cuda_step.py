@@ -257,7 +257,9 @@ def test_streams_have_tables_of_their_own(backend: Backend, case: Case) -> None:
         for stream in (1, 2, 3):
             with backend.stream(stream):
                 twins.give()
-                assert ("aten::zeros" in backend.beside_launches(twins.ours.step)) is first
+                # The emulator's device fills what it has allocated by itself.
+                made = {"aten::zeros", "aten::empty"} & {*backend.beside_launches(twins.ours.step)}
+                assert bool(made) is first
                 twins.step_cpu()
                 twins.check()
     for stream in (3, 1, 2):

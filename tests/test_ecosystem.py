@@ -30,7 +30,8 @@ def both(case: Case, run: Callable[[Make], list[Tensor]]) -> None:
     ours, torchs = run(case.ours), run(case.torchs)
     for p, q in zip(ours, torchs, strict=True):
         torch.testing.assert_close(p, q)
-    assert any(not torch.equal(p, q) for p, q in zip(ours, make_params(), strict=False))
+    if case.optimizer != "RAdamScheduleFree":  # whose first steps are silent
+        assert any(not torch.equal(p, q) for p, q in zip(ours, make_params(), strict=False))
 
 
 @pytest.fixture

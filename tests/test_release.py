@@ -67,7 +67,8 @@ def both(make: Make, train: Callable[[nn.Module, Any], None] = loop, dtype: torc
         train(released, optimizers[1])
         assert grads_of(released) == [None] * len(start)
     assert_equal_ends(optimizers[1], optimizers[0])
-    assert all(not torch.equal(value, start[name]) for name, value in released.state_dict().items())
+    if not isinstance(optimizers[1], fusedopt.RAdamScheduleFree):  # whose first steps are silent
+        assert all(not torch.equal(value, start[name]) for name, value in released.state_dict().items())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

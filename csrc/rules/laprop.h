@@ -31,7 +31,7 @@ struct LaProp : RuleDefaults {
     c.step_size = counters[1] != 0 ? h.lr / counters[1] : 0;
     c.decay = 1 - decay_of(h.lr, h.weight_decay);
     c.beta1 = h.beta1;
-    // The root's correction is theirs: a scalar more, and nvcc runs out of registers.
+    // The root's correction is theirs: two registers fewer, which nvcc is short of.
     const double correction2 = sqrt(counters[2]);
     c.weight1 = (1 - h.beta1) * h.lr * correction2;
     c.weight2 = 1 - h.beta2;
@@ -42,7 +42,7 @@ struct LaProp : RuleDefaults {
   template <int variant, class T>
   FUSEDOPT_HD static void update(T& p, T g, T (&s)[2], const Scalars<T>& c) {
     T &m = s[0], &v = s[1];
-    v = lerp(v, g * g, c.weight2);
+    v = fma(T(1) - c.weight2, v, c.weight2 * g * g);
     m = fma(c.beta1, m, c.weight1 * (g / (sqrt(v) + c.eps)));
     p = fma(-c.step_size, m, p) * c.decay;
   }
