@@ -183,7 +183,8 @@ def twin(optimizer: str, arguments: Iterable[str] = ()) -> Any:
     theirs = getattr(torch.optim, optimizer, None)
     if theirs is None:
         return globals()[optimizer]
-    return _beyond(optimizer) if getattr(fusedopt, optimizer)._beyond.keys() & set(arguments) else theirs
+    beyond = getattr(getattr(fusedopt, optimizer), "_beyond", {})
+    return _beyond(optimizer) if beyond.keys() & set(arguments) else theirs
 
 
 @cache

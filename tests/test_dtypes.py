@@ -329,5 +329,6 @@ def test_equal_16_bit_elements_stay_equal_and_all_move(case: Case, dtype: torch.
     for count in (1, 7, 8, 15, 31, 33, 63, 127, 515, 1031):
         ours = case.ours(leaves([torch.full((count,), 0.3, dtype=dtype)]), lr=lr)
         (p,) = train(ours, [[torch.full((count,), 0.7, dtype=dtype)]] * 3)
-        assert (p != torch.tensor(0.3, dtype=dtype)).all()
+        if case.optimizer != "RAdamScheduleFree":  # whose first steps are silent
+            assert (p != torch.tensor(0.3, dtype=dtype)).all()
         assert p.unique().numel() == 1
