@@ -194,3 +194,9 @@ def test_numbers_are_checked(value: Any, error: type[Exception], given: str) -> 
         fusedopt.RMSprop(params, **kwargs) if given == "constructor" else fusedopt.RMSprop(
             [{"params": params, **kwargs}]
         )
+
+
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+def test_squares_that_begin_above_zero_have_no_codes(storage: str) -> None:
+    with pytest.raises(ValueError, match="codes for square_avg, which initial_accumulator_value begins without"):
+        fusedopt.RMSprop([Parameter(torch.ones(5000))], initial_accumulator_value=1.0, state_dtype=storage)

@@ -114,8 +114,21 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         beyond |= {"lr_in_momentum": lr_in_momentum, "decoupled_weight_decay": decoupled_weight_decay}
         super().__init__(params, {**given, **flags, **beyond}, foreach=foreach, fused=fused, options=options)
 
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        self._refuse_codes(group)
+
+    def _refuse_codes(self, group: Mapping[str, Any]) -> None:
+        storage = self._precision_of(group).states.get("square_avg")
+        if group.get("initial_accumulator_value") and storage in ("uint8", "uint4"):
+            raise ValueError(
+                "state_dtype has codes for square_avg, which initial_accumulator_value begins without; give "
+                "{'square_avg': 'bfloat16'}, 'float16' or 'float32'"
+            )
+
     def _check_storages(self, group: Mapping[str, Any]) -> None:
         super()._check_storages(group)
+        self._refuse_codes(group)
         if not group.get("centered"):
             return
         precision = self._precision_of(group)
