@@ -58,7 +58,8 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         rounding_seed: where the draws of "stochastic" start. Default: 0.
 
     Raises:
-        ValueError: a hyper-parameter is out of range, or an option rounds what `centered` subtracts.
+        ValueError: a hyper-parameter is out of range, an option rounds what `centered` subtracts, or
+            `state_dtype` has codes for squares that begin above zero.
 
     Example:
         >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
