@@ -14,6 +14,7 @@ from support import assert_identical, save_and_load, snapshot
 from torch.nn import Parameter
 
 import fusedopt
+from fusedopt import _C
 from fusedopt.optimizers.muon import _orthogonal
 
 BEYOND = [case for case in CASES if case.goes_beyond]
@@ -196,7 +197,16 @@ def test_numbers_are_checked(value: Any, error: type[Exception], given: str) -> 
         )
 
 
-@pytest.mark.parametrize("storage", ["int8", "int4"])
-def test_squares_that_begin_above_zero_have_no_codes(storage: str) -> None:
-    with pytest.raises(ValueError, match="codes for square_avg, which initial_accumulator_value begins without"):
-        fusedopt.RMSprop([Parameter(torch.ones(5000))], initial_accumulator_value=1.0, state_dtype=storage)
+@pytest.mark.parametrize("storage", ["int8", "int4", "bfloat16", "float16"])
+def test_squares_begin_above_zero_in_any_storage(storage: str) -> None:
+    param, root = Parameter(torch.ones(5000)), 0.75
+    param.grad = torch.full((5000,), root)
+    optimizer = fusedopt.RMSprop([param], lr=0.01, initial_accumulator_value=root**2, state_dtype=storage)
+    optimizer.step()
+    assert torch.allclose(param, torch.tensor(0.99), rtol=0, atol=1e-4)
+    squares, scales = (optimizer.state[param].get(key) for key in ("square_avg", "square_avg_scale"))
+    if storage.startswith("int"):
+        assert squares.dtype == torch.uint8
+        assert torch.allclose(_C.decode(squares, scales, param), torch.tensor(root**2), rtol=1e-3)
+    else:
+        assert squares.dtype == getattr(torch, storage)

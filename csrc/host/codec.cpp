@@ -53,7 +53,9 @@ Coded encode_state(const at::Tensor& value, Dtype code, const at::Tensor& model)
   const at::Tensor flat =
       value.detach().to(at::TensorOptions(at::kCPU).dtype(at::kFloat)).permute(order).contiguous().view(-1);
   const int64_t numel = flat.numel(), blocks = blocks_of(*flat.unsafeGetTensorImpl());
-  const at::Tensor codes = new_codes(code, flat), scales = at::empty({blocks}, flat.options());
+  const at::ScalarType byte = code == Dtype::i8 || code == Dtype::i4 ? at::kChar : at::kByte;
+  const at::Tensor codes = at::empty({blocks, code_bytes(code)}, flat.options().dtype(byte));
+  const at::Tensor scales = at::empty({blocks}, flat.options());
   const float* in = flat.const_data_ptr<float>();
   uint32_t* words = static_cast<uint32_t*>(codes.mutable_data_ptr());
   float* scale = scales.mutable_data_ptr<float>();
@@ -67,6 +69,13 @@ Coded encode_state(const at::Tensor& value, Dtype code, const at::Tensor& model)
     });
   });
   return {codes.to(value.device()), scales.to(value.device())};
+}
+
+Coded encode_constant(double value, Dtype code, const at::Tensor& model) {
+  const Coded block = encode_state(at::full({kCodeBlock}, value, model.options().dtype(at::kFloat)), code,
+                                   at::empty({kCodeBlock}, model.options()));
+  const int64_t blocks = blocks_of(*model.unsafeGetTensorImpl());
+  return {block.codes.repeat({blocks, 1}), block.scales.repeat({blocks})};
 }
 
 at::Tensor decode_state(const at::Tensor& codes, const at::Tensor& scales, const at::Tensor& model,

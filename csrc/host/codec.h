@@ -14,6 +14,8 @@ struct Coded {
 
 // Rounded to nearest, in the order of the model's memory, on the device of `value`.
 Coded encode_state(const at::Tensor& value, Dtype code, const at::Tensor& model);
+// All its numbers the same, as new states are.
+Coded encode_constant(double value, Dtype code, const at::Tensor& model);
 // In float32, with the shape, the strides and the device of the model. `order`: that of the model's dimensions when the
 // codes were made.
 at::Tensor decode_state(const at::Tensor& codes, const at::Tensor& scales, const at::Tensor& model,

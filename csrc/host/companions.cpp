@@ -132,7 +132,7 @@ void Plan::outfit(size_t at) {
 }
 
 // Makes what is missing of a row whose states exist by now.
-void Plan::make_attached(size_t i, py::dict& entry) {
+void Plan::make_attached(size_t i, py::dict& entry, const StateScales& scales) {
   Source& source = sources_[i];
   const at::Tensor param = unpack(slots_[source.slot].param).detach();
   const Options& options = options_of(source);
@@ -143,11 +143,10 @@ void Plan::make_attached(size_t i, py::dict& entry) {
         entry[key.name] = py::tuple(py::cast(order_of(*exact_param(source))));
       continue;
     }
-    if (at >= kScaleTensor ? !source.first || !wants(rows_[i], source, at) : !(source.missing >> at & 1)) continue;
+    if (at >= kScaleTensor ? !scales[at - kScaleTensor].defined() : !(source.missing >> at & 1)) continue;
     at::Tensor made;
     if (at >= kScaleTensor) {
-      // What zeros have for a scale (precision.h): slices without a gradient keep it.
-      made = at::full({blocks_of(*source.param)}, 0x1p-126, param.options().dtype(at::kFloat));
+      made = scales[at - kScaleTensor];
     } else if (at == kAverageTensor) {
       const at::ScalarType own = param.scalar_type();
       made = at::zeros_like(param, param.options().dtype(in_16_bits(*source.param) ? at::kFloat : own));

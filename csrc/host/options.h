@@ -174,9 +174,4 @@ inline bool codes_of(const TensorImpl& impl, const TensorImpl& param, Dtype& dty
   return false;
 }
 
-inline at::Tensor new_codes(Dtype dtype, const at::Tensor& param) {
-  const at::ScalarType byte = dtype == Dtype::i8 || dtype == Dtype::i4 ? at::kChar : at::kByte;
-  return at::zeros({blocks_of(*param.unsafeGetTensorImpl()), code_bytes(dtype)}, param.options().dtype(byte));
-}
-
 }  // namespace fusedopt

@@ -19,6 +19,8 @@ namespace fusedopt {
 
 class NewEntries;
 
+using StateScales = std::array<at::Tensor, kMaxStates>;  // of those in codes
+
 // What a step is whose rule prepares matrices for products: these, between the rule and another that applies what comes
 // out of them.
 struct Products {
@@ -189,7 +191,7 @@ class Plan {
   bool codes_in_order(const Row& row, const Source& source, PyObject* order) const;
   void reorder_codes(const Row& row, const Source& source, const std::vector<int64_t>& before) const;
   void outfit(size_t at);
-  void make_attached(size_t i, py::dict& entry);
+  void make_attached(size_t i, py::dict& entry, const StateScales& scales);
   TensorImpl* exact_param(const Source& source) const;
   bool attached_as_before(const Row& row, const Source& source) const;
   const Options& options_of(const Source& source) const { return options_of(slots_[source.slot].group); }
@@ -203,7 +205,7 @@ class Plan {
   void make_ready(const py::object& optimizer);
   bool counts_on_device(const Source& source) const;
   void move_counters();
-  void make_own(size_t i, py::dict& entry);
+  void make_own(size_t i, py::dict& entry, StateScales& scales);
   void make_states(NewEntries& new_entries);
   void find_passes();
   void run();

@@ -1,4 +1,5 @@
 // The second half of a plan: making states, and the step itself.
+#include "codec.h"
 #include "plan.h"
 
 namespace fusedopt {
@@ -41,7 +42,7 @@ class NewEntries {
 };
 
 // The rule's states and counters of a new row.
-void Plan::make_own(size_t i, py::dict& entry) {
+void Plan::make_own(size_t i, py::dict& entry, StateScales& scales) {
   const at::ScalarType default_dtype = at::get_default_dtype_as_scalartype() == at::kDouble ? at::kDouble : at::kFloat;
   Row& row = rows_[i];
   Source& source = sources_[i];
@@ -70,10 +71,11 @@ void Plan::make_own(size_t i, py::dict& entry) {
     const at::Tensor& param = unpack(slot.param);  // and what is made like a DTensor is one
     const double initial = rule_->initial_state(hypers.data(), k);
     at::Tensor value;
-    // Codes begin with zeros, and a block of equal numbers has no need of them.
-    if (initial == 0 && options.codes(k, *source.param)) {
+    if (options.codes(k, *source.param)) {
       row.state_dtype[k] = *options.state[k];
-      value = new_codes(row.state_dtype[k], local_tensor(slot.param).detach());
+      Coded coded = encode_constant(initial, row.state_dtype[k], local_tensor(slot.param).detach());
+      value = std::move(coded.codes);
+      scales[k] = std::move(coded.scales);
     } else {
       const at::ScalarType storage = options.storage_of_state(k, *source.param);
       const auto as = param.options().dtype(storage);
@@ -115,8 +117,9 @@ void Plan::make_states(NewEntries& new_entries) {
       continue;
     }
     py::dict entry;
-    if (source.first) make_own(i, entry);
-    make_attached(i, entry);
+    StateScales scales;
+    if (source.first) make_own(i, entry, scales);
+    make_attached(i, entry, scales);
     entries.emplace_back(slot.param, std::move(entry));
   }
 

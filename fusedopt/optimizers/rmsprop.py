@@ -58,8 +58,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         rounding_seed: where the draws of "stochastic" start. Default: 0.
 
     Raises:
-        ValueError: a hyper-parameter is out of range, an option rounds what `centered` subtracts, or
-            `state_dtype` has codes for squares that begin above zero.
+        ValueError: a hyper-parameter is out of range, or an option rounds what `centered` subtracts.
 
     Example:
         >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -115,21 +114,8 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         beyond |= {"lr_in_momentum": lr_in_momentum, "decoupled_weight_decay": decoupled_weight_decay}
         super().__init__(params, {**given, **flags, **beyond}, foreach=foreach, fused=fused, options=options)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        self._refuse_codes(group)
-
-    def _refuse_codes(self, group: Mapping[str, Any]) -> None:
-        storage = self._precision_of(group).states.get("square_avg")
-        if group.get("initial_accumulator_value") and storage in ("uint8", "uint4"):
-            raise ValueError(
-                "state_dtype has codes for square_avg, which initial_accumulator_value begins without; give "
-                "{'square_avg': 'bfloat16'}, 'float16' or 'float32'"
-            )
-
     def _check_storages(self, group: Mapping[str, Any]) -> None:
         super()._check_storages(group)
-        self._refuse_codes(group)
         if not group.get("centered"):
             return
         precision = self._precision_of(group)
