@@ -61,7 +61,7 @@ FUSEDOPT_HD float decode(f16 x) {
   const uint32_t normal = magnitude + 0x38000000u;
   const uint32_t denormal = bit_cast<uint32_t>(bit_cast<float>(magnitude + 0x38800000u) - bit_cast<float>(0x38800000u));
   const uint32_t finite = select(magnitude < 0x00800000u, denormal, normal);
-  const uint32_t special = select(magnitude > 0x0f800000u, 0x7fc00000u, 0x7f800000u);
+  const uint32_t special = (magnitude + 0x70000000u) | select(magnitude > 0x0f800000u, 0x00400000u, 0u);
   return bit_cast<float>(sign | select(magnitude >= 0x0f800000u, special, finite));
 #endif
 }
@@ -75,7 +75,8 @@ FUSEDOPT_HD void encode(float x, float& out) { out = x; }
 FUSEDOPT_HD void encode(double x, double& out) { out = x; }
 FUSEDOPT_HD void encode(float x, double& out) { out = x; }
 
-// Round to nearest, ties to even; every NaN becomes the one quiet NaN that torch writes.
+// Round to nearest, ties to even. Every NaN becomes the one quiet NaN that torch writes; in float16 it keeps what has
+// room of its bits, as the processors' own instructions do.
 FUSEDOPT_HD void encode(float x, bf16& out) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
@@ -98,7 +99,8 @@ FUSEDOPT_HD void encode(float x, f16& out) {
   const uint32_t normal = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
   const uint32_t finite = select(magnitude < 0x38800000u, denormal, normal);
   const uint32_t half = select(magnitude >= 0x477ff000u, 0x7c00u, finite);
-  out.bits = static_cast<uint16_t>((sign >> 16) | select(magnitude > 0x7f800000u, 0x7e00u, half));
+  const uint32_t nan = 0x7e00u | (magnitude >> 13 & 0x03ffu);
+  out.bits = static_cast<uint16_t>((sign >> 16) | select(magnitude > 0x7f800000u, nan, half));
 #endif
 }
 
@@ -162,14 +164,5 @@ struct MixList {};
 
 using FloatMixes = MixList<Mix<float, float, float>, Mix<bf16, bf16, bf16>, Mix<bf16, bf16, float>, Mix<f16, f16, f16>>;
 using DoubleMixes = MixList<Mix<double, double, double>>;
-
-template <class T>
-struct MixesOf {
-  using type = FloatMixes;
-};
-template <>
-struct MixesOf<double> {
-  using type = DoubleMixes;
-};
 
 }  // namespace FUSEDOPT_NAMESPACE

@@ -14,6 +14,7 @@ namespace FUSEDOPT_NAMESPACE {
 struct Draws {
   uint32_t low, high;  // of the index, with the key
 
+  Draws() = default;
   FUSEDOPT_HD Draws(uint64_t key, int64_t first)
       : low(static_cast<uint32_t>(first) + static_cast<uint32_t>(key)),
         high(static_cast<uint32_t>(key >> 32) + static_cast<uint32_t>(first >> 32) * 0x9e3779b9u) {}
@@ -200,7 +201,11 @@ FUSEDOPT_HD float decode(uint32_t word, float scale) {
   constexpr int kNext = (place + 1) * C::kBits;
   const uint32_t magnitude = shifted<C::kShift - place * C::kBits>(word) & C::kMost << C::kShift;
   const uint32_t sign = C::kSigned ? word << (32 - kNext) & kSign : 0;
-  return bit_cast<float>(bit_cast<uint32_t>(bit_cast<float>(kOne + magnitude) - 1.0f) | sign) * scale;
+  const float one_more = bit_cast<float>(kOne + magnitude);
+  // The difference is exact, and so the same as one rounding of both, but for the codes that reach beyond 2^24.
+  constexpr bool kExact = C::kSigned || C::kBits == 4;
+  const float number = kExact ? fma(one_more, scale, -scale) : (one_more - 1.0f) * scale;
+  return bit_cast<float>(bit_cast<uint32_t>(number) | sign);
 }
 
 // r: a draw, or its mean to round to the nearest.
@@ -223,7 +228,7 @@ struct Coder {
   template <int place>
   FUSEDOPT_HD uint32_t encode(float x, uint32_t r) const {
     constexpr int kBegin = place * C::kBits, kNext = kBegin + C::kBits;
-    const float y = 1.0f + bit_cast<float>(magnitude_of(x)) * inverse;
+    const float y = fma(bit_cast<float>(magnitude_of(x)), inverse, 1.0f);
     uint32_t code =
         bit_cast<uint32_t>(y < top ? y : top) - kOne + (r >> (32 - C::kShift));  // top for what is no number
     if constexpr (!C::kSigned) {

@@ -36,6 +36,8 @@ constexpr int code_bytes(Dtype d) { return d == Dtype::i4 || d == Dtype::u4 ? kC
 // Of codes: what their memory counts in.
 constexpr int element_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : is_coded(d) ? 1 : 2; }
 
+constexpr int bits_of(Dtype d) { return is_coded(d) ? code_bytes(d) * 8 / kCodeBlock : element_size(d) * 8; }
+
 // The operands of a row in the order in which layouts list them.
 enum Operand { kParam, kGrad, kState, kPartner = kState + kMaxStates, kAverage, kOperands };
 

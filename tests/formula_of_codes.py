@@ -37,7 +37,7 @@ def encode(value: Tensor, code: str, model: Tensor) -> tuple[Tensor, Tensor]:
     top = _units_and_one(torch.tensor(2 ** (bits - signed) - 1, dtype=torch.int32), bits)
     units = top - 1
     scales = torch.where(finite, (largest / units * units / units).clamp(min=2.0**-126), torch.nan)
-    y = magnitudes * (1 / scales * (1 + 2.0**-20)) + 1
+    y = (magnitudes.double() * (1 / scales * (1 + 2.0**-20)) + 1).float()  # one rounding, as of fma
     most = torch.where(finite, top, 1)
     codes = torch.where(y < most, y, most).view(torch.int32) - _ONE + (1 << (_shift(bits) - 1))
     if not signed:

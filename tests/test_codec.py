@@ -92,7 +92,7 @@ def test_every_code_means_what_the_formula_says(code: str) -> None:
     pattern = torch.arange(256, dtype=torch.uint8).repeat(2).view(-1, formula.bits_of(code) * formula.BLOCK // 8)
     codes = pattern.view(torch.uint8 if code.startswith("u") else torch.int8)
     model = torch.empty(len(codes) * formula.BLOCK)
-    for scale in (1.0, 2.0**-126, 1e-45, 3e30, float("nan"), float("inf")):
+    for scale in (1.0, 2.0**-126, 1e-45, 3e30, float("nan")):  # none is infinite: scale_of() makes that NaN, too
         scales = torch.full((len(codes),), scale)
         assert same(_C.decode(codes, scales, model), formula.decode(codes, scales, model))
 

@@ -1,6 +1,10 @@
-// Arrays of float16 as floats and back, eight at a time where processors have instructions for it: in integers one
+// Arrays of float16 as floats and back, a vector at a time where processors have instructions for it: in integers one
 // number takes some twenty operations. The bits are codec.h's. Included once per instruction set.
 #pragma once
+
+#ifdef FUSEDOPT_F16C
+#include <immintrin.h>
+#endif
 
 #include "../codec.h"
 
@@ -9,53 +13,49 @@ namespace FUSEDOPT_NAMESPACE {
 #ifdef FUSEDOPT_F16C
 constexpr bool kConvertsHalves = true;
 
-using Floats8 = float __attribute__((vector_size(32)));
-using Words8 = int32_t __attribute__((vector_size(32)));
-using Halves8 = int16_t __attribute__((vector_size(16)));
-
-inline int64_t decode_eights(const f16* from, float* to, int64_t n) {
+// As many as a vector has, from the i-th on; returns where it stopped.
+inline int64_t decode_vectors(const f16* from, float* to, int64_t n) {
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    Halves8 halves;
-    std::memcpy(&halves, from + i, sizeof(halves));
-    const Floats8 x = __builtin_ia32_vcvtph2ps256(halves);
-    const Words8 bits = reinterpret_cast<Words8>(x), is_nan = x != x;
-    const Words8 made = (bits & ~is_nan) | (((bits & INT32_MIN) | 0x7fc00000) & is_nan);
-    std::memcpy(to + i, &made, sizeof(made));
-  }
+#ifdef __AVX512F__
+  for (; i + 16 <= n; i += 16)
+    _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
+#endif
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
   return i;
 }
 
-inline int64_t encode_eights(const float* from, f16* to, int64_t n) {
+inline int64_t encode_vectors(const float* from, f16* to, int64_t n) {
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    Floats8 x;
-    std::memcpy(&x, from + i, sizeof(x));
-    const Halves8 bits = __builtin_ia32_vcvtps2ph256(x, 0), is_nan = __builtin_convertvector(x != x, Halves8);
-    const Halves8 made = (bits & ~is_nan) | (((bits & INT16_MIN) | int16_t{0x7e00}) & is_nan);
-    std::memcpy(to + i, &made, sizeof(made));
-  }
+#ifdef __AVX512F__
+  for (; i + 16 <= n; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm512_cvtps_ph(_mm512_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
   return i;
 }
 #else
 constexpr bool kConvertsHalves = false;
 
-inline int64_t decode_eights(const f16*, float*, int64_t) { return 0; }
-inline int64_t encode_eights(const float*, f16*, int64_t) { return 0; }
+inline int64_t decode_vectors(const f16*, float*, int64_t) { return 0; }
+inline int64_t encode_vectors(const float*, f16*, int64_t) { return 0; }
 #endif
 
 // n numbers; the two arrays share no memory.
 template <class Stored, class T>
 inline void decode_all(const Stored* from, T* to, int64_t n) {
   int64_t i = 0;
-  if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<T, float>) i = decode_eights(from, to, n);
+  if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<T, float>) i = decode_vectors(from, to, n);
 #pragma GCC ivdep
   for (; i < n; ++i) to[i] = static_cast<T>(decode(from[i]));
 }
 template <class T, class Stored>
 inline void encode_all(const T* from, Stored* to, int64_t n) {
   int64_t i = 0;
-  if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<T, float>) i = encode_eights(from, to, n);
+  if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<T, float>) i = encode_vectors(from, to, n);
 #pragma GCC ivdep
   for (; i < n; ++i) encode(from[i], to[i]);
 }

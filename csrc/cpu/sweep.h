@@ -46,6 +46,49 @@ inline void put(const Stored (&parts)[1], Stored& x) {
 }
 inline void put(const bf16 (&parts)[2], Two& x) { x.word = parts[0].bits | uint32_t{parts[1].bits} << 16; }
 
+// How states come to be stored: what at(first) returns stores x as element first + i of state k. To the nearest,
+struct ToNearest {
+  ToNearest at(int64_t) const { return *this; }
+  template <class T, class S>
+  void operator()(int, int64_t, T x, S& stored) const {
+    encode(x, stored);
+  }
+};
+// or up or down by chance.
+template <int states>
+struct ByChance {
+  struct Block {
+    Draws draws[states];
+    template <class T, class S>
+    void operator()(int k, int64_t i, T x, S& stored) const {
+      encode_by_chance(x, draws[k](i), stored);
+    }
+  };
+  uint64_t key[states];
+  int64_t begin;  // of the elements, in the row
+  Block at(int64_t first) const {
+    Block block;
+    for (int k = 0; k < states; ++k) block.draws[k] = Draws(key[k], begin + first);
+    return block;
+  }
+};
+
+// The mixes with loops of their own. States in bfloat16 beside a float32 param are one here, and rounded by chance, as
+// they are for whoever asks for them: while a divider is busy with one vector the draws of the next are made, for which
+// a detour would have to wait.
+template <class P, class S>
+constexpr bool kByChance = std::is_same_v<P, float> && std::is_same_v<S, bf16>;
+template <class T>
+struct Loops {
+  template <class... Mixes>
+  static MixList<Mixes..., Mix<float, float, bf16>> with_more(MixList<Mixes...>);
+  using Mixes = decltype(with_more(FloatMixes()));
+};
+template <>
+struct Loops<double> {
+  using Mixes = DoubleMixes;
+};
+
 template <class R, int variant, class T>
 struct Kernel {
   static constexpr int kStates = Shape<R>::kStates;
@@ -53,8 +96,9 @@ struct Kernel {
 
   // The one place where a rule meets memory; bodies, tails, storages and decoded tiles all come here. The scalars are a
   // copy that no store can reach: what might change in the middle of a loop keeps it from being vectorised.
-  template <class P, class G, class S>
-  static FUSEDOPT_HD void elements(P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars c) {
+  template <class P, class G, class S, class Store>
+  static FUSEDOPT_HD void elements(P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars c,
+                                   const Store store) {
     constexpr int kParts = Parts<P>::kCount;
     S* state[kStates];
     for (int k = 0; k < kStates; ++k) state[k] = s[k];
@@ -70,7 +114,7 @@ struct Kernel {
         R::template update<variant>(param, static_cast<T>(decode(part<at>(g[i]))) * multiplier, value, c);
         encode(param, params[at]);
         for (int k = 0; k < kStates; ++k)
-          if (R::keeps(variant, k)) encode(value[k], states[k][at]);
+          if (R::keeps(variant, k)) store(k, i * kParts + at, value[k], states[k][at]);
       };
       update(std::integral_constant<int, 0>());
       if constexpr (kParts == 2) update(std::integral_constant<int, 1>());
@@ -81,12 +125,12 @@ struct Kernel {
   }
 
   // The elements of a block.
-  template <class P, class G, class S>
-  static void block(P* p, const G* g, S* const* s, T multiplier, const Scalars& c) {
+  template <class P, class G, class S, class Store>
+  static void block(P* p, const G* g, S* const* s, T multiplier, const Scalars& c, const Store& store) {
     if constexpr (std::is_same_v<P, bf16> && std::is_same_v<G, bf16> && std::is_same_v<S, bf16>) {
       Two* state[kStates];
       for (int k = 0; k < kStates; ++k) state[k] = reinterpret_cast<Two*>(s[k]);
-      elements(reinterpret_cast<Two*>(p), reinterpret_cast<const Two*>(g), state, kBlock / 2, multiplier, c);
+      elements(reinterpret_cast<Two*>(p), reinterpret_cast<const Two*>(g), state, kBlock / 2, multiplier, c, store);
     } else if constexpr (kConvertsHalves && std::is_same_v<P, f16>) {
       alignas(64) float params[kBlock], grads[kBlock], states[kStates][kBlock];
       float* state[kStates];
@@ -96,12 +140,12 @@ struct Kernel {
         state[k] = states[k];
         if (R::keeps(variant, k)) decode_all(s[k], states[k], kBlock);
       }
-      elements(params, grads, state, kBlock, multiplier, c);
+      elements(params, grads, state, kBlock, multiplier, c, store);
       encode_all(params, p, kBlock);
       for (int k = 0; k < kStates; ++k)
         if (R::keeps(variant, k)) encode_all(states[k], s[k], kBlock);
     } else {
-      elements(p, g, s, kBlock, multiplier, c);
+      elements(p, g, s, kBlock, multiplier, c, store);
     }
   }
 
@@ -111,26 +155,38 @@ struct Kernel {
     for (int64_t i = 0; i < kBlock; i += kLine) intent ? __builtin_prefetch(at + i, 1) : __builtin_prefetch(at + i, 0);
   }
 
-  // n elements in memory order: blocks of a constant length, which the compiler unrolls, then the rest.
+  // Asks for what lies some way ahead of block i.
   template <class P, class G, class S>
-  static void run(P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars& c) {
-    const int64_t ahead = fusedopt::g_prefetch_distance;
+  struct Ahead {
+    P* p;
+    const G* g;
+    S* const* s;
+    int64_t n, distance = fusedopt::g_prefetch_distance;
+    void operator()(int64_t i) const {
+      const int64_t at = i + distance;
+      if (at >= n) return;
+      prefetch(p + at, 1);
+      prefetch(g + at, 0);
+      for (int k = 0; k < kStates; ++k)
+        if (R::keeps(variant, k)) prefetch(s[k] + at, 1);
+    }
+  };
+
+  // n elements in memory order: blocks of a constant length, which the compiler unrolls, then the rest.
+  template <class P, class G, class S, class Prefetch, class Store>
+  static void run(P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars& c, const Prefetch& ahead,
+                  const Store& store) {
     S* state[kStates] = {};
     int64_t i = 0;
     for (; i + kBlock <= n; i += kBlock) {
       for (int k = 0; k < kStates; ++k)
         if (R::keeps(variant, k)) state[k] = s[k] + i;
-      if (i + ahead < n) {
-        prefetch(p + i + ahead, 1);
-        prefetch(g + i + ahead, 0);
-        for (int k = 0; k < kStates; ++k)
-          if (R::keeps(variant, k)) prefetch(state[k] + ahead, 1);
-      }
-      block(p + i, g + i, state, multiplier, c);
+      ahead(i);
+      block(p + i, g + i, state, multiplier, c, store.at(i));
     }
     for (int k = 0; k < kStates; ++k)
       if (R::keeps(variant, k)) state[k] = s[k] + i;
-    elements(p + i, g + i, state, n - i, multiplier, c);
+    elements(p + i, g + i, state, n - i, multiplier, c, store.at(i));
   }
 
   // Adds the terms of n elements to accumulators.
@@ -151,12 +207,12 @@ struct Kernel {
     }
   }
 
-  // Calls visit(p, g, s, n) for elements [begin, end): all at once, or slice by slice, if the row is dense and has one
-  // of the mixes that have loops of their own, else tile by tile.
+  // Calls visit(p, g, s, n, ahead, store) for elements [begin, end): all at once, or slice by slice, if the row is
+  // dense and has one of the mixes that have loops of their own, else tile by tile.
   template <bool writes, class Visit>
   static void over(const Row& row, int64_t begin, int64_t end, Visit&& visit) {
     // A detour through L1 would cost 16-bit storages a third of their speed.
-    if (!any<writes>(typename MixesOf<T>::type(), row, begin, end, visit)) tiles<writes>(row, begin, end, visit);
+    if (!any<writes>(typename Loops<T>::Mixes(), row, begin, end, visit)) tiles<writes>(row, begin, end, visit);
   }
 
   template <bool writes, class... Mixes, class Visit>
@@ -174,7 +230,7 @@ struct Kernel {
     for (int k = 0; k < kStates; ++k) fits = fits && (!R::keeps(variant, k) || row.state_dtype[k] == dtype_of(S()));
     // Sums have no blocks, in which float16s are converted: tiles do that.
     if (kConvertsHalves && !writes && std::is_same_v<P, f16>) return false;
-    if (!fits || row.extras || (row.layout && !sliced)) return false;
+    if (!fits || !plain<P, S>(row) || (row.layout && !sliced)) return false;
     P* p = static_cast<P*>(row.param);
     const G* g = static_cast<const G*>(row.grad);
     S* s[kStates] = {};
@@ -182,9 +238,20 @@ struct Kernel {
       for (int k = 0; k < kStates; ++k)
         if (R::keeps(variant, k)) s[k] = static_cast<S*>(row.state[k]) + at;
     };
+    // The n elements from these on, which are the row's from `at` on.
+    const auto go = [&](P* param, const G* grad, int64_t n, int64_t at) {
+      const Ahead<P, G, S> ahead{param, grad, s, n};
+      if constexpr (kByChance<P, S>) {
+        ByChance<kStates> store{{}, at};
+        for (int k = 0; k < kStates; ++k) store.key[k] = stream(row.extras->key, fusedopt::kState + k);
+        visit(param, grad, s, n, ahead, store);
+      } else {
+        visit(param, grad, s, n, ahead, ToNearest());
+      }
+    };
     if (!sliced) {
       move_states(begin);
-      visit(p + begin, g + begin, s, end - begin);
+      go(p + begin, g + begin, end - begin, begin);
       return true;
     }
     const Layout& layout = *row.layout;
@@ -201,16 +268,29 @@ struct Kernel {
       }
       const int64_t start = slice_start(layout, slice) + at;
       move_states(start);
-      visit(p + start, g + begin + done, s, n);
+      go(p + start, g + begin + done, n, begin + done);
     });
     return true;
+  }
+
+  // Whether a row has no more extras than the loop of its mix knows of.
+  template <class P, class S>
+  static bool plain(const Row& row) {
+    if constexpr (!kByChance<P, S>) return !row.extras;
+    int kept = 0;
+    for (int k = 0; k < kStates; ++k) kept |= R::keeps(variant, k) ? 1 << k : 0;
+    const fusedopt::Extras* extras = row.extras;
+    return extras && (extras->states_by_chance & kept) == kept && !extras->partner && !extras->average &&
+           !extras->clears_grad;
   }
 
   static void sweep(const Row& row, int64_t begin, int64_t end) {
     const Scalars c = Shape<R>::template scalars<T>(row.scalars);
     const T multiplier = static_cast<T>(row.scalars[0]);
     over<true>(row, begin, end,
-               [&](auto* p, const auto* g, auto* const* s, int64_t n) { run(p, g, s, n, multiplier, c); });
+               [&](auto* p, const auto* g, auto* const* s, int64_t n, const auto& ahead, const auto& store) {
+                 run(p, g, s, n, multiplier, c, ahead, store);
+               });
   }
 
   static void measure(const Row& row, int64_t begin, int64_t end, double* sums) {
@@ -219,9 +299,10 @@ struct Kernel {
     for (int64_t at = begin; at < end; at += fusedopt::kChunk) {
       alignas(64) T sum[R::sums][fusedopt::kAccumulators] = {};
       // Tiles are a multiple of the accumulators long, so each begins with the first.
-      over<false>(
-          row, at, fusedopt::kChunk < end - at ? at + fusedopt::kChunk : end,
-          [&](const auto* p, const auto* g, auto* const* s, int64_t n) { add(p, g, s, n, multiplier, c, sum); });
+      over<false>(row, at, fusedopt::kChunk < end - at ? at + fusedopt::kChunk : end,
+                  [&](const auto* p, const auto* g, auto* const* s, int64_t n, const auto&, const auto&) {
+                    add(p, g, s, n, multiplier, c, sum);
+                  });
       for (int k = 0; k < R::sums; ++k) *sums++ = static_cast<double>(total(sum[k]));
     }
   }
@@ -234,13 +315,16 @@ struct Kernel {
     const TileOperand<T> grad(row, fusedopt::kGrad, row.grad, row.grad_dtype, buffer[1]);
     const auto state = [&](int k) { return TileState<T>(row, k, buffer[2 + k]); };
     T* s[kStates] = {};
+    TileStreams streams(row);
+    for (int k = 0; k < kStates; ++k)
+      if (R::keeps(variant, k)) streams.add(row.state[k], row.state_dtype[k]);
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = kTile < end - at ? kTile : end - at;
       T* p = param.load(at, n);
       const T* g = grad.load(at, n);
       for (int k = 0; k < kStates; ++k)
         if (R::keeps(variant, k)) s[k] = state(k).load(at, n);
-      visit(p, g, s, n);
+      visit(p, g, s, n, [&](int64_t i) { streams.prefetch(at + kTile + i); }, ToNearest());
       if constexpr (!writes) continue;
       param.store(p, at, n);
       for (int k = 0; k < kStates; ++k)

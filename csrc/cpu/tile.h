@@ -67,6 +67,39 @@ inline void walk(Element* base, const Layout& layout, int operand, int64_t begin
   }
 }
 
+// What a row's tiles come from and go to. The hardware loses a stream at each page, so the next tile is asked for while
+// a rule works on one: it spares its divider's time, where loads and stores have nothing to do.
+class TileStreams {
+ public:
+  explicit TileStreams(const Row& row) : dense_(!row.layout) {
+    add(row.param, row.param_dtype);
+    add(row.grad, row.grad_dtype);
+    if (!row.extras) return;
+    const bool halves = row.extras->pair == fusedopt::Pair::remainder;
+    if (row.extras->partner) add(row.extras->partner, halves ? fusedopt::Dtype::bf16 : row.extras->partner_dtype);
+    if (row.extras->average) add(row.extras->average, row.extras->average_dtype);
+  }
+  void add(const void* data, fusedopt::Dtype dtype) {
+    if (dense_) streams_[count_++] = {static_cast<const char*>(data), fusedopt::bits_of(dtype)};
+  }
+  // Those of elements [at, at + 64).
+  void prefetch(int64_t at) const {
+    for (int i = 0; i < count_; ++i) {
+      const char* from = streams_[i].data + at * streams_[i].bits / 8;
+      for (int64_t byte = 0; byte < 8 * streams_[i].bits; byte += 64) __builtin_prefetch(from + byte, 1);
+    }
+  }
+
+ private:
+  struct Stream {
+    const char* data;
+    int64_t bits;  // of an element
+  };
+  bool dense_;
+  int count_ = 0;
+  Stream streams_[fusedopt::kOperands];
+};
+
 enum class Access;  // write_back.h
 
 // One operand of a tile. Where it lies dense in the type of the arithmetic it is its own buffer.
