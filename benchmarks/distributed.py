@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from judging import best_of, verdict
 from memory import status
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -31,6 +30,7 @@ import fusedopt
 from fusedopt.bench.machine import machine
 from fusedopt.bench.method import Contestant, Effort, Ratio, compare, interleave, summarise, warm_up
 from fusedopt.bench.suites import SUITES
+from fusedopt.bench.tables import console
 
 PROCESSES = 2
 OURS, CONTROL, LOCAL = "fusedopt", "fusedopt again", "fusedopt over local tensors"
@@ -335,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         findings.append(compiling(4, "eager") if options.quick else compiling(200, "inductor"))
         torch.set_num_threads(threads)
-    Console().print(table_of(findings))
+    console().print(table_of(findings))
     if options.out:
         command = shlex.join(["python", *sys.argv])
         facts = {**machine(command), "processes": PROCESSES, "threads": 1}

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from judging import verdict
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
@@ -27,6 +26,7 @@ import fusedopt
 from fusedopt.bench.machine import machine
 from fusedopt.bench.method import Contestant, Effort, compare, interleave, summarise, warm_up
 from fusedopt.bench.suites import SUITES, Suite
+from fusedopt.bench.tables import console
 
 OURS, CONTROL, RIVAL = "fusedopt", "fusedopt again", "torch"
 MAX_NORM = 1.0  # below the norm of random gradients, so every step clips
@@ -232,14 +232,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seconds:
         effort = replace(effort, seconds=options.seconds / len(TASKS))
     findings = []
-    console = Console()
-    with Progress(console=console, transient=True) as progress:
+    out = console()
+    with Progress(console=out, transient=True) as progress:
         for task in TASKS:
             bar = progress.add_task(task.name, total=effort.rounds)
             suite = SUITES[task.suite].cut() if options.quick else SUITES[task.suite]
             tick = partial(progress.advance, bar)
             findings.append(measure(task, suite, effort, tick, options.device))
-    console.print(table_of(findings))
+    out.print(table_of(findings))
     if options.out:
         command = shlex.join(["python", *sys.argv])
         options.out.write_text(json.dumps({"machine": machine(command), "findings": findings}, indent=1) + "\n")

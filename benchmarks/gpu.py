@@ -40,7 +40,6 @@ from gpu_table import (
     Trial,
 )
 from judging import Pretend, check_agreement
-from rich.console import Console
 
 from fusedopt.bench.baselines import CONTROL, FUSED, OURS, absent
 from fusedopt.bench.clock import COLD, DEVICE, Clock, Cuda
@@ -50,6 +49,7 @@ from fusedopt.bench.machine import machine, stamp_of
 from fusedopt.bench.method import Contestant, Effort, Rounds, interleave, summarise, warm_up
 from fusedopt.bench.report import Report, record
 from fusedopt.bench.streaming import COPY, Copy, copies
+from fusedopt.bench.tables import console
 from fusedopt.bench.traffic import footprint, traffic
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; what was measured so far is kept", file=sys.stderr)
         status = 130
     # Wide enough for every column also where the output is a file.
-    Console(width=None if sys.stdout.isatty() else 190).print(make_gpu_table(report.findings))
+    console().print(make_gpu_table(report.findings))
     gpu = report.machine["gpu"]
     print(f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}, torch {report.machine['torch']}")
     print(f"raw rounds: {out}")

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from alone import find_alone
-from rich.console import Console
 from rich.table import Table
 from torch.nn import Parameter
 
@@ -28,6 +27,7 @@ import fusedopt
 from fusedopt.bench.machine import machine
 from fusedopt.bench.method import Contestant, Effort, compare, interleave, summarise, warm_up
 from fusedopt.bench.streaming import BARE, BareLoop
+from fusedopt.bench.tables import console
 
 OURS, CONTROL, ORIGINAL = "fusedopt", "fusedopt again", "original"
 Shapes = Sequence[tuple[int, ...]]
@@ -148,17 +148,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     effort = Effort(rounds=31, repeat=1, seconds=options.seconds)
     if options.quick:
         effort = replace(effort, rounds=3, seconds=1.0, minimum=3, warmup=1)
-    console, findings, failed = Console(), [], False
+    out, findings, failed = console(), [], False
     for rule in (rule for rule in RULES if options.only.lower() in rule.ours.lower()):
         try:
             original(rule)
         except ImportError as error:
-            console.print(f"{rule.original} is left out: {error}")
+            out.print(f"{rule.original} is left out: {error}")
             continue
         for suite, shapes in (QUICK if options.quick else SUITES).items():
             findings.append(measure(rule, suite, shapes, effort))
             failed = failed or "failed" in findings[-1]
-    console.print(table_of(findings))
+    out.print(table_of(findings))
     if options.out:
         command = shlex.join(["python", *sys.argv])
         options.out.write_text(json.dumps({"machine": machine(command), "findings": findings}, indent=1) + "\n")

@@ -28,6 +28,7 @@ from fusedopt.bench.machine import machine, stamp_of
 from fusedopt.bench.method import Effort, interleave, warm_up
 from fusedopt.bench.report import Report, record
 from fusedopt.bench.runner import threads
+from fusedopt.bench.tables import console
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Tick = Callable[[], object]
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("interrupted; what was measured so far is kept", file=sys.stderr)
             status = 130
     # Wide enough for every column also where the output is a file.
-    Console(width=None if sys.stdout.isatty() else 150).print(make_table(report.findings))
+    console().print(make_table(report.findings))
     print(f"{report.machine['cpu']}, {options.threads} threads, torch {report.machine['torch']}; raw rounds: {out}")
     for failure in report.failures:
         print(failure, file=sys.stderr)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
+import fcntl
 import json
+import os
+import pty
 import re
+import struct
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +23,9 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from fusedopt import bench
-from fusedopt.bench import cli, comparison, diff, streaming, sweeps
+from fusedopt.bench import cli, comparison, diff, runner, streaming, sweeps
 from fusedopt.bench.baselines import CONTROL, FUSED, LOOP, OURS
+from fusedopt.bench.method import Ratio
 from fusedopt.bench.report import BenchError
 
 QUICK: dict[str, Any] = {"baselines": [LOOP], "rounds": 2, "seconds": 120}
@@ -45,6 +53,78 @@ def test_a_model_is_measured_and_left_alone(tmp_path: Path) -> None:
     assert all(p.grad is None for p in model.parameters())
     assert json.loads((tmp_path / "results.json").read_text())["complete"]
     assert (tmp_path / "speedup.png").stat().st_size > 5_000
+
+
+def test_one_name_is_enough_and_tables_are_printed_and_again(capsys: pytest.CaptureFixture[str]) -> None:
+    report = bench.compare(nn.Linear(3, 2), "SGD", **QUICK)
+    printed = capsys.readouterr().out
+    assert "your-model-sgd-fresh" in printed
+    assert LOOP in printed
+    report.show()
+    assert capsys.readouterr().out == printed
+    bench.compare(nn.Linear(3, 2), "SGD", show=False, **QUICK)
+    assert capsys.readouterr().out == ""
+
+
+IN_A_TERMINAL = """
+import sys
+from fusedopt.bench.diff import Change, Difference
+from fusedopt.bench.method import Ratio
+from fusedopt.bench.report import Finding, Report
+from fusedopt.bench.tables import console, difference_table, show
+ratio, long = Ratio(12.3456, 10.1234, 14.5678), "misaligned-adamw-bfloat16-float32-state-fresh"
+finding = Finding(long, "fusedopt, one tensor", ratio, None, False, "noisy", "x", 12.34, 1234.5, ratio, 46.78, ratio)
+cost = {"fixed": 1234.5, "per_tensor": 123.4, "per_element": 0.123}
+fit = {"contestant": "fusedopt, one tensor", "optimizer": "AdamW", "dtype": "torch.bfloat16", "clock": "step", **cost}
+show(Report({"cpu": "a processor", "threads": 2, "torch": "2.13.0"}, [finding], fits=[fit]))
+console().print(difference_table(Difference([Change(long, ratio, 1.0, 0.1234)], [], [], [])))
+"""
+
+
+def in_a_terminal(columns: int) -> str:
+    """What a program prints that finds itself in a terminal so wide."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ.pop("COLUMNS", None)
+        os.environ["TERM"] = "xterm"
+        os.execv(sys.executable, [sys.executable, "-c", f"import os; os.read(0, 1)\n{IN_A_TERMINAL}"])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    os.write(terminal, b"\n")
+    printed = b""
+    with contextlib.suppress(OSError):  # which a terminal whose program has ended raises
+        while chunk := os.read(terminal, 4096):
+            printed += chunk
+    assert os.waitpid(child, 0)[1] == 0, printed.decode()
+    return re.sub(r"\x1b\[[0-9;?]*[a-z]", "", printed.decode())
+
+
+@pytest.mark.parametrize("columns", [80, 110, 132])
+def test_no_figure_is_cut_off_in_a_terminal(columns: int) -> None:
+    printed = in_a_terminal(columns)
+    assert "\u2026" not in printed
+    words = " ".join(printed.split())
+    for whole in ("12.3x", "10.1 to 14.6", "1.23 s", "12.3 ms, 46.8 GB/s (1235 % of streaming), A/A 12.35", "noisy"):
+        assert whole in words
+    for whole in ("1.23 us", "12.346", "10.123 to 14.568", "1.000", "12 %", "slower"):
+        assert whole in words
+    assert max(len(line.rstrip("\r")) for line in printed.split("\n")) <= columns
+
+
+@pytest.mark.parametrize(("busy", "spare", "crowding"), [(0.5, 0, 0.5), (0.5, 1, 0.0), (None, 0, None)])
+def test_the_work_of_others_makes_a_row_noisy(
+    monkeypatch: pytest.MonkeyPatch, busy: float | None, spare: int, crowding: float | None
+) -> None:
+    """What slows ours and its control alike."""
+    clock = iter([0.0, 2.0])
+    work = iter([10.0, 11.0])
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(runner, "work_of_others", lambda: None if busy is None else next(work))
+    monkeypatch.setattr(runner.os, "sched_getaffinity", lambda _: range(torch.get_num_threads() + spare))
+    facts: dict[str, Any] = {}
+    with runner.watching_others(facts):
+        pass
+    assert facts["crowding"] == crowding
+    assert runner.is_noisy("step", Ratio(1.0, 0.9, 1.1), crowding) == bool(crowding)
 
 
 def tensor(*shape: int, **more: Any) -> torch.Tensor:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,16 +17,13 @@ from .contest import Contest
 from .diff import difference, load
 from .extras import require
 from .kernel import KERNEL
-from .machine import machine, stamp_of, where
+from .machine import machine, stamp_of
 from .output import Output
 from .placement import LAYOUTS
 from .report import BenchError, Report
 from .runner import Runner, threads
 from .suites import SUITES
 from .training import SUITE as TRAINING
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 ROUNDS, SECONDS = 30, 900.0
 QUICK_ROUNDS, QUICK_SECONDS = 7, 40.0
@@ -146,6 +142,8 @@ def run(options: argparse.Namespace, command: str) -> int:
             status = INTERRUPTED
         report.fits = sweeps.fit_all(report.measurements)
         output.save(report)
+    from .tables import show
+
     show(report)
     paths = [output.path, *([] if options.no_plots else output.draw(report))]
     print("written:", *paths, sep="\n  ")
@@ -165,33 +163,6 @@ def measure(course: Course, runner: Runner) -> None:
             )
         else:
             runner.run(course.contests)
-
-
-def console() -> Console:
-    """Wide enough for every column also where the output is a file."""
-    from rich.console import Console
-
-    from .tables import WIDTH
-
-    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-
-
-def show(report: Report) -> None:
-    from .tables import findings_table, fits_table, remarks
-
-    out = console()
-    if report.findings:
-        out.print(findings_table(report))
-    if report.fits:
-        out.print(fits_table(report.fits))
-    for line in remarks(report):
-        print(line)
-    missing = report.machine["absent"]
-    if missing:
-        print("absent:", "; ".join(f"{name} ({reason})" for name, reason in missing.items()))
-    print(where(report.machine))
-    for failure in report.failures:
-        print(failure, file=sys.stderr)
 
 
 def show_list() -> int:
@@ -222,7 +193,7 @@ def run_diff(arguments: Sequence[str]) -> int:
     made.add_argument("new", type=Path, metavar="NEW.json")
     options = made.parse_args(arguments)
     require("rich")
-    from .tables import difference_table
+    from .tables import console, difference_table
 
     found = difference(load(options.old), load(options.new))
     console().print(difference_table(found))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .extras import missing
 from .machine import machine
 from .method import nothing
 from .output import Output
@@ -27,12 +28,13 @@ Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[
 
 def compare(
     params_or_model: Params,
-    optimizers: Mapping[str, Mapping[str, Any]] | Sequence[str] = ("AdamW",),
+    optimizers: str | Mapping[str, Mapping[str, Any]] | Sequence[str] = "AdamW",
     baselines: Sequence[str] | None = None,
     *,
     rounds: int = 30,
     seconds: float = 60.0,
     fresh: bool = True,
+    show: bool = True,
     out: str | Path | None = None,
 ) -> Report:
     """Time fusedopt's step against others over params like yours.
@@ -44,19 +46,20 @@ def compare(
     Args:
         params_or_model: a module, or what an optimizer takes: tensors, (name, tensor) pairs or param groups. Those that
             require no gradient are left out. All of one floating-point dtype, on one device.
-        optimizers: names such as "AdamW", or a dict from names to their arguments under torch's names.
-            Default: ("AdamW",).
+        optimizers: a name such as "AdamW", several, or a dict from names to their arguments under torch's names.
+            Default: "AdamW".
         baselines: names as ``python -m fusedopt.bench --list`` shows them; None takes all that are there.
             Default: None.
         rounds: how often each contestant has its turn, at least 1. Default: 30.
         seconds: the time budget. What does not fit into it is named in ``failures``. Default: 60.0.
         fresh: new gradient tensors before every step, as after a backward pass, rather than the same ones again.
             Default: True.
+        show: print the tables, where rich is installed. Default: True.
         out: a folder for ``results.json`` and the plots, which need matplotlib; None writes nothing. Default: None.
 
     Returns:
         A Report: ``findings`` (speed-ups with intervals, the A/A control, GB/s), ``measurements`` (the raw rounds) and
-        ``failures``. ``fusedopt.bench.tables.findings_table`` makes a table of it.
+        ``failures``. ``report.show()`` prints its tables again.
 
     Raises:
         BenchError: no params, or params of several dtypes or devices; an optimizer or a baseline that is not known or
@@ -65,7 +68,7 @@ def compare(
     Example:
         >>> from fusedopt import bench
         >>> model = torch.nn.Linear(8, 4)
-        >>> report = bench.compare(model, baselines=["torch fused"], rounds=3)
+        >>> report = bench.compare(model, baselines=["torch fused"], rounds=3, show=False)
         >>> [finding.against for finding in report.findings]
         ['torch fused']
 
@@ -81,7 +84,7 @@ def compare(
         raise BenchError(f"params are of {dtype}; float32, float64, bfloat16 and float16 can be compared")
     contests = contests_of(
         [suite],
-        optimizers,
+        [optimizers] if isinstance(optimizers, str) else optimizers,
         choose_baselines(baselines),
         dtypes=[dtype],
         layouts=[layout_of(params)],
@@ -97,6 +100,8 @@ def compare(
     runner.save()
     if folder is not None:
         folder.draw(report)
+    if show and not missing("rich"):
+        report.show()
     return report
 
 

@@ -47,6 +47,16 @@ def where(facts: Mapping[str, Any]) -> str:
     return f"{f'{gpu} beside ' if gpu else ''}{facts['cpu']}, {threads}, torch {facts['torch']}"
 
 
+def work_of_others() -> float | None:
+    """Seconds that the cores have worked for anybody but this process; None where the system does not say."""
+    try:
+        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().partition("\n")[0].split()[1:9])
+    except (OSError, ValueError):
+        return None
+    own = os.times()
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
 def stamp_of(date: str) -> str:
     """An ISO date as file names have it."""
     return date.partition("+")[0].replace(":", "").replace("-", "")

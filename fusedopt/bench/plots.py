@@ -127,7 +127,8 @@ def speedups(measurements: Sequence[Measurement], clock: str, caption: str) -> F
 def doubt(measurement: Measurement, clock: str) -> str:
     """A picture shows no A/A control, so it says where that forbids a conclusion."""
     rounds = measurement["rounds_ns"]
-    return " (noisy)" if is_noisy(clock, compare(rounds[CONTROL], rounds[OURS])) else ""
+    noisy = is_noisy(clock, compare(rounds[CONTROL], rounds[OURS]), measurement.get("crowding"))
+    return " (noisy)" if noisy else ""
 
 
 def streaming_rates(measurements: Sequence[Measurement]) -> dict[str, float]:

@@ -59,6 +59,15 @@ class Report:
     def as_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, default=str) + "\n"
 
+    def show(self) -> None:
+        """Print the tables, as the command does; they need rich, as BenchError says where it is missing."""
+        from .extras import require
+
+        require("rich")
+        from .tables import show
+
+        show(self)
+
 
 def record(name: str, rounds: Rounds, **facts: Any) -> dict[str, Any]:
     summaries = {contestant: asdict(summarise(samples)) for contestant, samples in rounds.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from .clock import COLD, DEVICE, STEP, Clock
 from .contest import Contest
 from .entrants import enter
 from .kernel import KERNEL, kernel_lacks
+from .machine import work_of_others
 from .method import Contestant, Effort, Ratio, Rounds, compare, interleave, scaled, steady, summarise, warm_up
 from .oracle import small, verify
 from .report import NOISY, REPORTED, Finding, Report, milliseconds, record
@@ -30,6 +32,8 @@ LARGE = 2**26
 # How far an A/A control may be from 1. The device's clock repeats well; the host's does not.
 SPREAD = {DEVICE: 1.05, COLD: 1.05}
 HOST_SPREAD = 1.25
+# How much of a core others may take from the threads that are timed.
+CROWDED = 0.25
 # Where a call of ours is short, as many in a row count as one turn as take so many nanoseconds.
 TURN_NS, MOST_REPEATS = 2_000_000, 30
 LEAST_ROUNDS = 5
@@ -39,8 +43,26 @@ LEAST_CALLS = 20
 SETTING_UP = 10e-9
 
 
-def is_noisy(mode: str, control: Ratio) -> bool:
-    return not steady(control, SPREAD.get(mode, HOST_SPREAD))
+def is_noisy(mode: str, control: Ratio, crowding: float | None = None) -> bool:
+    """Whether the copies of ours differ, or others took a part of the cores that ours had use for."""
+    return not steady(control, SPREAD.get(mode, HOST_SPREAD)) or (crowding or 0.0) > CROWDED
+
+
+@contextmanager
+def watching_others(facts: dict[str, Any]) -> Iterator[None]:
+    """Notes as ``crowding`` how many cores others kept busy of those that torch's threads needed; None: unknown.
+
+    It is what an A/A control cannot see: work that slows both copies alike.
+    """
+    before, began = work_of_others(), time.perf_counter()
+    try:
+        yield
+    finally:
+        after, took = work_of_others(), time.perf_counter() - began
+        spare = len(os.sched_getaffinity(0)) - torch.get_num_threads() if hasattr(os, "sched_getaffinity") else 0
+        facts["crowding"] = None
+        if before is not None and after is not None:
+            facts["crowding"] = max((after - before) / took - max(spare, 0), 0.0)
 
 
 class NotMeasured(Exception):
@@ -208,7 +230,8 @@ class Runner:
                 repeat = int(min(max(min(TURN_NS / calls[OURS], affordable), 1), MOST_REPEATS))
             effort = Effort(self.rounds, repeat, each, minimum=min(LEAST_ROUNDS, self.rounds))
             self.watch.begin(name, self.rounds)
-            rounds = interleave(contestants, effort, self.watch.tick, self.clock.measure(mode))
+            with watching_others(facts):
+                rounds = interleave(contestants, effort, self.watch.tick, self.clock.measure(mode))
         except RuntimeError as error:
             if mode not in (DEVICE, COLD):
                 raise
@@ -242,6 +265,7 @@ class Runner:
     def findings(self, name: str, mode: str, rounds: Rounds, moved: int) -> list[Finding]:
         """Ours against each of the others."""
         ours, control = rounds[OURS], compare(rounds[CONTROL], rounds[OURS])
+        noisy = is_noisy(mode, control, self.report.measurements[-1]["crowding"])
         ceiling = self.ceiling.contestant.name if self.ceiling else ""
         rate = moved / summarise(ours).median if moved else None
         return [
@@ -251,7 +275,7 @@ class Runner:
                 measured=compare(theirs, ours),
                 asked=None,
                 at_most=False,
-                verdict=NOISY if is_noisy(mode, control) else REPORTED,
+                verdict=NOISY if noisy else REPORTED,
                 ours_ms=milliseconds(ours),
                 theirs_ms=milliseconds(theirs),
                 control=control,
