@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import ONE_PER_OPTIMIZER, Case, named
+from support import assert_identical
 from tiers import of_a_kind, thinned
 from torch.optim import Optimizer
 
@@ -284,3 +285,68 @@ def test_state_and_groups_may_be_properties() -> None:
     Outer().step()
     assert param.tolist() == [0.5, 0.5, 0.5]
     assert inner.state[param]["momentum_buffer"].tolist() == [1.0, 1.0, 1.0]
+
+
+def _grad_of_one_is_missing(optimizer: Optimizer, params: list[torch.nn.Parameter]) -> None:
+    params[-1].grad = None
+
+
+def _state_of_one_is_another(optimizer: Optimizer, params: list[torch.nn.Parameter]) -> None:
+    state = optimizer.state[params[len(params) // 2]]
+    state["exp_avg"] = state["exp_avg"] * 2
+
+
+def _state_of_one_is_double(optimizer: Optimizer, params: list[torch.nn.Parameter]) -> None:
+    state = optimizer.state[params[-1]]
+    state["exp_avg"].data = state["exp_avg"].double()
+
+
+def _memory_of_one_is_shared_until_written(optimizer: Optimizer, params: list[torch.nn.Parameter]) -> None:
+    state = optimizer.state[params[-1]]
+    state["exp_avg_sq"] = torch._lazy_clone(state["exp_avg_sq"])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        _grad_of_one_is_missing,
+        _state_of_one_is_another,
+        _state_of_one_is_double,
+        _memory_of_one_is_shared_until_written,
+    ],
+)
+def test_what_several_threads_find_is_what_one_finds(
+    edit: Callable[[Optimizer, list[torch.nn.Parameter]], None],
+) -> None:
+    """So many params that looking at them is shared out, which this many elements alone would not be."""
+    values = [torch.randn(64) for _ in range(2000)]
+    made = [[torch.nn.Parameter(v.clone()) for v in values] for _ in range(2)]
+    optimizers = [fusedopt.AdamW(params) for params in made]
+    before = torch.get_num_threads()
+    try:
+        for step in range(6):
+            for threads, params, optimizer in zip((1, 2), made, optimizers, strict=True):
+                torch.set_num_threads(threads)
+                for i, param in enumerate(params):
+                    param.grad = torch.full_like(param, (i + step) % 7 - 3.0)
+                if step == 4:
+                    edit(optimizer, params)
+                optimizer.step()
+    finally:
+        torch.set_num_threads(before)
+    assert_identical(optimizers[1].state_dict(), optimizers[0].state_dict())
+    assert_identical(made[1], made[0])
+
+
+def test_an_error_that_several_threads_meet_is_told_and_nothing_is_written() -> None:
+    params = [torch.nn.Parameter(torch.ones(64)) for _ in range(2000)]
+    optimizer = fusedopt.AdamW(params)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+    kept = params[0].detach().clone()
+    optimizer.state[params[-1]]["exp_avg"] = torch.zeros(63)
+    with pytest.raises(RuntimeError, match="param 1999 of group 0: its state 'exp_avg' has shape"):
+        optimizer.step()
+    assert_identical([params[0].detach()], [kept])

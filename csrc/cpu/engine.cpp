@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 #include "../registry.h"
@@ -146,7 +147,7 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads, con
   const int64_t start = first->work_end - first->numel - kRowOverhead;
   const int64_t work = last[-1].work_end - start;
   const auto all = [&](int64_t grain, auto&& visit) {
-    parallel(work - work / std::max(threads, 1) >= kTeamSaves, threads, [&](int thread, int of) {
+    parallel(work, threads, [&](int thread, int of) {
       visit_share(rule, first, last, start + work * thread / of, start + work * (thread + 1) / of, grain, visit);
     });
   };
@@ -172,8 +173,12 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads, con
       [&](const Row& row, int64_t begin, int64_t end) { rule.sweep[row.variant][is_wide(row)](row, begin, end); });
 }
 
+void in_shares(int64_t count, int64_t work, int threads, const std::function<void(int64_t, int64_t)>& visit) {
+  parallel(work, threads, [&](int thread, int of) { visit(count * thread / of, count * (thread + 1) / of); });
+}
+
 void adam_traffic(float* p, const float* g, float* m, float* v, int64_t n, int threads) {
-  parallel(true, threads, [&](int thread, int of) {
+  parallel(std::numeric_limits<int64_t>::max(), threads, [&](int thread, int of) {
     const int64_t end = n * (thread + 1) / of;
 #pragma GCC ivdep
     for (int64_t i = n * thread / of; i < end; ++i) {

@@ -58,6 +58,9 @@ const Rule& factored_rule();
 // What a row costs beside its elements, in elements: finding it, and ending the vector loop early.
 constexpr int64_t kRowOverhead = 64;
 
+// Calls visit(begin, end) for parts of [0, count), by as many threads as `work`, in elements, is worth.
+void in_shares(int64_t count, int64_t work, int threads, const std::function<void(int64_t, int64_t)>& visit);
+
 // p, m and v of length n written once, p, g, m and v read once, by as many threads: AdamW's memory traffic and nothing
 // else.
 void adam_traffic(float* p, const float* g, float* m, float* v, int64_t n, int threads);

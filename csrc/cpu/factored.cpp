@@ -118,7 +118,7 @@ void step_factored(Factored* first, Factored* last, int threads) {
 
   std::atomic<size_t> next{0};
   // Elements are read and written in up to three sweeps, so fewer of them are worth a team.
-  parallel(3 * (work - work / std::max(threads, 1)) >= kTeamSaves, threads, [&](int thread, int of) {
+  parallel(3 * work, threads, [&](int thread, int of) {
     const auto wait = [of] {
       if (of == 1) return;
 #pragma omp barrier

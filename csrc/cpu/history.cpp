@@ -14,8 +14,7 @@ template <class F>
 void share_chunks(int64_t numel, int64_t vectors, int threads, F&& f) {
   // kTeamSaves counts the elements of an update, which has some four operands.
   const int64_t work = numel * vectors / 4, chunks = history::chunks_of(numel);
-  parallel(work - work / std::max(threads, 1) >= kTeamSaves, threads,
-           [&](int thread, int of) { f(chunks * thread / of, chunks * (thread + 1) / of); });
+  parallel(work, threads, [&](int thread, int of) { f(chunks * thread / of, chunks * (thread + 1) / of); });
 }
 
 // Sweeps with results, and adds these up.

@@ -20,7 +20,7 @@ void share_chunks(const NormEntry* first, const NormEntry* last, int passes, int
   for (const NormEntry* entry = first; entry < last; ++entry) elements += entry->numel;
   // kTeamSaves counts the elements of an update, which touches its operands some seven times.
   const int64_t work = elements * passes / 7, chunks = last[-1].chunks_end;
-  parallel(work - work / std::max(threads, 1) >= kTeamSaves, threads, [&](int thread, int of) {
+  parallel(work, threads, [&](int thread, int of) {
     const int64_t from = chunks * thread / of, to = chunks * (thread + 1) / of;
     const NormEntry* entry =
         std::upper_bound(first, last, from, [](int64_t chunk, const NormEntry& one) { return chunk < one.chunks_end; });

@@ -4,7 +4,9 @@
 #include <omp.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 
 #ifdef __x86_64__
@@ -26,12 +28,19 @@ inline const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] {
 // us, but on a core shared with the caller they have slowed everything before by half.
 constexpr int64_t kTeamSaves = 1 << 18;
 
-// Calls share(thread, of) on each thread of a team, or share(0, 1) where a team is not worth its start. All
-// teams have the same size: libgomp dismisses the threads that a smaller one leaves idle and starts them anew for the
-// next.
+// And those that a team must save which this thread has used so short a time ago that its threads still spin.
+constexpr int64_t kAwakeTeamSaves = kTeamSaves / 16;
+constexpr std::chrono::microseconds kSpinning{200};
+inline thread_local std::chrono::steady_clock::time_point g_team_used;
+
+// Calls share(thread, of) on each thread of a team, or share(0, 1) where a team is not worth its start: `work` is all
+// there is to do, in elements. All teams have the same size: libgomp dismisses the threads that a smaller one leaves
+// idle and starts them anew for the next.
 template <class F>
-void parallel(bool worthwhile, int threads, F&& share) {
-  if (!worthwhile || threads <= 1 || g_team_lost || omp_in_parallel()) return share(0, 1);
+void parallel(int64_t work, int threads, F&& share) {
+  const int64_t saves = work - work / std::max(threads, 1);
+  if (saves < kAwakeTeamSaves || threads <= 1 || g_team_lost || omp_in_parallel()) return share(0, 1);
+  if (saves < kTeamSaves && std::chrono::steady_clock::now() - g_team_used > kSpinning) return share(0, 1);
   g_team_started = true;
 #ifdef __x86_64__
   // Rounding and denormal modes belong to a thread: the team takes over the caller's, or results would depend on it.
@@ -48,6 +57,7 @@ void parallel(bool worthwhile, int threads, F&& share) {
     _mm_setcsr(own);
 #endif
   }
+  g_team_used = std::chrono::steady_clock::now();
 }
 
 }  // namespace fusedopt::cpu

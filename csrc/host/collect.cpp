@@ -37,7 +37,7 @@ bool Plan::attached_as_before(const Row& row, const Source& source) const {
 
 // Whether all that stands behind row `at` is as it was when the row was made; then only the addresses are read anew.
 // Most steps are that for all rows, so this is what a step costs: some 500 instructions a param.
-bool Plan::settled(int slot, size_t at) {
+bool Plan::settled(int slot, size_t at, bool& moved) {
   Source& source = sources_[at];
   if (!source.settled || source.slot != slot) return false;
   const Slot& its = slots_[slot];
@@ -88,8 +88,29 @@ bool Plan::settled(int slot, size_t at) {
   for (int c = 0; c < rule_->counters; ++c)
     source.count[c] = data_of(*source.counter[c], source.counter_type[c].itemsize());
   read_counts(source);
-  rows_changed_ = address(row, source) || rows_changed_;
+  moved = address(row, source) || moved;
   return true;
+}
+
+// All rows at once, by several threads: what is looked at lies about in memory, and each waits for its own. That needs
+// no Python: the caller holds the GIL, so nothing changes meanwhile, and a row that is not as simple is looked at
+// alone.
+bool Plan::all_settled() {
+  if (!simple_ || count_ != slots_.size()) return false;
+  const int64_t count = static_cast<int64_t>(count_);
+  std::atomic<bool> all = true, moved = false;
+  cpu::in_shares(count, elements_ + count * kLookingAt, at::get_num_threads(), [&](int64_t begin, int64_t end) {
+    bool its = false;
+    try {
+      for (int64_t i = begin; i < end && all; ++i)
+        if (!settled(static_cast<int>(i), i, its)) all = false;
+    } catch (...) {  // such as want of memory for a copy-on-write storage, which is told when it is met again
+      all = false;
+    }
+    if (its) moved = true;
+  });
+  rows_changed_ = rows_changed_ || moved;
+  return all;
 }
 
 // Makes row `at` of a slot.

@@ -166,7 +166,8 @@ class Plan {
   bool slots_match(PyObject* state);
   void rebuild_slots(PyObject* state);
   void refuse_replaced() const;
-  bool settled(int slot, size_t at);
+  bool settled(int slot, size_t at, bool& moved);
+  bool all_settled();
   Found collect(int slot, size_t at);
   // Of rules that add up over a tensor in other ways than by `sums`.
   bool needs_whole() const { return rule_->factored; }
@@ -201,6 +202,7 @@ class Plan {
   bool lay_out(Row& row, Source& source);
   bool address(Row& row, const Source& source) const;
   py::list collect_all();
+  void collect_each(bool observed, py::list& leftover);
   bool host_needs_scaling(bool leftover) const;
   void make_ready(const py::object& optimizer);
   bool counts_on_device(const Source& source) const;
@@ -276,6 +278,11 @@ class Plan {
   std::vector<Source> sources_;
   std::vector<Extras> extras_;  // of the rows that have some
   size_t count_ = 0;
+  // Of the last step's rows: whether to look at one takes no Python and cannot fail, and how many elements they have.
+  bool simple_ = false;
+  int64_t elements_ = 0;
+  // What it costs to look at a row, in elements.
+  static constexpr int64_t kLookingAt = 320;
   std::vector<Pass> passes_;
   std::vector<size_t> new_states_;  // rows whose state has yet to be made
   // Whether rows_ have changed since passes_ and new_states_ were made of them, and a number that is new whenever they

@@ -115,16 +115,29 @@ void Plan::find_passes() {
 
 // Fills rows_ and sources_ with what the engine steps, and returns the rest as [(group index, [params])].
 py::list Plan::collect_all() {
-  const int slots = static_cast<int>(slots_.size());
   // A dispatch mode (FakeTensorMode, make_fx, a flop counter) must see operations, so torch's path takes all.
   const bool observed = c10::impl::TorchDispatchModeTLS::any_modes_set();
+  py::list leftover;
+  if (observed || !all_settled()) collect_each(observed, leftover);
+  if (rows_changed_) {
+    ++rows_version_;
+    find_passes();
+    rows_changed_ = false;
+  }
+  return leftover;
+}
+
+void Plan::collect_each(bool observed, py::list& leftover) {
+  const int slots = static_cast<int>(slots_.size());
   const size_t before = count_;
   count_ = 0;
   layouts_.clear();  // rows that have one are made anew in every step
-  py::list leftover, params;
+  py::list params;
   int group = -1;
   for (int slot = 0; slot < slots; ++slot) {
-    Found found = observed ? Found::leftover : settled(slot, count_) ? Found::row : collect(slot, count_);
+    Found found = observed                               ? Found::leftover
+                  : settled(slot, count_, rows_changed_) ? Found::row
+                                                         : collect(slot, count_);
     if (observed && !unpack(slots_[slot].param).unsafeGetTensorImpl()->grad().defined()) found = Found::nothing;
     if (found == Found::row) ++count_;
     if (found != Found::leftover) continue;
@@ -136,12 +149,12 @@ py::list Plan::collect_all() {
     params.append(borrow(slots_[slot].param));
   }
   rows_changed_ = rows_changed_ || count_ != before;
-  if (rows_changed_) {
-    ++rows_version_;
-    find_passes();
-    rows_changed_ = false;
+  simple_ = count_ == slots_.size() && !rule_->indexed;
+  elements_ = 0;
+  for (size_t i = 0; i < count_; ++i) {
+    simple_ = simple_ && sources_[i].settled && !sources_[i].sharded;
+    elements_ += rows_[i].numel;
   }
-  return leftover;
 }
 
 }  // namespace fusedopt
