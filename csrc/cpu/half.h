@@ -47,17 +47,19 @@ inline int64_t encode_vectors(const float*, f16*, int64_t) { return 0; }
 // n numbers; the two arrays share no memory.
 template <class Stored, class T>
 inline void decode_all(const Stored* from, T* to, int64_t n) {
-  int64_t i = 0;
-  if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<T, float>) i = decode_vectors(from, to, n);
+  int64_t done = 0;
+  if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<T, float>) done = decode_vectors(from, to, n);
+  from += done, to += done, n -= done;
 #pragma GCC ivdep
-  for (; i < n; ++i) to[i] = static_cast<T>(decode(from[i]));
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(decode(from[i]));
 }
 template <class T, class Stored>
 inline void encode_all(const T* from, Stored* to, int64_t n) {
-  int64_t i = 0;
-  if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<T, float>) i = encode_vectors(from, to, n);
+  int64_t done = 0;
+  if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<T, float>) done = encode_vectors(from, to, n);
+  from += done, to += done, n -= done;
 #pragma GCC ivdep
-  for (; i < n; ++i) encode(from[i], to[i]);
+  for (int64_t i = 0; i < n; ++i) encode(from[i], to[i]);
 }
 
 // Of roots: the squares, and back by way of a few on the stack.

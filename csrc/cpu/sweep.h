@@ -106,7 +106,8 @@ struct Kernel {
     for (int64_t i = 0; i < n; ++i) {
       typename Parts<P>::Stored params[kParts];
       typename Parts<S>::Stored states[kStates][kParts];
-      const auto update = [&](auto at) {
+      // Left to itself the compiler may call it for each element, once it is in many loops.
+      const auto update = [&](auto at) __attribute__((always_inline)) {
         T value[kStates] = {};
         for (int k = 0; k < kStates; ++k)
           if (R::keeps(variant, k)) value[k] = static_cast<T>(decode(part<at>(state[k][i])));

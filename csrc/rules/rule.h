@@ -123,7 +123,8 @@ FUSEDOPT_HD T lerp(T a, T b, T w) {
 // torch.maximum: a NaN on either side wins.
 template <class T>
 FUSEDOPT_HD T maximum(T a, T b) {
-  return b > a || b != b ? b : a;
+  const T larger = b > a ? b : a;
+  return b != b ? b : larger;
 }
 
 // 0 for what rounding made negative; NaN stays NaN.
