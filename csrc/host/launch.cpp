@@ -1,5 +1,4 @@
 // The part of a step that is particular to CUDA.
-#include "../cuda/factored.h"
 #include "graph_memory.h"
 #include "plan.h"
 
@@ -14,11 +13,11 @@ void Plan::make_ready(const py::object& optimizer) {
     if (pass.device == kHost || pass.wave > 0) continue;
     const OnDevice guard(pass.device);
     const cuda::Place place = {pass.device, current_stream(pass.device)};
-    capturing_ = (rule_->factored ? cuda::ready_for_factored(place) : cuda::ready(place, *rule_)) || capturing_;
+    capturing_ = cuda::ready(place, *rule_) || capturing_;
   }
   if (!capturing_) return;
 
-  if (rule_->indexed || rule_->factored || products_)
+  if (rule_->indexed || products_)
     throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
                              std::string(py::str(py::type::of(optimizer).attr("__name__"))) +
                              ", which torch.optim does not have capturable either: step outside of the capture");

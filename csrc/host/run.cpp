@@ -164,7 +164,7 @@ void Plan::prepare_rows(const Pass& pass) {
     const Source& source = sources_[i];
     // A captured step keeps to its own group: its numbers may come to differ from the others' before a replay.
     const int own = slots_[source.slot].group, group = capturing_ ? own : groups_[own].same_as;
-    const bool wide = rows_[i].param_dtype == Dtype::f64;
+    const bool wide = rows_[i].param_dtype == Dtype::f64 || rule_->factored;
     const cuda::Entry* known = entries.empty() ? nullptr : &entries.back();
     if (!known || known->group != group || known->first != source.first || known->wide != wide ||
         !std::equal(source.before, source.before + rule_->counters, known->counter) || rule_->sums > 0) {
