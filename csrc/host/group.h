@@ -108,6 +108,7 @@ class Group {
   double sign = 1;  // -1 to maximize
   bool differentiable = false;
   bool refuses_capture = false;  // it says that it is not capturable
+  bool capturable = false;       // it says that it is
   bool device_counters = false;  // it wants them on the param's device
   bool fused = false;
   int variant = 0;                         // of the rule, under these hyper-parameters
@@ -231,9 +232,10 @@ class Group {
     };
     sign = is_true(names.maximize) ? -1 : 1;
     differentiable = is_true(names.differentiable);
-    refuses_capture = (find(names.capturable) || names.knows_capturable) && !is_true(names.capturable);
+    capturable = is_true(names.capturable);
+    refuses_capture = (find(names.capturable) || names.knows_capturable) && !capturable;
     fused = is_true(names.fused);
-    device_counters = is_true(names.capturable) || fused || device != kHost;
+    device_counters = capturable || fused || device != kHost;
 
     entries_.clear();
     options.reset();

@@ -55,7 +55,7 @@ void Plan::make_own(size_t i, py::dict& entry, StateScales& scales) {
   const bool on_device = counts_on_device(source);
   const Options& options = options_of(source);
   for (int c = 0; c < rule_->counters; ++c) {
-    if (rule_->indexed) {
+    if (counts_in_python(source)) {
       entry[keys_[rule_->states + c].name] = py::int_(static_cast<int64_t>(rule_->initial_counter(hypers.data(), c)));
       source.counter_object[c] = PyDict_GetItem(entry.ptr(), keys_[rule_->states + c].name.ptr());
       continue;

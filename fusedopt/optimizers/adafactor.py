@@ -40,12 +40,12 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         weight_decay: :math:`\lambda \ge 0`, decoupled. Default: 0.0.
         foreach: accepted for torch's sake; changes nothing. Default: None.
         maximize: ascend. Default: False.
-        capturable: keep `step` on the params' device, so that CUDA graphs can capture a step. Default: False.
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps. Default: None.
         scale_parameter: scale steps with the RMS of the param; else the first factor of the step is 1. Default: True.
         relative_step: bound the step by :math:`t^{-1/2}`; else it is :math:`\gamma`. Default: True.
         warmup_init: bound it by :math:`10^{-6} t` as well; needs `relative_step`. Default: False.
+        capturable: let CUDA graphs capture the step; `step` is kept on the param's device then. Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -86,11 +86,11 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         *,
         foreach: bool | None = None,
         maximize: bool = False,
-        capturable: bool = False,
         fused: bool | None = None,
         scale_parameter: bool = True,
         relative_step: bool = True,
         warmup_init: bool = False,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         master_weights: MasterWeights | None = None,
