@@ -9,9 +9,6 @@ namespace fusedopt {
 // Leading dimensions that remain after those have been merged which all operands allow to.
 constexpr int kMaxLead = 6;
 
-constexpr int kFactoredHypers = 9;
-constexpr int kFactoredScalars = 9;
-
 // Strides in elements: of the leading dimensions, down a column, along a row.
 struct FactoredOperand {
   void* data;
@@ -39,11 +36,10 @@ struct Factored {
   int32_t leads;
   bool vector;
 
-  // In the order of the struct that rules/adafactor.h makes of them.
-  Number hypers[kFactoredHypers];
-  Number step;        // before this one; in device memory it is advanced there
-  double multiplier;  // of the gradient
-  double scalars[kFactoredScalars];
+  const double* scalars;  // as a row's
+  uint32_t entry, slot;   // the same
+  double eps;             // of the dtype of what the arithmetic keeps of the param
+  double scale;           // of the update, which the CPU's sums make
 
   bool has_extras;
   Extras extras;  // where partner and average lie, the operands say
@@ -59,8 +55,6 @@ struct FactoredSums {
 
 // The kernels of one instruction set; [0] for what computes in float, [1] in double. Tiles are [first, last).
 struct FactoredKernels {
-  // Counts the step and makes the tensor's scalars.
-  void (*prepare)(Factored& tensor);
   // Row and column sums of the squared gradient. What is complete within a tile enters the state at once.
   void (*measure[2])(const Factored& tensor, const FactoredSums& sums, int64_t first, int64_t last);
   // One of several shares of what is not.

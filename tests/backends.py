@@ -168,7 +168,7 @@ class Emulated(Backend):
         return swap.at_work(self.engine)
 
     def adopt(self, optimizer: Any) -> Any:
-        return swap.adopt(optimizer, self.engine)
+        return swap.adopt(optimizer, self.engine, self.control)
 
     @contextmanager
     def stream(self, number: int) -> Iterator[None]:

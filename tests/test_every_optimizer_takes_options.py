@@ -186,11 +186,3 @@ def test_a_param_that_is_listed_twice_counts_twice() -> None:
     p.grad = torch.ones(4, 3).to_sparse(1)
     twice.step()
     assert twice.state[p]["step"] == 2
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_capture_is_refused(backend: Backend, name: str) -> None:
-    optimizer = backend.adopt(make(name, torch.float32, backend.place))
-    train(optimizer)
-    with pytest.raises(RuntimeError, match=r"which torch\.optim does not have capturable either"):
-        backend.capture(optimizer.step)

@@ -4,7 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "../rules/rule.h"
+#include "../rules/adafactor.h"
+#include "../shape.h"
 #include "../tiling.h"
 #include "engine.h"
 #include "parallel.h"
@@ -74,29 +75,29 @@ void step_share(const FactoredKernels& kernels, Factored& t, const FactoredSums&
 }  // namespace
 
 const Rule& factored_rule() {
-  static constexpr const char* hypers[] = {"lr",           "beta2_decay",     "eps.0",         "eps.1",      "d",
-                                           "weight_decay", "scale_parameter", "relative_step", "warmup_init"};
-  static constexpr const char* states[] = {"row_var", "col_var", "variance"};
-  static constexpr const char* counters[] = {"step"};
-  static constexpr Kind kinds[] = {Kind::factor, Kind::factor, Kind::factor};
+  using R = Adafactor;
   static const Rule rule = [] {
     Rule rule = {};
-    rule.name = "adafactor";
-    rule.hyper_names = hypers;
-    rule.state_names = states;
-    rule.counter_names = counters;
-    rule.state_kinds = kinds;
-    rule.hypers = kFactoredHypers;
-    rule.states = 3;
-    rule.counters = 1;
-    rule.variants = 2;
+    rule.name = R::name;
+    rule.hyper_names = R::hyper_names;
+    rule.state_names = R::state_names;
+    rule.counter_names = R::counter_names;
+    rule.state_kinds = R::state_kinds;
+    rule.hypers = Shape<R>::kHypers;
+    rule.states = Shape<R>::kStates;
+    rule.scalars = Shape<R>::kScalars;
+    rule.counters = R::counters;
+    rule.variants = R::variants;
     rule.factored = true;
     rule.variant = [](const double*) { return 0; };
     rule.keeps = [](int variant, int state) { return (state == 2) == (variant == 1); };
     rule.like_grad = [](int state) { return state == 2; };
     rule.initial_state = [](const double*, int) { return 0.0; };
     rule.initial_counter = [](const double*, int) { return 0.0; };
-    rule.prepare = [](const double*, double* counters, bool, double*) { counters[0] += 1; };
+    rule.prepare = [](const double* hypers, double* counters, bool first, double* scalars) {
+      const auto made = R::prepare(Shape<R>::hypers(hypers), counters, first);
+      std::memcpy(scalars, &made, sizeof(made));
+    };
     return rule;
   }();
   return rule;
@@ -108,7 +109,6 @@ void step_factored(Factored* first, Factored* last, int threads) {
   int64_t work = 0;
   for (Factored* t = first; t < last; ++t) {
     if (t->numel == 0) continue;
-    kernels.prepare(*t);
     work += t->numel;
     (t->numel < kAlone ? small : large).push_back(t);
   }

@@ -3,7 +3,6 @@
 
 #include "engine.h"
 #include "history.h"
-#include "factored.h"
 #include "norm.h"
 
 namespace fusedopt::cuda {
@@ -45,10 +44,5 @@ int64_t norm_scratch(int64_t) { absent(); }
 void measure(const NormEntry*, const NormEntry*, const NormOrder&, double*, const Place&) { absent(); }
 void clip(const double*, const Number&, const ClipRequest&, const ClipOutput&, const Place&) { absent(); }
 void scale(const NormEntry*, const NormEntry*, const Number&, const Place&) { absent(); }
-
-bool ready_for_factored(const Place&) { absent(); }
-FactoredLaunch::FactoredLaunch(const FactoredStep&) { absent(); }
-void FactoredLaunch::fill(void*, void*) const { absent(); }
-void FactoredLaunch::launch(const Place&, void*) const { absent(); }
 
 }  // namespace fusedopt::cuda

@@ -1,6 +1,7 @@
 // The CUDA engine: how a step is put on a stream.
 #define FUSEDOPT_NAMESPACE fusedopt_cuda
 #include "../registry.h"
+#include "factored.h"
 #include "mirror.h"
 #include "patch.cuh"
 #include "rule_kernels.h"
@@ -10,10 +11,15 @@
 #include <mutex>
 #include <stdexcept>
 
+namespace fusedopt_cuda {
+const fusedopt::cuda::RuleKernels& factored_kernels();
+}
+
 namespace fusedopt::cuda {
 namespace {
 
 const RuleKernels& find_kernels(const Rule& rule) {
+  if (rule.factored) return fusedopt_cuda::factored_kernels();
   for (const Registry& registry : registries())
     for (const CudaRule* kernels = registry.cuda; *kernels; ++kernels)
       if (std::strcmp((*kernels)().name(), rule.name) == 0) return (*kernels)();
@@ -198,12 +204,13 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
   for (const Mirror::Launch& launch : state.mirror.launches()) {
     if (launch.chunks == 0) continue;
     const uint32_t slots = static_cast<uint32_t>(step.slots);
-    const int warps = fusedopt_cuda::warps_of(launch.kernel);
+    const int warps = step.factored ? 1 : fusedopt_cuda::warps_of(launch.kernel);
+    const unsigned threads = step.factored ? fusedopt_cuda::kFactoredThreads : warps * kLanes;
     const uint32_t blocks = (launch.chunks + warps - 1) / warps;
     const UpdateArguments arguments = {state.mirror.view(state.memory),
                                        launch.starts,
                                        launch.sums,
-                                       slots,
+                                       step.factored ? static_cast<uint32_t>(step.last - step.first) : slots,
                                        launch.chunks,
                                        step.found_inf.device ? step.skipped : nullptr,
                                        step.key,
@@ -211,10 +218,10 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
     using Config = const cudaLaunchConfig_t;
     const int kernel = launch.kernel;
     if (step.rule->sums > 0) {
-      put(place, blocks, warps * kLanes, [&](Config& c) { return kernels.measure(c, kernel, arguments); });
+      put(place, blocks, threads, [&](Config& c) { return kernels.measure(c, kernel, arguments); });
       put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, kernel, arguments); });
     }
-    put(place, blocks, warps * kLanes, [&](Config& c) { return kernels.update(c, kernel, arguments); });
+    put(place, blocks, threads, [&](Config& c) { return kernels.update(c, kernel, arguments); });
     wrote = true;
   }
 }

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../step.h"
+#include "../factored.h"
 
 namespace fusedopt::cuda {
 
@@ -36,9 +36,10 @@ struct Entry {
 // One step of some of an optimizer's params, all on one device.
 struct Step {
   const Rule* rule;
-  const Row *first, *last;    // by ascending slots, no slot twice
-  uint64_t rows_version = 0;  // equal for two steps: so are their rows; 0: unknown
-  size_t slots;               // of the optimizer
+  const Row *first, *last;             // by ascending slots, no slot twice
+  const Factored* factored = nullptr;  // of a rule that is: for each row what stands for it
+  uint64_t rows_version = 0;           // equal for two steps: so are their rows; 0: unknown
+  size_t slots;                        // of the optimizer
   std::vector<Group> groups;
   std::vector<Entry> entries;
   uint64_t key = 0;             // of its draws

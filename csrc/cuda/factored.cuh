@@ -6,27 +6,6 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
-// Counts the step of each tensor and makes its scalars.
-__global__ void __launch_bounds__(kThreads) factored_prepare(const __grid_constant__ FactoredPrepare a) {
-  const bool skip = a.found_inf.at && read_number(a.found_inf.at, a.found_inf.dtype) != 0;
-  const uint32_t index = blockIdx.x * kThreads + threadIdx.x;
-  if (a.skipped && index == 0) *a.skipped = skip;
-  if (skip || index >= a.count) return;
-  Factored& t = a.entries[index].tensor;
-  const auto number = [](const fusedopt::Number& n) { return n.device ? read_number(n.device, n.dtype) : n.value; };
-  double values[fusedopt::kFactoredHypers];
-  for (int i = 0; i < fusedopt::kFactoredHypers; ++i) values[i] = number(t.hypers[i]);
-  Adafactor::Hypers hypers;
-  memcpy(&hypers, values, sizeof(hypers));
-  const double step = number(t.step) + 1;
-  if (t.step.device && t.step.dtype == Dtype::f64) *static_cast<double*>(const_cast<void*>(t.step.device)) = step;
-  if (t.step.device && t.step.dtype == Dtype::f32)
-    *static_cast<float*>(const_cast<void*>(t.step.device)) = static_cast<float>(step);
-  const double scale = a.grad_scale.at ? read_number(a.grad_scale.at, a.grad_scale.dtype) : 1;
-  const Adafactor::Scalars scalars = Adafactor::prepare(hypers, t.multiplier / scale, step);
-  memcpy(t.scalars, &scalars, sizeof(scalars));
-}
-
 template <class T>
 __device__ void set_row(const FactoredBlock<T>& block, int64_t matrix, int64_t row, double sum) {
   const Factored& t = block.entry->tensor;
@@ -44,7 +23,8 @@ __device__ void set_col(const FactoredBlock<T>& block, int64_t matrix, int64_t c
   const T before = get<T, AnyStored>(operand, at);
   set<T, AnyStored>(operand, at, Adafactor::average(before, sum, static_cast<double>(t.rows), block.weight));
   // As stored.
-  static_cast<T*>(block.entry->factors)[matrix * t.cols + col] = Adafactor::col_factor(get<T, AnyStored>(operand, at));
+  block.template at<T>(block.entry->factors)[matrix * t.cols + col] =
+      Adafactor::col_factor(get<T, AnyStored>(operand, at));
 }
 
 template <class T, class P, class G>
@@ -55,7 +35,7 @@ __device__ void measure_vector(const FactoredBlock<T>& block, const Strip& strip
   T squares[kSumsPerLane] = {}, update_squares[kSumsPerLane] = {};
   for (int r = 0; r < strip.rows; ++r) {
     const int n = row_length(t, strip, strip.row + r);
-    const FactoredParam<T, P> param(t, 0, strip.row + r, 0);
+    const FactoredParam<T, P> param(block, 0, strip.row + r, 0);
     for (int k = 0; k < kPerLane; k += kSumsPerLane) {
 #pragma unroll
       for (int j = 0; j < kSumsPerLane; ++j) {
@@ -74,20 +54,20 @@ __device__ void measure_vector(const FactoredBlock<T>& block, const Strip& strip
   const double all = add_strips(static_cast<double>(total(squares)));
   const double all_updates = add_strips(static_cast<double>(total(update_squares)));
   if (threadIdx.x > 0) return;
-  block.entry->sums.param[block.index] = all;
-  block.entry->sums.update[block.index] = all_updates;
+  block.template at<double>(block.entry->param)[block.index] = all;
+  block.template at<double>(block.entry->update)[block.index] = all_updates;
 }
 
 // Where the column sums of one block of a matrix go: if it is the only one, to where the factors made of them will be.
 template <class T>
 __device__ T* cols_of_block(const FactoredBlock<T>& block, const Tiling& tiling, int64_t matrix, int64_t which) {
-  void* sums = tiling.blocks > 1 ? block.entry->sums.cols : block.entry->factors;
-  return static_cast<T*>(sums) + (matrix * tiling.blocks + which) * block.entry->tensor.cols;
+  const uint32_t sums = tiling.blocks > 1 ? block.entry->cols : block.entry->factors;
+  return block.template at<T>(sums) + (matrix * tiling.blocks + which) * block.entry->tensor.cols;
 }
 
 // Row and column sums of the squared gradient. Rows that are complete within a tile enter the state at once.
 template <class T, class P, class G>
-__global__ void __launch_bounds__(kThreads) factored_measure(const __grid_constant__ FactoredArguments a) {
+__global__ void __launch_bounds__(kThreads) factored_measure(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<T> block;
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
@@ -97,12 +77,12 @@ __global__ void __launch_bounds__(kThreads) factored_measure(const __grid_consta
   if (t.vector) return measure_vector<T, P, G>(block, strip);
 
   const FactoredOperand& grad = t.operand[fusedopt::kFactoredGrad];
-  const fusedopt::FactoredSums& sums = block.entry->sums;
+  double* const row_sums = block.template at<double>(block.entry->rows);
   T col_sum[kPerLane] = {}, squares[kSumsPerLane] = {};
   for (int r = 0; r < strip.rows; ++r) {
     const int64_t row = strip.row + r;
     const int64_t at_g = element_start(t, fusedopt::kFactoredGrad, strip.matrix, row, strip.col);
-    const FactoredParam<T, P> param(t, strip.matrix, row, strip.col);
+    const FactoredParam<T, P> param(block, strip.matrix, row, strip.col);
     T row_sum[kSumsPerLane] = {};
 #pragma unroll
     for (int k = 0; k < kPerLane; ++k) {
@@ -117,7 +97,7 @@ __global__ void __launch_bounds__(kThreads) factored_measure(const __grid_consta
     const double sum = static_cast<double>(total(row_sum));
     if (lane > 0) continue;
     if (tiling.chunks > 1)
-      sums.rows[(strip.matrix * t.rows + row) * tiling.chunks + strip.chunk] = sum;
+      row_sums[(strip.matrix * t.rows + row) * tiling.chunks + strip.chunk] = sum;
     else
       set_row(block, strip.matrix, row, sum);
   }
@@ -144,21 +124,16 @@ __global__ void __launch_bounds__(kThreads) factored_measure(const __grid_consta
   }
 
   const double all = add_strips(static_cast<double>(total(squares)));
-  if (threadIdx.x == 0) sums.param[block.index] = all;
-}
-
-// How many blocks finish a matrix: one for its rows and their mean, and others for its columns unless these are few.
-FUSEDOPT_HD int64_t finishing_blocks(const Factored& t) {
-  return Tiling(t).blocks > 1 || t.cols > kChunk ? 1 + (t.cols + kThreads - 1) / kThreads : 1;
+  if (threadIdx.x == 0) block.template at<double>(block.entry->param)[block.index] = all;
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) factored_finish(const __grid_constant__ FactoredArguments a) {
+__global__ void __launch_bounds__(kThreads) factored_finish(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<T> block;
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
   const Tiling tiling(t);
-  const fusedopt::FactoredSums& sums = block.entry->sums;
+  const double* const row_sums = block.template at<double>(block.entry->rows);
   const int64_t blocks = finishing_blocks(t), matrix = block.index / blocks, part = block.index % blocks;
   const auto finish_col = [&](int64_t col) {
     double sum = 0;
@@ -175,7 +150,7 @@ __global__ void __launch_bounds__(kThreads) factored_finish(const __grid_constan
     for (int64_t col = threadIdx.x; col < t.cols; col += kThreads) finish_col(col);
   if (tiling.chunks > 1) {
     for (int64_t row = threadIdx.x / kLanes; row < t.rows; row += kTileStrips) {
-      const double sum = add_by_warp(sums.rows + (matrix * t.rows + row) * tiling.chunks, tiling.chunks);
+      const double sum = add_by_warp(row_sums + (matrix * t.rows + row) * tiling.chunks, tiling.chunks);
       if (threadIdx.x % kLanes == 0) set_row(block, matrix, row, sum);
     }
     __syncthreads();
@@ -186,7 +161,8 @@ __global__ void __launch_bounds__(kThreads) factored_finish(const __grid_constan
     sum += get<double, AnyStored>(row_var, element_start(t, fusedopt::kRowVar, matrix, row, 0));
   sum = add_accumulators(sum);
   if (threadIdx.x == 0)
-    block.entry->means[matrix] = Adafactor::mean(sum, static_cast<double>(t.rows), block.scalars.eps1);
+    block.template at<double>(block.entry->means)[matrix] =
+        Adafactor::mean(sum, static_cast<double>(t.rows), block.eps1);
 }
 
 // What turns the gradients of a strip into its update.
@@ -197,7 +173,7 @@ struct StripFactors {
   __device__ StripFactors(const FactoredBlock<T>& block, const Strip& strip) : rows(0) {
     const Factored& t = block.entry->tensor;
     const int lane = threadIdx.x % kLanes;
-    const T* factors = static_cast<const T*>(block.entry->factors) + strip.matrix * t.cols + strip.col;
+    const T* factors = block.template at<const T>(block.entry->factors) + strip.matrix * t.cols + strip.col;
 #pragma unroll
     for (int k = 0; k < kPerLane; ++k)
       cols[k] = strip.rows > 0 && k * kLanes + lane < strip.cols ? factors[k * kLanes + lane] : T(0);
@@ -205,13 +181,13 @@ struct StripFactors {
       rows = Adafactor::row_factor(
           get<T, AnyStored>(t.operand[fusedopt::kRowVar],
                             element_start(t, fusedopt::kRowVar, strip.matrix, strip.row + lane, 0)),
-          block.entry->means[strip.matrix]);
+          block.template at<double>(block.entry->means)[strip.matrix]);
   }
 };
 
 // Squares of the update.
 template <class T, class P, class G>
-__global__ void __launch_bounds__(kThreads) factored_square(const __grid_constant__ FactoredArguments a) {
+__global__ void __launch_bounds__(kThreads) factored_square(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<T> block;
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
@@ -233,43 +209,43 @@ __global__ void __launch_bounds__(kThreads) factored_square(const __grid_constan
     }
   }
   const double all = add_strips(static_cast<double>(total(squares)));
-  if (threadIdx.x == 0) block.entry->sums.update[block.index] = all;
+  if (threadIdx.x == 0) block.template at<double>(block.entry->update)[block.index] = all;
 }
 
 // A block for each tensor: the scale of its update.
-__global__ void __launch_bounds__(kThreads) factored_conclude(const __grid_constant__ FactoredArguments a) {
-  if (a.skipped && *a.skipped) return;
-  FactoredEntry& entry = a.entries[blockIdx.x];
+__global__ void __launch_bounds__(kThreads) factored_conclude(const __grid_constant__ UpdateArguments a) {
+  FactoredBlock<double> block;
+  if (!block.find(a)) return;
+  const FactoredEntry& entry = *block.entry;
   const int64_t tiles = entry.tensor.numel > 0 ? Tiling(entry.tensor).tiles : 0;
   double squares = 0, update_squares = 0;
   for (int64_t i = threadIdx.x; i < tiles; i += kThreads) {
-    squares += entry.sums.param[i];
-    update_squares += entry.sums.update[i];
+    squares += block.at<double>(entry.param)[i];
+    update_squares += block.at<double>(entry.update)[i];
   }
   squares = add_accumulators(squares);
   update_squares = add_accumulators(update_squares);
   if (threadIdx.x > 0) return;
-  Adafactor::Scalars scalars;
-  memcpy(&scalars, entry.tensor.scalars, sizeof(scalars));
-  scalars.scale = Adafactor::scale(scalars, squares, update_squares, static_cast<double>(entry.tensor.numel));
-  memcpy(entry.tensor.scalars, &scalars, sizeof(scalars));
+  *block.at<double>(entry.scale) =
+      Adafactor::scale(block.scalars, squares, update_squares, static_cast<double>(entry.tensor.numel));
 }
 
 template <class T, class P, class G>
-__global__ void __launch_bounds__(kThreads) factored_update(const __grid_constant__ FactoredArguments a) {
+__global__ void __launch_bounds__(kThreads) factored_update(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<T> block;
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
   const Strip strip(t, Tiling(t), block.index, threadIdx.x / kLanes);
   const FactoredOperand &grad = t.operand[fusedopt::kFactoredGrad], &variance = t.operand[fusedopt::kVariance];
-  const T keep = static_cast<T>(block.scalars.keep), scale = static_cast<T>(block.scalars.scale);
+  const T keep = static_cast<T>(block.scalars.keep),
+          scale = static_cast<T>(*block.template at<double>(block.entry->scale));
   const auto step = [&](const FactoredParam<T, P>& param, int i, int64_t at_g, auto&& updated) {
     const T g = get<T, G>(grad, at_g) * block.multiplier;
     param.store(i, Adafactor::step(param.load(i), updated(g), keep, scale));
   };
   if (t.vector) {
     for (int r = 0; r < strip.rows; ++r) {
-      const FactoredParam<T, P> param(t, 0, strip.row + r, 0);
+      const FactoredParam<T, P> param(block, 0, strip.row + r, 0);
       for (int i = threadIdx.x % kLanes; i < row_length(t, strip, strip.row + r); i += kLanes) {
         const int64_t e = (strip.row + r) * kChunk + i;
         step(param, i, e * grad.col,
@@ -280,7 +256,7 @@ __global__ void __launch_bounds__(kThreads) factored_update(const __grid_constan
   }
   const StripFactors<T> factors(block, strip);
   for (int r = 0; r < strip.rows; ++r) {
-    const FactoredParam<T, P> param(t, strip.matrix, strip.row + r, strip.col);
+    const FactoredParam<T, P> param(block, strip.matrix, strip.row + r, strip.col);
     const int64_t at_g = element_start(t, fusedopt::kFactoredGrad, strip.matrix, strip.row + r, strip.col);
     const T row = __shfl_sync(~0u, factors.rows, r);
 #pragma unroll

@@ -1,54 +1,77 @@
-// Steps of tensors with factored second moments on a CUDA device, as csrc/host sees them: no torch, no CUDA headers.
-// Compiled with nvcc it is factored.cu; without, absent.cpp.
+// Tensors with factored second moments in the table of a step: what stands for each where other steps have rows, and
+// which launches step them.
 #pragma once
 
-#include <vector>
-
-#include "../factored.h"
+#include "../tiling.h"
 #include "engine.h"
+#include "table.h"
 
-namespace fusedopt::cuda {
+namespace FUSEDOPT_NAMESPACE {
 
-struct FactoredStep {
-  const Factored *first, *last;
-  Number grad_scale;            // if on the device, to divide the gradients by
-  Number found_inf;             // if on the device, anything but zero there makes the step nothing
-  uint32_t* skipped = nullptr;  // device memory that is told so; not null if found_inf is on the device
+using fusedopt::Factored;
+
+constexpr int kFactoredThreads = kTileStrips * fusedopt::cuda::kLanes;
+
+// Kernels are numbered pass by pass, and in each by what they serve: the storages that have kernels of their own, any
+// others, and params with extras, the last two with arithmetic in float and in double.
+enum FactoredPass { kMeasure, kFinish, kSquare, kConclude, kFactoredUpdate, kFactoredPasses };
+constexpr int kFactoredKinds = 8;
+// Blocks of tiles and of finishes, for each kind; of tensors.
+constexpr int kFactoredStarts = 2 * kFactoredKinds + 1;
+
+inline bool is_wide(const Factored& t) { return t.operand[fusedopt::kFactoredParam].dtype == fusedopt::Dtype::f64; }
+
+inline int kind_of(const Factored& t) {
+  using fusedopt::Dtype;
+  const Dtype param = t.operand[fusedopt::kFactoredParam].dtype, grad = t.operand[fusedopt::kFactoredGrad].dtype;
+  if (t.has_extras) return 6 + is_wide(t);
+  if (param != grad) return 4 + is_wide(t);
+  return param == Dtype::f32 ? 0 : param == Dtype::bf16 ? 1 : param == Dtype::f16 ? 2 : 3;
+}
+
+// How many blocks finish a matrix: one for its rows and their mean, and others for its columns unless these are few.
+FUSEDOPT_HD int64_t finishing_blocks(const Factored& t) {
+  return Tiling(t).blocks > 1 || t.cols > fusedopt::kChunk ? 1 + (t.cols + kFactoredThreads - 1) / kFactoredThreads : 1;
+}
+
+inline int64_t tiles_of(const Factored& t) { return t.numel > 0 ? Tiling(t).tiles : 0; }
+inline int64_t finishes_of(const Factored& t) {
+  return t.numel > 0 && !t.vector ? t.matrices * finishing_blocks(t) : 0;
+}
+
+// A tensor, and the words of the table where its sums are.
+struct FactoredEntry {
+  Factored tensor;
+  uint32_t param, update, rows, cols;  // as in FactoredSums
+  uint32_t factors;                    // of each column
+  uint32_t means;                      // of each matrix's row_var, clamped
+  uint32_t scale, padding;             // of the update
+
+  // Takes words from `at` on.
+  FactoredEntry(const Factored& t, uint32_t& at) : tensor(t), padding(0) {
+    // These come as arguments, and would be another word at every step.
+    tensor.scalars = nullptr;
+    tensor.extras.key = 0;
+    const Tiling tiling(t);
+    const bool matrices = t.numel > 0 && !t.vector;
+    const int64_t tiles = tiles_of(t);
+    const auto take = [&](int64_t numbers) {
+      const uint32_t first = at;
+      at += static_cast<uint32_t>(numbers);
+      return first;
+    };
+    const auto take_if = [&](bool needed, int64_t numbers) { return take(matrices && needed ? numbers : 0); };
+    const auto words = [&](int64_t numbers) { return is_wide(t) ? numbers : (numbers + 1) / 2; };
+    param = take(tiles);
+    update = take(tiles);
+    rows = take_if(tiling.chunks > 1, t.matrices * t.rows * tiling.chunks);
+    cols = take_if(tiling.blocks > 1, words(t.matrices * tiling.blocks * t.cols));
+    factors = take_if(true, words(t.matrices * t.cols));
+    means = take_if(true, t.matrices);
+    scale = take(1);
+  }
 };
+constexpr int kFactoredWords = sizeof(FactoredEntry) / sizeof(uint64_t);
+static_assert(sizeof(FactoredEntry) % sizeof(uint64_t) == 0);
 
-// Throws if a step cannot be put there: an earlier kernel failed, or the device is none that was built for. Returns
-// whether the stream is being captured into a graph.
-bool ready_for_factored(const Place& place);
-
-// One step, in memory of the device that nobody else uses until its kernels have run.
-class FactoredLaunch {
- public:
-  explicit FactoredLaunch(const FactoredStep& step);
-
-  size_t bytes() const { return bytes_; }
-  // The first so many of them have to hold what fill() writes.
-  size_t table_bytes() const { return table_bytes_; }
-  void fill(void* image, void* memory) const;
-  void launch(const Place& place, void* memory) const;
-
-  // The storages that have kernels of their own, two for any others, and two for params with extras: arithmetic in
-  // float, and in double.
-  static constexpr int kClasses = 8;
-
- private:
-  // Running totals of blocks before each tensor, of one class.
-  struct Starts {
-    std::vector<uint32_t> tiles = {0}, finishes = {0};
-  };
-  struct Parts {
-    size_t param, update, rows, cols, factors, means;
-  };
-  size_t starts_at(int kind, bool finishes) const;
-
-  FactoredStep step_;
-  Starts starts_[kClasses];
-  std::vector<Parts> parts_;  // where the sums of each tensor lie
-  size_t tensors_, table_bytes_, bytes_;
-};
-
-}  // namespace fusedopt::cuda
+}  // namespace FUSEDOPT_NAMESPACE

@@ -6,41 +6,19 @@
 #include <type_traits>
 
 #include "../rules/adafactor.h"
-#include "../tiling.h"
 #include "../write_back.h"
+#include "factored.h"
 #include "kernels.cuh"
 #include "sum.cuh"
 
 namespace FUSEDOPT_NAMESPACE {
 
-using fusedopt::Factored;
 using fusedopt::FactoredOperand;
 using fusedopt::kAccumulators;
 
-constexpr int kThreads = kTileStrips * kLanes;
+constexpr int kThreads = kFactoredThreads;
 static_assert(kThreads == kAccumulators);
 constexpr int kPerLane = kChunk / kLanes;  // elements of a row
-
-struct FactoredEntry {
-  Factored tensor;
-  fusedopt::FactoredSums sums;
-  void* factors;  // of each column
-  double* means;  // of each matrix's row_var, clamped
-};
-
-struct FactoredArguments {
-  FactoredEntry* entries;
-  const uint32_t* starts;  // of the blocks of each tensor
-  uint32_t count;
-  const uint32_t* skipped;  // null: known to be 0
-};
-
-struct FactoredPrepare {
-  FactoredEntry* entries;
-  uint32_t count;
-  DeviceNumber grad_scale, found_inf;
-  uint32_t* skipped;
-};
 
 // Any storage, looked up as it goes.
 struct AnyStored {};
@@ -66,6 +44,44 @@ __device__ void set(const FactoredOperand& operand, int64_t at, T value) {
   }
 }
 
+// The tensor of a block, which of its blocks this is, and what is constant over the tensor.
+template <class T>
+struct FactoredBlock {
+  uint64_t* words;  // of the table
+  const FactoredEntry* entry;
+  int64_t index;
+  uint64_t key;  // of its draws
+  Adafactor::Scalars<double> scalars;
+  double eps1;
+  T limit, weight, multiplier;
+
+  // False if the step is none.
+  __device__ bool find(const UpdateArguments& a) {
+    if (a.skipped && *a.skipped) return false;
+    words = a.table.words;
+    const uint32_t* starts = reinterpret_cast<const uint32_t*>(words + a.starts);
+    const uint32_t which = find_row(starts, a.rows, blockIdx.x, threadIdx.x % kLanes);
+    entry = reinterpret_cast<const FactoredEntry*>(words + a.table.rows) + which;
+    index = blockIdx.x - starts[which];
+    const Factored& t = entry->tensor;
+    key = stream(stream(a.key, a.first_slot + t.slot), fusedopt::kParam);
+    const uint64_t* numbers =
+        words + a.table.scalars + t.entry * fusedopt::cuda::scalar_words(Shape<Adafactor>::kScalars);
+    multiplier = static_cast<T>(bit_cast<double>(numbers[0]));
+    scalars = Shape<Adafactor>::scalars<double>(reinterpret_cast<const double*>(numbers));
+    eps1 = Adafactor::eps1(scalars, t.eps);
+    limit = static_cast<T>(1 / eps1);
+    weight = static_cast<T>(scalars.weight);
+    return true;
+  }
+
+  // What lies from a word of the table on.
+  template <class Number>
+  __device__ Number* at(uint32_t word) const {
+    return reinterpret_cast<Number*>(words + word);
+  }
+};
+
 // Params that have extras, in any storage.
 struct WithExtras {};
 
@@ -75,8 +91,8 @@ struct FactoredParam {
   const Factored& t;
   int64_t at;
 
-  __device__ FactoredParam(const Factored& t, int64_t matrix, int64_t row, int64_t col)
-      : t(t), at(element_start(t, fusedopt::kFactoredParam, matrix, row, col)) {}
+  __device__ FactoredParam(const FactoredBlock<T>& block, int64_t matrix, int64_t row, int64_t col)
+      : t(block.entry->tensor), at(element_start(t, fusedopt::kFactoredParam, matrix, row, col)) {}
   __device__ T load(int64_t i) const { return get<T, P>(operand(), at + i * operand().col); }
   __device__ void store(int64_t i, T p) const { set<T, P>(operand(), at + i * operand().col, p); }
 
@@ -87,10 +103,11 @@ struct FactoredParam {
 template <class T>
 struct FactoredParam<T, WithExtras> {
   const Factored& t;
+  uint64_t key;
   int64_t matrix, row, col;
 
-  __device__ FactoredParam(const Factored& t, int64_t matrix, int64_t row, int64_t col)
-      : t(t), matrix(matrix), row(row), col(col) {}
+  __device__ FactoredParam(const FactoredBlock<T>& block, int64_t matrix, int64_t row, int64_t col)
+      : t(block.entry->tensor), key(block.key), matrix(matrix), row(row), col(col) {}
   // Loops over a lane's elements are unrolled, and this is too long to be in them.
   __device__ __noinline__ T load(int64_t i) const {
     const Element element = {*this, i};
@@ -130,7 +147,7 @@ struct FactoredParam<T, WithExtras> {
     }
     __device__ void store_by_chance(const T* p) const {
       const int64_t e = (of.matrix * of.t.rows + of.row) * of.t.cols + of.col + i;
-      const uint32_t random = draw(stream(of.t.extras.key, fusedopt::kParam), e);
+      const uint32_t random = draw(of.key, e);
       with_storage(role(fusedopt::kParam).dtype, [&](auto type) {
         encode_by_chance(*p, random,
                          static_cast<decltype(type)*>(role(fusedopt::kParam).data)[place(fusedopt::kParam)]);
@@ -149,28 +166,6 @@ struct FactoredParam<T, WithExtras> {
       return element_start(of.t, number(operand), of.matrix, of.row, of.col) + i * role(operand).col;
     }
   };
-};
-
-// The tensor of a block, and which of its blocks this is.
-template <class T>
-struct FactoredBlock {
-  const FactoredEntry* entry;
-  int64_t index;
-  Adafactor::Scalars scalars;
-  T limit, weight, multiplier;
-
-  // False if the step is none.
-  __device__ bool find(const FactoredArguments& a) {
-    if (a.skipped && *a.skipped) return false;
-    const uint32_t which = find_row(a.starts, a.count, blockIdx.x, threadIdx.x % kLanes);
-    entry = a.entries + which;
-    index = blockIdx.x - a.starts[which];
-    memcpy(&scalars, entry->tensor.scalars, sizeof(scalars));
-    limit = static_cast<T>(1 / scalars.eps1);
-    weight = static_cast<T>(scalars.weight);
-    multiplier = static_cast<T>(scalars.multiplier);
-    return true;
-  }
 };
 
 // Adds what the warps found of a tile, one after another.

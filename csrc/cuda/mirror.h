@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "factored.h"
 #include "table.h"
 
 namespace fusedopt::cuda {
@@ -31,8 +32,16 @@ class Mirror {
     groups_ = step.groups.size();
     launches_.clear();
     launch_of_.clear();
-    size_t layouts = 0, extras = 0, sums = 0;
-    for (const Row* row = step.first; row < step.last; ++row) {
+    size_t layouts = 0, extras = 0, sums = 0, rows = step.slots * row_words(rule.states), starts = 0;
+    if (step.factored) {
+      rows = (step.last - step.first) * fusedopt_cuda::kFactoredWords;
+      starts = fusedopt_cuda::kFactoredStarts * starts_words(step.last - step.first);
+      uint32_t taken = 0;
+      for (const Row* row = step.first; row < step.last; ++row)
+        fusedopt_cuda::FactoredEntry(step.factored[row - step.first], taken);
+      sums = taken;
+    }
+    for (const Row* row = step.first; row < step.last && !step.factored; ++row) {
       const int kernel = kernel_of(*row);
       size_t launch = 0;
       while (launch < launches_.size() && launches_[launch].kernel != kernel) ++launch;
@@ -42,10 +51,11 @@ class Mirror {
       if (row->layout) layouts += layout_words(row->layout->dims, rule.states);
       if (row->extras) extras += extras_words(rule.states);
     }
+    if (!step.factored) starts = launches_.size() * starts_words(step.slots);
     const size_t need[kSections] = {step.groups.size() * group_words(rule.hypers),
                                     step.entries.size() * entry_words(rule.counters),
-                                    step.slots * row_words(rule.states),
-                                    launches_.size() * starts_words(step),
+                                    rows,
+                                    starts,
                                     layouts,
                                     extras,
                                     step.entries.size() * scalar_words(rule.scalars),
@@ -58,7 +68,7 @@ class Mirror {
       begin_[s] = static_cast<uint32_t>(end);
       end += capacity_[s];
     }
-    known_.assign(end, 0);
+    known_.assign(begin_[kScalars], 0);  // what follows the device writes itself
     drop();
     lost_ = true;
     return end;
@@ -72,7 +82,8 @@ class Mirror {
   void compose(const Step& step) {
     compose_groups(step);
     compose_entries(step);
-    if (step.rows_version != rows_version_ || rows_version_ == 0) compose_rows(step);
+    if (step.rows_version != rows_version_ || rows_version_ == 0)
+      step.factored ? compose_factored(step) : compose_rows(step);
     rows_version_ = step.rows_version;
   }
 
@@ -124,7 +135,7 @@ class Mirror {
   }
   static uint64_t kind_of(const Number& number) { return number.device ? cuda::kind_of(number.dtype) : kImmediate; }
   static uint64_t halves(uint64_t low, uint64_t high) { return high << 32 | low; }
-  static uint32_t starts_words(const Step& step) { return static_cast<uint32_t>((step.slots + 2) / 2); }
+  static uint32_t starts_words(size_t rows) { return static_cast<uint32_t>((rows + 2) / 2); }
 
   void put(uint32_t at, uint64_t word) {
     if (known_[at] == word) return;
@@ -153,7 +164,7 @@ class Mirror {
 
   void compose_rows(const Step& step) {
     const int states = step.rule->states, stride = row_words(states);
-    const uint32_t words = starts_words(step);
+    const uint32_t words = starts_words(step.slots);
     starts_.assign(launches_.size() * words * 2, 0);
     next_.assign(launches_.size(), 0);
     for (Launch& launch : launches_) launch.chunks = 0;
@@ -188,6 +199,44 @@ class Mirror {
       launches_[l].sums = sums;
       sums += launches_[l].chunks * step.rule->sums;
       for (uint32_t w = 0; w < words; ++w) put(at++, halves(starts[2 * w], starts[2 * w + 1]));
+    }
+  }
+
+  void compose_factored(const Step& step) {
+    using namespace fusedopt_cuda;
+    const size_t count = step.last - step.first;
+    uint32_t at = begin_[kRows], sums = begin_[kSums];
+    for (size_t i = 0; i < count; ++i) {
+      const FactoredEntry entry(step.factored[i], sums);
+      uint64_t words[kFactoredWords];
+      std::memcpy(words, &entry, sizeof(words));
+      for (const uint64_t word : words) put(at++, word);
+    }
+
+    at = begin_[kStarts];
+    const auto with_starts = [&](auto&& blocks) {
+      starts_.assign(2 * starts_words(count), 0);
+      for (size_t i = 0; i < count; ++i) starts_[i + 1] = starts_[i] + static_cast<uint32_t>(blocks(step.factored[i]));
+      const Launch launch = {0, at, starts_[count], 0};
+      for (uint32_t w = 0; w < starts_words(count); ++w) put(at++, halves(starts_[2 * w], starts_[2 * w + 1]));
+      return launch;
+    };
+    Launch of_tiles[kFactoredKinds], of_finishes[kFactoredKinds];
+    for (int kind = 0; kind < kFactoredKinds; ++kind) {
+      of_tiles[kind] =
+          with_starts([=](const Factored& t) { return fusedopt_cuda::kind_of(t) == kind ? tiles_of(t) : 0; });
+      of_finishes[kind] =
+          with_starts([=](const Factored& t) { return fusedopt_cuda::kind_of(t) == kind ? finishes_of(t) : 0; });
+    }
+    const Launch of_tensors = with_starts([](const Factored&) { return 1; });
+
+    launches_.clear();
+    for (int pass = 0; pass < kFactoredPasses; ++pass) {
+      for (int kind = 0; kind < kFactoredKinds; ++kind) {
+        launches_.push_back(pass == kFinish ? of_finishes[kind] : pass == kConclude ? of_tensors : of_tiles[kind]);
+        launches_.back().kernel = pass * kFactoredKinds + kind;
+        if (pass == kConclude) break;
+      }
     }
   }
 

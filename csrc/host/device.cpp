@@ -36,8 +36,6 @@ void use_on_stream(int index, const at::Tensor& memory) {
   guard.recordDataPtrOnStream(memory.storage().data_ptr(), guard.getStream(torch_device(index)));
 }
 
-bool wants_pinned_memory() { return true; }
-
 // The graph's memory pool keeps it.
 void keep_for_replays(bool, const at::Tensor&) {}
 

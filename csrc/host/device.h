@@ -30,8 +30,6 @@ void* current_stream(int index);
 at::Tensor zeros_on(int index, int64_t bytes);
 // Has the allocator know that the current stream uses memory of another.
 void use_on_stream(int index, const at::Tensor& memory);
-// Whether copies to a device need pinned memory in order not to wait for it.
-bool wants_pinned_memory();
 // What a captured step has allocated stays for its replays.
 void keep_for_replays(bool captured, const at::Tensor& memory);
 

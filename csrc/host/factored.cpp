@@ -1,6 +1,5 @@
 // Steps of a rule whose second moments are factored (Adafactor): rows as its engines want them, with the sums of rows
 // and columns in the states' place.
-#include "../cuda/factored.h"
 #include "plan.h"
 
 namespace fusedopt {
@@ -88,7 +87,6 @@ bool Plan::lay_out_factored(Row& row, Source& source) const {
 
 // A row with its numbers.
 Factored Plan::factored_row(const Row& row, const Source& source) const {
-  const Group& group = groups_[slots_[source.slot].group];
   Factored t = {};
   describe(row, source, t);
   const auto set = [&](int role, const void* data, Dtype dtype) {
@@ -105,14 +103,12 @@ Factored Plan::factored_row(const Row& row, const Source& source) const {
     set(kFactoredPartner, t.extras.partner, t.extras.partner_dtype);
     set(kFactoredAverage, t.extras.average, t.extras.average_dtype);
   }
-  std::copy_n(group.hypers.begin(), kFactoredHypers, t.hypers);
   // torch.finfo(dtype).eps of what the arithmetic keeps of the param.
-  if (Number& eps = t.hypers[2]; !eps.device && eps.value < 0) {
-    const at::ScalarType dtype = source.attached[kPartnerTensor] ? at::kFloat : source.param->dtype().toScalarType();
-    eps.value = dtype == at::kDouble ? 0x1p-52 : dtype == at::kFloat ? 0x1p-23 : dtype == at::kHalf ? 0x1p-10 : 0x1p-7;
-  }
-  t.step = source.before[0];
-  t.multiplier = group.sign * scaling_.multiplier();
+  const at::ScalarType dtype = source.attached[kPartnerTensor] ? at::kFloat : source.param->dtype().toScalarType();
+  t.eps = dtype == at::kDouble ? 0x1p-52 : dtype == at::kFloat ? 0x1p-23 : dtype == at::kHalf ? 0x1p-10 : 0x1p-7;
+  t.scalars = work_.prepared[row.entry].scalars;
+  t.entry = row.entry;
+  t.slot = row.slot;
   return t;
 }
 
@@ -126,25 +122,8 @@ void Plan::run_factored(const Pass& pass) {
   if (pass.device == kHost)
     return without_gil(
         work, [&] { cpu::step_factored(tensors.data(), tensors.data() + tensors.size(), at::get_num_threads()); });
-
-  const OnDevice guard(pass.device);
-  const cuda::Place place = {pass.device, current_stream(pass.device)};
-  cuda::FactoredStep step;
-  step.first = tensors.data();
-  step.last = tensors.data() + tensors.size();
-  const Scaling::There scaling = scaling_.on(place, capturing_);
-  step.grad_scale = scaling.divisor;
-  step.found_inf = scaling.found_inf;
-  step.skipped = scaling.skipped;
-  const cuda::FactoredLaunch launch(step);
-  // torch's allocators know when the stream is done with both.
-  const at::Tensor memory =
-      at::empty({static_cast<int64_t>(launch.bytes())}, at::TensorOptions(torch_device(pass.device)).dtype(at::kByte));
-  const at::Tensor image = at::empty({static_cast<int64_t>(launch.table_bytes())},
-                                     at::TensorOptions(at::kCPU).dtype(at::kByte).pinned_memory(wants_pinned_memory()));
-  launch.fill(image.mutable_data_ptr(), memory.mutable_data_ptr());
-  memory.narrow(0, 0, image.numel()).copy_(image, /*non_blocking=*/true);
-  launch.launch(place, memory.mutable_data_ptr());
+  work_.step.factored = tensors.data();
+  run(work_, rows_.data() + pass.first, rows_.data() + pass.last, pass.device);
 }
 
 }  // namespace fusedopt

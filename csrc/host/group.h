@@ -67,6 +67,7 @@ struct GroupNames {
   py::set options;               // options that a group may have for itself,
   py::object resolve;            // and (group, index) -> what options.h reads
   bool factored;                 // see Rule
+  bool knows_capturable;         // the class does, whose groups have it only if it is true
   Ref params = intern("params"), maximize = intern("maximize"), differentiable = intern("differentiable"),
       capturable = intern("capturable"), fused = intern("fused");
 
@@ -76,7 +77,8 @@ struct GroupNames {
         optional(names_in(settings, "optional")),
         refused(names_in(settings, "refused")),
         options(names_in(settings, "options")),
-        factored(rule.factored) {
+        factored(rule.factored),
+        knows_capturable(given.contains("capturable")) {
     if (settings.contains("resolve")) resolve = settings["resolve"];
     for (int i = 0; i < rule.hypers; ++i) {
       const std::string name = rule.hyper_names[i];
@@ -106,6 +108,7 @@ class Group {
   double sign = 1;  // -1 to maximize
   bool differentiable = false;
   bool refuses_capture = false;  // it says that it is not capturable
+  bool capturable = false;       // it says that it is
   bool device_counters = false;  // it wants them on the param's device
   bool fused = false;
   int variant = 0;                         // of the rule, under these hyper-parameters
@@ -229,9 +232,10 @@ class Group {
     };
     sign = is_true(names.maximize) ? -1 : 1;
     differentiable = is_true(names.differentiable);
-    refuses_capture = find(names.capturable) && !is_true(names.capturable);
+    capturable = is_true(names.capturable);
+    refuses_capture = (find(names.capturable) || names.knows_capturable) && !capturable;
     fused = is_true(names.fused);
-    device_counters = is_true(names.capturable) || fused || device != kHost;
+    device_counters = capturable || fused || device != kHost;
 
     entries_.clear();
     options.reset();

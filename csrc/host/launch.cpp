@@ -1,5 +1,4 @@
 // The part of a step that is particular to CUDA.
-#include "../cuda/factored.h"
 #include "graph_memory.h"
 #include "plan.h"
 
@@ -14,14 +13,15 @@ void Plan::make_ready(const py::object& optimizer) {
     if (pass.device == kHost || pass.wave > 0) continue;
     const OnDevice guard(pass.device);
     const cuda::Place place = {pass.device, current_stream(pass.device)};
-    capturing_ = (rule_->factored ? cuda::ready_for_factored(place) : cuda::ready(place, *rule_)) || capturing_;
+    capturing_ = cuda::ready(place, *rule_) || capturing_;
+    if (products_) cuda::ready(place, *products_->after);
   }
   if (!capturing_) return;
 
-  if (rule_->indexed || rule_->factored || products_)
-    throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
-                             std::string(py::str(py::type::of(optimizer).attr("__name__"))) +
-                             ", which torch.optim does not have capturable either: step outside of the capture");
+  if (owes_sums_)
+    throw std::runtime_error(
+        "a step of tensors of which this process has shards, and whose rule needs the whole of them, waits for other "
+        "processes, and cannot be captured into a CUDA graph; step outside of the capture");
   for (const Group& group : groups_)
     if (group.refuses_capture)
       throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
@@ -47,15 +47,16 @@ void Plan::make_ready(const py::object& optimizer) {
 // Whether the host must know found_inf and what gradients are divided by: to step params on the CPU or leave some to
 // torch, and to make no states in a step that is none. Not in steady state.
 bool Plan::host_needs_scaling(bool leftover) const {
-  bool host = leftover || (!new_states_.empty() && !capturing_) || rule_->indexed;
+  bool host = leftover || (!new_states_.empty() && !capturing_);
   for (const Pass& pass : passes_) host = host || pass.device == kHost;
+  for (size_t i = 0; i < count_; ++i) host = host || (rule_->indexed && counts_in_python(sources_[i]));
   return host;
 }
 
 // Whether a param's counters belong on its device: where torch has them there, where the host cannot know whether a
 // step takes place, and where one of them is there already, since loading a checkpoint moves all but `step`.
 bool Plan::counts_on_device(const Source& source) const {
-  if (source.device == kHost || rule_->indexed) return false;
+  if (source.device == kHost || counts_in_python(source)) return false;
   bool one = scaling_.known_there_alone() || device_counters_ || groups_[slots_[source.slot].group].device_counters;
   for (int c = 0; c < rule_->counters; ++c) one = one || source.before[c].device;
   return one;
@@ -65,14 +66,17 @@ bool Plan::counts_on_device(const Source& source) const {
 void Plan::move_counters() {
   bool wanted = scaling_.known_there_alone() || device_counters_ || rule_->counters > 1;
   for (const Group& group : groups_) wanted = wanted || group.device_counters;
-  if (!wanted || rule_->counters == 0 || rule_->indexed) return;
+  if (!wanted || rule_->counters == 0) return;
   std::vector<std::tuple<size_t, int, at::Tensor>> moved;
   for (size_t i = 0; i < count_; ++i) {
     const Source& source = sources_[i];
     if (source.first || !counts_on_device(source)) continue;
     for (int c = 0; c < rule_->counters; ++c) {
       if (source.before[c].device) continue;
-      moved.emplace_back(i, c, tensor_of(source.counter[c]).to(torch_device(source.device)));
+      const at::Tensor counter = source.counter[c]
+                                     ? tensor_of(source.counter[c])
+                                     : at::full({}, source.before[c].value, at::TensorOptions(at::kFloat));
+      moved.emplace_back(i, c, counter.to(torch_device(source.device)));
     }
   }
   for (const auto& [i, c, counter] : moved) {
@@ -116,6 +120,7 @@ Plan::DeviceTable& Plan::table_for(const cuda::Place& place, const Work& work, s
   table.stage = work.stage;
   table.captured = capturing_;
   for (const Group& group : groups_) table.variants.push_back(group.variant);
+  table.batches = work.batches;
   return table;
 }
 
@@ -171,7 +176,7 @@ void Plan::refresh(py::object optimizer) {
   const Ref groups = optimizer.attr("param_groups");
   read_groups(groups.ptr());
   forget_graphs();
-  cuda::Step step;
+  Work work;
   std::vector<int> variants;
   for (const Group& group : groups_) variants.push_back(group.variant);
   const DeviceTable* latest = nullptr;
@@ -186,10 +191,20 @@ void Plan::refresh(py::object optimizer) {
     if (!memory || table.variants != variants) continue;
     const OnDevice guard(table.place.device);
     read_groups(groups.ptr());
-    for (size_t g = 0; g < groups_.size(); ++g)
-      groups_[g].fetch_for(table.place.device, names_, PySequence_Fast_GET_ITEM(group_list_, g));
-    give_groups(step);
-    table.table.send_groups(step, {table.place.device, current_stream(table.place.device)});
+    const auto fetch = [&](std::vector<Group>& all, const GroupNames& names) {
+      for (size_t g = 0; g < all.size(); ++g)
+        all[g].fetch_for(table.place.device, names, PySequence_Fast_GET_ITEM(group_list_, g));
+    };
+    fetch(groups_, names_);
+    if (products_) fetch(products_->groups, products_->names);
+    if (table.stage == 0) {
+      give_groups(work.step);
+    } else {
+      work.step.rule = products_->after;
+      work.batches = table.batches;
+      give_batches(work);
+    }
+    table.table.send_groups(work.step, {table.place.device, current_stream(table.place.device)});
     use_on_stream(table.place.device, *memory);
   }
 }

@@ -31,6 +31,19 @@ struct Products {
   py::object multiply;
   int64_t most_bytes;  // of the matrices that go through it together
   std::vector<Group> groups = {};
+
+  // What matrices that went through it together are to the rule after it: of one of its groups, and with a ratio of
+  // their own as the last of its numbers.
+  struct Batch {
+    int group;
+    double ratio;
+  };
+  using Numbers = std::array<Number, kMaxHypers>;
+  Numbers numbers(const Batch& batch) const {
+    Numbers numbers = groups[batch.group].hypers;
+    numbers[after->hypers - 1] = {batch.ratio};
+    return numbers;
+  }
 };
 
 class Plan {
@@ -141,7 +154,9 @@ class Plan {
     cuda::Step step;
     std::vector<Prepared> prepared;  // for each entry
     int wave = 0, stage = 0;
-    bool divides = true;  // gradients, as scaling_ says
+    bool divides = true;                     // gradients, as scaling_ says
+    std::vector<Products::Batch> batches;    // of a second stage, whose groups they are
+    std::vector<Products::Numbers> numbers;  // theirs
   };
   // A table and its memory, for the steps of one wave on one stream, or for one step that a graph has captured: then
   // the memory is the graph's.
@@ -152,7 +167,8 @@ class Plan {
     cuda::Place place;
     int wave, stage;
     bool captured;
-    std::vector<int> variants;  // of the groups, which a captured step cannot change
+    std::vector<int> variants;             // of the groups, which a captured step cannot change
+    std::vector<Products::Batch> batches;  // as of Work
   };
   // Rows that step together.
   struct Pass {
@@ -205,6 +221,10 @@ class Plan {
   void collect_each(bool observed, py::list& leftover);
   bool host_needs_scaling(bool leftover) const;
   void make_ready(const py::object& optimizer);
+  // As torch does for rules that are indexed; a graph needs counters on the device.
+  bool counts_in_python(const Source& source) const {
+    return rule_->indexed && (source.device == kHost || !groups_[slots_[source.slot].group].capturable);
+  }
   bool counts_on_device(const Source& source) const;
   void move_counters();
   void make_own(size_t i, py::dict& entry, StateScales& scales);
@@ -229,6 +249,7 @@ class Plan {
   void add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, const Row* first);
   void launch(Work& work, int device);
   void give_groups(cuda::Step& step) const;
+  void give_batches(Work& work) const;
   void forget_graphs();
   DeviceTable& table_for(const cuda::Place& place, const Work& work, std::list<DeviceTable>& captured);
   void read_counts(Source& source) const;

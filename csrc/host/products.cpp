@@ -21,6 +21,7 @@ std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
   struct Like {
     std::vector<int64_t> sizes;
     bool by_columns;
+    bool wide;  // scalars are shared, and made for one arithmetic
   };
   std::vector<Like> like;
   for (size_t i = pass.first; i < pass.last; ++i) {
@@ -31,14 +32,16 @@ std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
     const int group = slots_[source.slot].group;
     // Codes lie in the order of the param, and so must what they are made of.
     const bool by_columns = has_codes(rows_[i], source) && order_of(param)[0] == 1;
+    const bool wide = rows_[i].param_dtype == Dtype::f64;
     const size_t most = std::max<int64_t>(1, products_->most_bytes / (2 * sizes[0] * sizes[1]));
     size_t at = 0;
-    while (at < batches.size() && !(batches[at].group == group && like[at].sizes == sizes &&
-                                    like[at].by_columns == by_columns && batches[at].rows.size() < most))
+    while (at < batches.size() &&
+           !(batches[at].group == group && like[at].sizes == sizes && like[at].by_columns == by_columns &&
+             like[at].wide == wide && batches[at].rows.size() < most))
       ++at;
     if (at == batches.size()) {
       batches.push_back({group, {}, {}, {}});
-      like.push_back({sizes, by_columns});
+      like.push_back({sizes, by_columns, wide});
     }
     batches[at].rows.push_back(i);
     at::Tensor part;
@@ -60,11 +63,21 @@ std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
 }
 
 void Plan::multiply(Batch& batch) {
+  keep_for_replays(capturing_, batch.matrices);
   const auto made =
       products_->multiply(borrow(PySequence_Fast_GET_ITEM(group_list_, batch.group)), wrap(batch.matrices))
           .cast<py::tuple>();
   batch.matrices = unpack(made[0].ptr());
   batch.ratio = made[1].cast<double>();
+  keep_for_replays(capturing_, batch.matrices);
+}
+
+// The numbers of a second stage.
+void Plan::give_batches(Work& work) const {
+  work.numbers.clear();
+  work.step.groups.clear();
+  for (const Products::Batch& batch : work.batches) work.numbers.push_back(products_->numbers(batch));
+  for (const Products::Numbers& numbers : work.numbers) work.step.groups.push_back({numbers.data(), 1});
 }
 
 // Has the whole of every matrix of which processes have parts, in its batch. All params count, also those without a
@@ -154,23 +167,18 @@ void Plan::run_with_products(const Pass& pass) {
   after.step = work_.step;
   after.step.rule = products_->after;
   after.step.multiplier = 1;
-  after.step.groups.clear();
   after.step.entries.clear();
-  std::vector<std::array<Number, kMaxHypers>> hypers(batches.size());
   for (size_t b = 0; b < batches.size(); ++b) {
     Batch& batch = batches[b];
     multiply(batch);
-    const Group& group = products_->groups[batch.group];
-    hypers[b] = group.hypers;
-    hypers[b][products_->after->hypers - 1] = {batch.ratio};
-    after.step.groups.push_back({hypers[b].data(), 1});
+    after.batches.push_back({batch.group, batch.ratio});
     cuda::Entry& entry = after.step.entries.emplace_back();
     entry = {};
     entry.group = static_cast<int>(b);
-    entry.wide = rows_[batch.rows[0]].param_dtype == Dtype::f64;
+    entry.wide = rows_[batch.rows[0]].param_dtype == Dtype::f64;  // of all of them
     Prepared& prepared = after.prepared.emplace_back();
     prepared.scalars[0] = 1;
-    std::array<double, kMaxHypers> numbers = group.numbers();
+    std::array<double, kMaxHypers> numbers = products_->groups[batch.group].numbers();
     numbers[products_->after->hypers - 1] = batch.ratio;
     products_->after->prepare(numbers.data(), prepared.after, false, prepared.scalars + 1);
     for (size_t k = 0; k < batch.rows.size(); ++k) {
@@ -179,6 +187,7 @@ void Plan::run_with_products(const Pass& pass) {
       batch.parts[k] = unpack(Ref(given_options_["part"](param, wrap(batch.matrices.select(0, k)))).ptr());
     }
   }
+  give_batches(after);
   collect_rows([](Row& row, Source& source, Extras* own, TensorImpl* matrix, size_t b) {
     source.grad = matrix;
     storage_of(*source.grad, row.grad_dtype);

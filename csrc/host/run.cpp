@@ -55,7 +55,7 @@ void Plan::make_own(size_t i, py::dict& entry, StateScales& scales) {
   const bool on_device = counts_on_device(source);
   const Options& options = options_of(source);
   for (int c = 0; c < rule_->counters; ++c) {
-    if (rule_->indexed) {
+    if (counts_in_python(source)) {
       entry[keys_[rule_->states + c].name] = py::int_(static_cast<int64_t>(rule_->initial_counter(hypers.data(), c)));
       source.counter_object[c] = PyDict_GetItem(entry.ptr(), keys_[rule_->states + c].name.ptr());
       continue;
@@ -164,7 +164,7 @@ void Plan::prepare_rows(const Pass& pass) {
     const Source& source = sources_[i];
     // A captured step keeps to its own group: its numbers may come to differ from the others' before a replay.
     const int own = slots_[source.slot].group, group = capturing_ ? own : groups_[own].same_as;
-    const bool wide = rows_[i].param_dtype == Dtype::f64;
+    const bool wide = rows_[i].param_dtype == Dtype::f64 || rule_->factored;
     const cuda::Entry* known = entries.empty() ? nullptr : &entries.back();
     if (!known || known->group != group || known->first != source.first || known->wide != wide ||
         !std::equal(source.before, source.before + rule_->counters, known->counter) || rule_->sums > 0) {

@@ -38,6 +38,13 @@ Plan::Found Plan::collect_slices(Row& row, Source& source) {
     fail(source, "its gradient has shape " + shape_of(*grad) + ", the param " + shape_of(*param) + "; set .grad anew");
   if (!storage_of(*param, row.param_dtype))
     fail(source, dtype_name(*param) + " params cannot be stepped; convert it to float32, float64, bfloat16 or float16");
+  if (!param->grad().is_coalesced() && number_on_device(*param) &&
+      cuda::ready({source.device, current_stream(source.device)}, *rule_))
+    fail(
+        source,
+        "its gradient is not coalesced, and to add up the rows that occur twice torch waits until the device knows how "
+        "many there are, which a CUDA graph cannot; capture the step with a gradient that is coalesced, or step "
+        "outside of the capture");
   // The update is not linear: slices that occur twice have to be added first.
   const at::NoGradGuard no_grad;
   const at::Tensor sum = param->grad().detach().coalesce(), values = sum._values().contiguous();

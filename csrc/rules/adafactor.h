@@ -8,29 +8,39 @@
 namespace FUSEDOPT_NAMESPACE {
 
 struct Adafactor {
+  static constexpr const char* name = "adafactor";
   struct Hypers {
     double lr, beta2_decay, eps1, eps2, d, weight_decay, scale_parameter, relative_step, warmup_init;
   };
+  static constexpr const char* hyper_names[] = {"lr",           "beta2_decay",     "eps.0",         "eps.1",      "d",
+                                                "weight_decay", "scale_parameter", "relative_step", "warmup_init"};
+  static constexpr const char* state_names[] = {"row_var", "col_var", "variance"};
+  static constexpr Kind state_kinds[] = {Kind::factor, Kind::factor, Kind::factor};
+  static constexpr const char* counter_names[] = {"step"};
+  static constexpr int counters = 1, variants = 2, sums = 0;
 
-  // Constant over a tensor; `scale` is known once the sums are.
+  // Always in double.
+  template <class T>
   struct Scalars {
-    double multiplier, weight, rho, keep, eps1, eps2, d, by_size, scale;
+    double weight, rho, keep, eps1, eps2, d, by_size;
   };
 
-  FUSEDOPT_HD static Scalars prepare(const Hypers& h, double multiplier, double step) {
+  FUSEDOPT_HD static Scalars<double> prepare(const Hypers& h, double* counters, bool) {
+    const double step = counters[0] += 1;
     // transformers' warm-up has no other bound: at lr's default, 1e-2, the two meet.
     const double rho = 1 / sqrt(step), warm = 1e-6 * step;
     const double most = h.warmup_init != 0 && warm < rho ? warm : rho;
-    return {multiplier,
-            power(step, h.beta2_decay),
+    return {power(step, h.beta2_decay),
             h.relative_step != 0 && most < h.lr ? most : h.lr,
             1 - decay_of(h.lr, h.weight_decay),
             h.eps1,
             h.eps2,
             h.d,
-            h.scale_parameter,
-            0};
+            h.scale_parameter};
   }
+
+  // A group without one, where it is negative, has that of each param's dtype.
+  FUSEDOPT_HD static double eps1(const Scalars<double>& c, double of_dtype) { return c.eps1 < 0 ? of_dtype : c.eps1; }
 
   // The new average of `count` squares.
   template <class T>
@@ -68,7 +78,7 @@ struct Adafactor {
   }
 
   // As Python's max(): a NaN in a sum loses.
-  FUSEDOPT_HD static double scale(const Scalars& c, double squares, double update_squares, double numel) {
+  FUSEDOPT_HD static double scale(const Scalars<double>& c, double squares, double update_squares, double numel) {
     const double rms = sqrt(squares / numel), excess = sqrt(update_squares / numel) / c.d;
     const double size = c.by_size == 0 ? 1 : rms > c.eps2 ? rms : c.eps2;
     return size * c.rho / (excess > 1 ? excess : 1);

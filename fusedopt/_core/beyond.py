@@ -46,7 +46,8 @@ def refuse_beyond(optimizer: Optimizer, groups: Iterable[int]) -> None:
     for index in groups:
         group = optimizer.param_groups[index]
         for name, value in beyond.items():
-            if group.get(name, value) != value:
+            # What says where counters are is in no formula.
+            if name != "capturable" and group.get(name, value) != value:
                 raise RuntimeError(
                     f"param_groups[{index}] has {name}={group[name]!r}, and torch's own step, which is left for sparse "
                     "and differentiable gradients, tensor subclasses and devices without an engine, does not know "

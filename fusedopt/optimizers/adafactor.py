@@ -26,7 +26,8 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
 
     The last two dimensions of a param make its matrices, and others count them. Vectors and scalars keep the average of
     :math:`g^2` itself. No temporary is as large as a param: a step takes up to a part in 60 of the largest. There is no
-    `state_dtype`: a row and a column are small already, and in fewer bits they would stand still.
+    `state_dtype`: a row and a column are small already, and in fewer bits they would stand still. On a GPU such room is
+    kept from step to step for every param.
 
     Args:
         params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16 or float16.
@@ -44,6 +45,7 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         scale_parameter: scale steps with the RMS of the param; else the first factor of the step is 1. Default: True.
         relative_step: bound the step by :math:`t^{-1/2}`; else it is :math:`\gamma`. Default: True.
         warmup_init: bound it by :math:`10^{-6} t` as well; needs `relative_step`. Default: False.
+        capturable: let CUDA graphs capture the step; `step` is kept on the param's device then. Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -71,7 +73,7 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
     """
 
     _rule = "adafactor"
-    _beyond: ClassVar = {"scale_parameter": True, "relative_step": True, "warmup_init": False}
+    _beyond: ClassVar = {"scale_parameter": True, "relative_step": True, "warmup_init": False, "capturable": False}
 
     def __init__(
         self,
@@ -88,6 +90,7 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
         scale_parameter: bool = True,
         relative_step: bool = True,
         warmup_init: bool = False,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         master_weights: MasterWeights | None = None,
@@ -96,7 +99,7 @@ class Adafactor(FusedStep, torch.optim.Adafactor):
     ) -> None:
         given = {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay}
         given.update(maximize=maximize, scale_parameter=scale_parameter, relative_step=relative_step)
-        given["warmup_init"] = warmup_init
+        given.update(warmup_init=warmup_init, capturable=capturable)
         _check_warmup(given)
         options = Options(max_grad_norm, ema_decay, None, master_weights, rounding, rounding_seed)
         super().__init__(params, given, foreach=foreach, fused=fused, options=options)

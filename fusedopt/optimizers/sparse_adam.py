@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -32,6 +34,8 @@ class SparseAdam(FusedStep, torch.optim.SparseAdam):
         foreach: accepted for torch's sake; changes nothing. Default: None.
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps. Default: None.
+        capturable: let CUDA graphs capture a step whose gradients are coalesced; `step` is a tensor on the param's
+            device then. Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         state_dtype: how states are stored: "float32", "bfloat16", "float16", "int8" or "int4" (blocks of 256 codes with
@@ -60,6 +64,7 @@ class SparseAdam(FusedStep, torch.optim.SparseAdam):
     """
 
     _rule = "sparse_adam"
+    _beyond: ClassVar = {"capturable": False}
 
     def __init__(
         self,
@@ -71,12 +76,13 @@ class SparseAdam(FusedStep, torch.optim.SparseAdam):
         *,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         state_dtype: StateDtype = None,
         master_weights: MasterWeights | None = None,
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
     ) -> None:
-        given = {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize}
+        given = {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize, "capturable": capturable}
         options = Options(max_grad_norm, None, state_dtype, master_weights, rounding, rounding_seed)
         super().__init__(params, given, foreach=foreach, fused=fused, options=options)

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <atomic>
+#include <memory>
 #include <vector>
 
 #include "emulator.h"
@@ -92,6 +93,24 @@ PYBIND11_MODULE(_emulator, m) {
       },
       py::arg("graph"), py::arg("stream") = 0);
   m.def("destroy_graph", &destroy_graph);
+  m.def("capturing", [] {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    return cudaStreamIsCapturing(static_cast<cudaStream_t>(fusedopt::g_stream), &status) == cudaSuccess &&
+           status == cudaStreamCaptureStatusActive;
+  });
+  // What torch's operations are in a graph: something that a stream does between two kernels.
+  m.def("put", [](const py::function& function) {
+    const std::shared_ptr<py::function> held(new py::function(function), [](py::function* gone) {
+      const py::gil_scoped_acquire acquire;
+      delete gone;
+    });
+    const auto call = [held] {
+      const py::gil_scoped_acquire acquire;
+      (*held)();
+    };
+    if (call_on(static_cast<cudaStream_t>(fusedopt::g_stream), call) != cudaSuccess)
+      throw std::runtime_error("put failed: " + last_message());
+  });
   m.def("defer", [](uint64_t seed) {
     TrackedMemory::install();
     defer(seed);

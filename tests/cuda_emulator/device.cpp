@@ -27,8 +27,6 @@ void use_on_stream(int, const at::Tensor& memory) {
   cuda_emulator::used_on(memory.const_data_ptr(), static_cast<cudaStream_t>(g_stream));
 }
 
-bool wants_pinned_memory() { return false; }
-
 // As in the memory pool of a CUDA graph.
 void keep_for_replays(bool captured, const at::Tensor& memory) {
   static std::vector<at::Tensor>& kept = *new std::vector<at::Tensor>();

@@ -151,6 +151,15 @@ cudaError_t replay(int graph, cudaStream_t stream) {
   return cudaSuccess;
 }
 
+cudaError_t call_on(cudaStream_t stream, std::function<void()> function) {
+  const Lock lock(device().mutex);
+  return submit(stream, {[function = std::move(function)] {
+                           function();
+                           return cudaSuccess;
+                         },
+                         "a function of the host's"});
+}
+
 void destroy_graph(int graph) {
   const Lock lock(device().mutex);
   device().streams.wait_for_all();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "cuda_runtime.h"
@@ -27,6 +28,9 @@ int end_capture(cudaStream_t stream);
 cudaError_t replay(int graph, cudaStream_t stream = nullptr);
 // What the graph held is given back, once all streams are done.
 void destroy_graph(int graph);
+
+// Has the stream call a function, as cudaLaunchHostFunc() does.
+cudaError_t call_on(cudaStream_t stream, std::function<void()> function);
 
 // The deferred mode of streams.h, with fibers, until reset(); 0 ends it.
 void defer(uint64_t seed);

@@ -3,6 +3,7 @@
 
 #include "../../codec.h"
 #include "../../rules/adafactor.h"
+#include "../../shape.h"
 #include "../../tiling.h"
 #include "../factored_row.h"
 #include "../sum.h"
@@ -50,6 +51,8 @@ inline double add_all(const double* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sum[i % kAccumulators] += values[i];
   return total(sum, width);
 }
+
+inline Adafactor::Scalars<double> scalars_of(const Factored& t) { return Shape<Adafactor>::scalars<double>(t.scalars); }
 
 template <class T>
 class FactoredKernel {
@@ -109,7 +112,7 @@ class FactoredKernel {
 
   static void update(const Factored& t, int64_t first, int64_t last) {
     const FactoredKernel kernel(t);
-    const T keep = static_cast<T>(kernel.scalars_.keep), scale = static_cast<T>(kernel.scalars_.scale);
+    const T keep = static_cast<T>(kernel.scalars_.keep), scale = static_cast<T>(t.scale);
     const T limit = kernel.limit_, multiplier = kernel.multiplier_;
     Factors factors;
     alignas(64) T g_buffer[kChunk], p_buffer[kChunk], v_buffer[kChunk];
@@ -148,12 +151,15 @@ class FactoredKernel {
     alignas(64) T col[kChunk];
   };
 
-  explicit FactoredKernel(const Factored& t) : t_(t), tiling_(t), row_(t) {
-    std::memcpy(&scalars_, t.scalars, sizeof(scalars_));
-    limit_ = static_cast<T>(1 / scalars_.eps1);
-    weight_ = static_cast<T>(scalars_.weight);
-    multiplier_ = static_cast<T>(scalars_.multiplier);
-  }
+  explicit FactoredKernel(const Factored& t)
+      : t_(t),
+        tiling_(t),
+        scalars_(scalars_of(t)),
+        eps1_(Adafactor::eps1(scalars_, t.eps)),
+        limit_(static_cast<T>(1 / eps1_)),
+        weight_(static_cast<T>(scalars_.weight)),
+        multiplier_(static_cast<T>(t.scalars[0])),
+        row_(t) {}
 
   template <class F>
   void each_strip(int64_t tile, F&& f) const {
@@ -320,7 +326,7 @@ class FactoredKernel {
 #pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(row_var[i]);
     }
-    return Adafactor::mean(total(sum, width), static_cast<double>(t_.rows), scalars_.eps1);
+    return Adafactor::mean(total(sum, width), static_cast<double>(t_.rows), eps1_);
   }
 
   T row_factor(const Factors& factors, const Strip& strip, int r) const {
@@ -332,36 +338,26 @@ class FactoredKernel {
 
   const Factored& t_;
   const Tiling tiling_;
-  Adafactor::Scalars scalars_;
-  T limit_, weight_, multiplier_;
+  const Adafactor::Scalars<double> scalars_;
+  const double eps1_;
+  const T limit_, weight_, multiplier_;
   const FactoredRow row_;
 };
 
-inline void prepare_factored(Factored& t) {
-  double values[fusedopt::kFactoredHypers];
-  for (int64_t i = 0; i < fusedopt::kFactoredHypers; ++i) values[i] = t.hypers[i].value;
-  Adafactor::Hypers hypers;
-  static_assert(sizeof(hypers) == sizeof(values) && sizeof(Adafactor::Scalars) == sizeof(t.scalars));
-  std::memcpy(&hypers, values, sizeof(hypers));
-  const Adafactor::Scalars scalars = Adafactor::prepare(hypers, t.multiplier, t.step.value + 1);
-  std::memcpy(t.scalars, &scalars, sizeof(scalars));
-}
-
 inline void conclude_factored(Factored& t, const FactoredSums& sums) {
   const int64_t tiles = Tiling(t).tiles;
-  Adafactor::Scalars scalars;
-  std::memcpy(&scalars, t.scalars, sizeof(scalars));
-  scalars.scale =
-      Adafactor::scale(scalars, add_all(sums.param, tiles), add_all(sums.update, tiles), static_cast<double>(t.numel));
-  std::memcpy(t.scalars, &scalars, sizeof(scalars));
+  t.scale = Adafactor::scale(scalars_of(t), add_all(sums.param, tiles), add_all(sums.update, tiles),
+                             static_cast<double>(t.numel));
 }
 
 const fusedopt::FactoredKernels& factored_kernels() {
   using F = FactoredKernel<float>;
   using D = FactoredKernel<double>;
-  static const fusedopt::FactoredKernels kernels = {prepare_factored,       {F::measure, D::measure},
-                                                    {F::finish, D::finish}, {F::square, D::square},
-                                                    conclude_factored,      {F::update, D::update}};
+  static const fusedopt::FactoredKernels kernels = {{F::measure, D::measure},
+                                                    {F::finish, D::finish},
+                                                    {F::square, D::square},
+                                                    conclude_factored,
+                                                    {F::update, D::update}};
   return kernels;
 }
 
