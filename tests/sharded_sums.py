@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 import fusedopt
 
-SUMMING = [c for c in CASES if c.optimizer in ("LAMB", "LARS", "StableAdamW")]
+SUMMING = [c for c in CASES if not c.elementwise]
 REMEDY = (
     r"its rule adds up over a whole tensor, of which this process has a shard; replicate it, or use an optimizer that "
     "works element by element, as AdamW does"
