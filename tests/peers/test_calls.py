@@ -57,7 +57,7 @@ WD = {"weight_decay": 0.1}
 # With less, params move by their last places.
 LARS = {"lr": 1.0, "momentum": 0.9, **WD}
 CAUTION = {"caution": True}
-APART = {"decoupled_decay": True}
+DECOUPLED = {"decoupled_decay": True}
 FACTORED = {"eps": (1e-30, 1e-3)}
 GIVEN = {"scale_parameter": False, "relative_step": False}
 WARM = {"warmup_init": True}
@@ -99,8 +99,8 @@ SAME = [
     Call("timm.optim.adamw.AdamWLegacy", {**WD, **CAUTION}, "AdamW", {**WD, **CAUTION}),
     Call("timm.optim.lion.Lion", {**WD, **CAUTION}, "Lion", {**WD, **CAUTION}),
     Call("timm.optim.adan.Adan", {**WD, **CAUTION}, "Adan", {**WD, **CAUTION}, 5e-5),
-    Call("timm.optim.lamb.Lamb", {**WD, **APART}, "LAMB", {**WD, **APART, "max_grad_norm": 1.0}),
-    Call("timm.optim.mars.Mars", {**WD, "optimize_1d": True}, "MARS", WD),
+    Call("timm.optim.lamb.Lamb", {**WD, **DECOUPLED}, "LAMB", {**WD, **DECOUPLED, "max_grad_norm": 1.0}),
+    Call("timm.optim.mars.Mars", {**WD, "optimize_1d": True}, "MARS", WD, 5e-5),
     Call("timm.optim.nadamw.NAdamW", WD, "NAdamW", WD),
     Call("timm.optim.laprop.LaProp", WD, "LaProp", WD, 5e-5),
     Call("timm.optim.adabelief.AdaBelief", WD, "AdaBelief", WD, 1e-4),

@@ -163,6 +163,7 @@ RUNS = [
         "torch_optimizer.Lamb",
         "LAMB",
         {"weight_decay": 0.1, "clamp_value": 2.0},
+        5e-5,  # of steps that are a few of the params' last places
         told={"clamp_value": 2.0},
     ),
     Run("torch_optimizer.LARS", "LARS", {"momentum": 0.9, "weight_decay": 0.1}, 1e-4),
