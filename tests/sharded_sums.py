@@ -168,6 +168,31 @@ def a_process_without_gradients_has_part_in_the_sums(rank: int) -> None:
 
 
 @case()
+def groups_that_need_no_sums_have_no_part_in_them(rank: int) -> None:
+    """They are stepped to the bit, also where a process has no gradients in those that need them."""
+
+    def make(params: Any) -> Any:
+        return fusedopt.AdamW([{"params": params[:1]}, {"params": params[1:], "caution": True}], lr=0.1)
+
+    pair = Pair(make)
+    with counted_calls() as calls:
+        pair.step()
+    assert len(calls) == 3
+    plain, its = (params_of(optimizer)[0] for optimizer in (pair.sharded, pair.whole))
+    assert_identical(whole(plain.detach()), its)
+    pair.give_grads(3)
+    before = [p.to_local().clone() for p in params_of(pair.sharded)]
+    if rank == 1:
+        for p in params_of(pair.sharded)[1:]:
+            p.grad = None
+    pair.sharded.step()
+    pair.whole.step()
+    assert_identical(whole(plain.detach()), its)
+    for p, start in zip(params_of(pair.sharded)[1:], before[1:], strict=True):
+        assert torch.equal(p.to_local(), start) == (rank == 1 or start.numel() == 0)
+
+
+@case()
 def a_process_that_refuses_its_step_says_so_to_the_others(rank: int) -> None:
     """None of them waits, nothing is written anywhere, and the next step is one."""
     pair = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1, ema_decay=0.5))

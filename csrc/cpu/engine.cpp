@@ -151,7 +151,8 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads, con
     });
   };
   const auto measures = [&](const Row& row) { return rule.measures(row.variant); };
-  if (rule.sums > 0 && std::any_of(first, last, measures)) {
+  // Others may wait for what this process adds to their sums, be it nothing.
+  if (rule.sums > 0 && (between || std::any_of(first, last, measures))) {
     std::vector<int64_t> chunks = {0};  // before each row
     for (const Row* row = first; row < last; ++row)
       chunks.push_back(chunks.back() + (measures(*row) ? (row->numel + kChunk - 1) / kChunk : 0));
