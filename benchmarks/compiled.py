@@ -24,7 +24,7 @@ ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
 @functools.cache
 def compiled_adamw() -> Callable[..., torch.optim.Optimizer]:
     cls: Callable[..., torch.optim.Optimizer] = fusedopt.compile_rule(ADAM_RULE, name="CompiledAdamW")
-    return functools.partial(cls, amsgrad=0, decoupled_weight_decay=1, bias_correction=1)
+    return functools.partial(cls, amsgrad=0, decoupled_weight_decay=1, bias_correction=1, caution=0)
 
 
 class FromRule(Baseline):

@@ -62,6 +62,11 @@ RULES = [
     Rule("AdaBelief", "timm.optim.adabelief.AdaBelief"),
     # g and v are read for the RMS as well.
     Rule("StableAdamW", "optimi.StableAdamW", 9),
+    # g and last_grad, or p, g and m, are read for the sums as well.
+    Rule("MARS", "timm.optim.mars.Mars", 11, {}, {"optimize_1d": True}),
+    Rule("AdamW", "timm.optim.adamw.AdamWLegacy", 10, {"caution": True}, {"caution": True}),
+    Rule("Lion", "timm.optim.lion.Lion", 7, {"caution": True}, {"caution": True}),
+    Rule("Adan", "timm.optim.adan.Adan", 13, {"caution": True}, {"caution": True}),
     Rule("SGD", "timm.optim.sgdw.SGDW", 5, {"momentum": 0.9, "decoupled_weight_decay": True}, {"momentum": 0.9}),
     Rule("RMSprop", "timm.optim.rmsprop_tf.RMSpropTF", 7, {"momentum": 0.9, "alpha": 0.9, "eps": 1e-10, **_TF},
          {"momentum": 0.9}),

@@ -129,8 +129,10 @@ struct Rule {
   void (*prepare)(const double* hypers, double* counters, bool first, double* scalars);
   // [variant][0: float, 1: double params]
   Sweep sweep[kMaxVariants][2];
-  Measure measure[kMaxVariants][2];  // null unless there are sums
+  Measure measure[kMaxVariants][2];  // null for variants without sums
   Conclude conclude[2];
+
+  bool measures(int variant) const { return measure[variant][0]; }
 };
 
 }  // namespace fusedopt

@@ -58,6 +58,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "LBFGS": {"max_iter": 1, "history_size": 5, "line_search_fn": "strong_wolfe"},
     "LaProp": {"lr": 0.01},
     "Lion": {"lr": 0.002},
+    "MARS": {"lr": 0.01},
     # At 0.02 the roundings of its products in bfloat16, which are not torch's, grow until they show.
     "Muon": {"lr": 0.005},
     "NAdam": {"lr": 0.005},

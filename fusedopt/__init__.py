@@ -31,6 +31,7 @@ from .optimizers.laprop import LaProp
 from .optimizers.lars import LARS
 from .optimizers.lbfgs import LBFGS
 from .optimizers.lion import Lion
+from .optimizers.mars import MARS
 from .optimizers.nadam import NAdam
 from .optimizers.nadamw import NAdamW
 from .optimizers.radam import RAdam
@@ -49,6 +50,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "LBFGS",
+    "MARS",
     "SGD",
     "AdEMAMix",
     "AdaBelief",

@@ -88,7 +88,9 @@ def counters_of(case: Case) -> list[str]:
 
 def usual_launches(optimizer: Any) -> int:
     """Of a step in steady state: counters, the sums over whole tensors that some rules have, the update."""
-    return 4 if _C.rules()[optimizer._rule]["sums"] else 2
+    measures = _C.rules()[optimizer._rule]["measures"]
+    cautious = any(measures) and any(group.get("caution") for group in optimizer.param_groups)
+    return 4 if all(measures) or cautious else 2
 
 
 class Backend:

@@ -35,7 +35,7 @@ class Case:
 
     @property
     def goes_beyond(self) -> bool:
-        """Whether torch's class of this name lacks one of the arguments."""
+        """Whether torch's class of this name, or the reference where torch has none, lacks one of the arguments."""
         return bool(getattr(self.cls, "_beyond", {}).keys() & self.kwargs.keys())
 
     @property
@@ -86,8 +86,9 @@ class Case:
         for neighbour in (1.0, 3.0):
             param = Parameter(torch.tensor([1.0, neighbour]))
             optimizer = self.ours([param])
-            for step, grad in enumerate((1.0, 100.0)):  # some look at norms once updates have grown
-                param.grad = torch.tensor([grad, 0.5 * neighbour**step])
+            # Some look at norms once updates have grown, some at whether gradients agree with averages of them.
+            for grads in ((1.0, 0.5), (100.0, 50.0 * neighbour), (1.0, 2.0 - neighbour)):
+                param.grad = torch.tensor(grads)
                 optimizer.step()
             ends.append(param[0].item())
         return ends[0] == ends[1]
@@ -137,7 +138,10 @@ CASES = [
     _case("Adam", "betas", lr=2e-3, betas=(0.3, 0.6), eps=1e-6),
     _case("Adam", "decoupled", lr=2e-3, weight_decay=0.1, decoupled_weight_decay=True),
     _case("Adam", "uncorrected", lr=2e-3, betas=(0.6, 0.8), weight_decay=0.1, bias_correction=False),
+    _case("Adam", "caution", lr=2e-3, betas=(0.6, 0.8), weight_decay=0.1, caution=True, maximize=True),
     _case("AdamW", lr=2e-3),
+    _case("AdamW", "caution", lr=2e-3, weight_decay=0.1, caution=True),
+    _case("AdamW", "caution-amsgrad", lr=2e-3, betas=(0.6, 0.8), amsgrad=True, bias_correction=False, caution=True),
     _case("AdamW", "uncorrected", lr=2e-3, amsgrad=True, betas=(0.6, 0.8), bias_correction=False),
     _case("AdamW", "amsgrad", lr=2e-3, amsgrad=True),
     _case("AdamW", "amsgrad-maximize", lr=2e-3, amsgrad=True, maximize=True, weight_decay=0.1),
@@ -196,7 +200,9 @@ CASES = [
     _case("Rprop", "etas-maximize", lr=0.02, etas=(0.3, 1.7), step_sizes=(1e-3, 0.2), maximize=True),
     _case("Lion", lr=2e-3),
     _case("Lion", "decay-maximize", lr=2e-3, betas=(0.6, 0.8), weight_decay=0.1, maximize=True),
+    _case("Lion", "caution", lr=2e-3, weight_decay=0.1, caution=True),
     _case("Adan", lr=2e-3),
+    _case("Adan", "caution", lr=2e-3, betas=(0.7, 0.6, 0.8), eps=1e-6, weight_decay=0.1, caution=True),
     _case("Adan", "decay", lr=2e-3, betas=(0.7, 0.6, 0.8), eps=1e-6, weight_decay=0.1),
     _case("Adan", "no-prox-maximize", lr=2e-3, weight_decay=0.1, no_prox=True, maximize=True),
     _case("AdEMAMix", lr=2e-3),
@@ -283,6 +289,9 @@ CASES = [
     _case("LAMB", "plain", lr=2e-3, betas=(0.6, 0.8), eps=1e-4, weight_decay=0.0, bias_correction=False),
     _case("LAMB", "clip", lr=2e-3, weight_decay=0.1, grad_averaging=False, trust_clip=True),
     _case("LAMB", "always-maximize", lr=2e-3, weight_decay=0.0, always_adapt=True, maximize=True),
+    _case("LAMB", "decoupled", lr=2e-3, weight_decay=0.1, decoupled_decay=True, clamp_value=0.5),
+    _case("MARS", lr=2e-3),
+    _case("MARS", "decay-maximize", lr=2e-3, betas=(0.6, 0.8), eps=1e-6, weight_decay=0.1, gamma=0.3, maximize=True),
     _case("LARS", lr=0.5, momentum=0.9, weight_decay=0.02, trust_coeff=0.02),
     _case("LARS", "plain", lr=0.05),
     _case(

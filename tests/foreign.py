@@ -189,6 +189,9 @@ FORMS = [
         group_step=True,
     ),
     Form("timm.Adan", "Adan", _ADAM, {"no_prox": False, "caution": False}, state=_without_step, group_step=True),
+    Form("timm.AdamWLegacy", "AdamW", {**_ADAM, "caution": True}, {"caution": True, "corrected_weight_decay": False}),
+    Form("timm.Lion", "Lion", {**_ADAM, "caution": True}, {"caution": True}),
+    Form("timm.Mars", "MARS", _ADAM, {"optimize_1d": True, "mars_type": "adamw", "caution": False}),
     Form("timm.Lars", "LARS", {"lr": 0.1, "momentum": 0.9}, {"trust_coeff": 0.001, "dampening": 0}),
     Form(
         "timm.NAdamLegacy",
@@ -289,10 +292,10 @@ FORMS = [
     Form(
         "torch_optimizer.Lamb",
         "LAMB",
-        {**_ADAM, "bias_correction": False, "always_adapt": True},
+        {**_ADAM, "bias_correction": False, "always_adapt": True, "clamp_value": 0.5},
         {},
         state=lambda s: {**s, "step": 3, "weight_norm": 1.0, "adam_norm": 1.0, "trust_ratio": 1.0},
-        told={"clamp_value": 1e9},
+        told={"clamp_value": 0.5},
     ),
     Form("torch_optimizer.LARS", "LARS", {"lr": 0.1, "momentum": 0.9}, {}, {"trust_coeff": "trust_coefficient"}),
     Form("apex.optimizers.FusedAdam", "AdamW", _ADAM, {"bias_correction": True}, state=_without_step, group_step=True),

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
+from formulas_schedule_free import adamw_schedule_free, radam_schedule_free, sgd_schedule_free
+from terms import Hypers, Rule, State, decayed, moving, penalised
 from torch import Tensor
-
-State = dict[str, Any]
-Hypers = Mapping[str, Any]
-Rule = Callable[[Tensor, Tensor, State, Hypers], Tensor]
-
-
-def _penalised(p: Tensor, g: Tensor, decay: float) -> Tensor:
-    """Without a penalty, an infinite param must not spoil the gradient: 0 * inf is NaN."""
-    return g + decay * p if decay != 0 else g
-
-
-def _decayed(p: Tensor, g: Tensor, h: Hypers) -> tuple[Tensor, Tensor]:
-    if h.get("decoupled_weight_decay"):
-        return p * (1 - float(h["lr"]) * h["weight_decay"]), g
-    return p, _penalised(p, g, h["weight_decay"])
 
 
 def sgd(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    p, g = _decayed(p, g, h)
+    p, g = decayed(p, g, h)
     momentum = h["momentum"]
     if momentum != 0:
         previous = s.get("momentum_buffer")
@@ -42,13 +27,15 @@ def adam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     if h["decoupled_weight_decay"]:
         p = p * (1 - lr * h["weight_decay"])
     else:
-        g = _penalised(p, g, h["weight_decay"])
+        g = penalised(p, g, h["weight_decay"])
     zero = torch.zeros_like(p)
     step = s["step"] = float(s.get("step", 0)) + 1
     m = s["exp_avg"] = s.get("exp_avg", zero).lerp(g, 1 - beta1)
     v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
     if h["amsgrad"]:
         v = s["max_exp_avg_sq"] = torch.maximum(s.get("max_exp_avg_sq", zero), v)
+    moves, growth = moving(m, g, h)
+    m, lr = m * moves, lr * growth
     if h.get("bias_correction", True):
         m, v = m / (1 - beta1**step), v / (1 - beta2**step)
     return p - lr * m / (v.sqrt() + h["eps"])
@@ -56,7 +43,7 @@ def adam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 
 def rmsprop(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     alpha, lr = h["alpha"], float(h["lr"])
-    p, g = _decayed(p, g, h)
+    p, g = decayed(p, g, h)
     zero = torch.zeros_like(p)
     s["step"] = float(s.get("step", 0)) + 1
     start = torch.full_like(p, h.get("initial_accumulator_value", 0.0))
@@ -75,14 +62,14 @@ def rmsprop(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 
 
 def adagrad(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    g = _penalised(p, g, h["weight_decay"])
+    g = penalised(p, g, h["weight_decay"])
     step = s["step"] = float(s.get("step", 0)) + 1
     s["sum"] = s.get("sum", torch.full_like(p, h["initial_accumulator_value"])) + g * g
     return p - float(h["lr"]) / (1 + (step - 1) * h["lr_decay"]) * g / (s["sum"].sqrt() + h["eps"])
 
 
 def adadelta(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    g = _penalised(p, g, h["weight_decay"])
+    g = penalised(p, g, h["weight_decay"])
     rho, eps, zero = h["rho"], h["eps"], torch.zeros_like(p)
     s["step"] = float(s.get("step", 0)) + 1
     v = s["square_avg"] = rho * s.get("square_avg", zero) + (1 - rho) * g * g
@@ -93,7 +80,7 @@ def adadelta(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 
 def adamax(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     beta1, beta2 = h["betas"]
-    g = _penalised(p, g, h["weight_decay"])
+    g = penalised(p, g, h["weight_decay"])
     zero = torch.zeros_like(p)
     step = s["step"] = float(s.get("step", 0)) + 1
     m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
@@ -104,7 +91,7 @@ def adamax(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 def nadam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     beta1, beta2 = h["betas"]
     lr, zero = float(h["lr"]), torch.zeros_like(p)
-    p, g = _decayed(p, g, h)
+    p, g = decayed(p, g, h)
     step = s["step"] = float(s.get("step", 0)) + 1
     mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (t * h["momentum_decay"])) for t in (step, step + 1))
     product = s["mu_product"] = float(s.get("mu_product", 1)) * mu
@@ -117,7 +104,7 @@ def nadam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 def radam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     beta1, beta2 = h["betas"]
     lr, zero = float(h["lr"]), torch.zeros_like(p)
-    p, g = _decayed(p, g, h)
+    p, g = decayed(p, g, h)
     step = s["step"] = float(s.get("step", 0)) + 1
     m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
     v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
@@ -132,7 +119,7 @@ def radam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 
 def asgd(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     lr, lambd = float(h["lr"]), h["lambd"]
-    g = _penalised(p, g, h["weight_decay"])
+    g = penalised(p, g, h["weight_decay"])
     step = s["step"] = float(s.get("step", 0)) + 1
     # A step uses what the last one has left.
     eta, mu = float(s.get("eta", lr)), float(s.get("mu", 1))
@@ -159,7 +146,9 @@ def lion(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     beta1, beta2 = h["betas"]
     lr, m = float(h["lr"]), s.get("exp_avg", torch.zeros_like(p))
     s["exp_avg"] = beta2 * m + (1 - beta2) * g
-    return (1 - lr * h["weight_decay"]) * p - lr * (beta1 * m + (1 - beta1) * g).sign()
+    along = (beta1 * m + (1 - beta1) * g).sign()
+    moves, growth = moving(along, g, h)
+    return (1 - lr * h["weight_decay"]) * p - lr * growth * (along * moves)
 
 
 def adan(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
@@ -172,7 +161,9 @@ def adan(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     v = s["exp_avg_diff"] = beta2 * s.get("exp_avg_diff", zero) + (1 - beta2) * difference
     s["neg_pre_grad"] = -g
     root = (n / (1 - beta3**step)).sqrt() + h["eps"]
-    change = lr * (m / (1 - beta1**step) + beta2 * v / (1 - beta2**step)) / root
+    moves, growth = moving(m, g, h)
+    along = lr * growth / (1 - beta1**step) * (m * moves)
+    change = (along + lr * beta2 / (1 - beta2**step) * v) / root
     decay = lr * h["weight_decay"]
     return (1 - decay) * p - change if h["no_prox"] else (p - change) / (1 + decay)
 
@@ -195,7 +186,7 @@ def ademamix(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 
 def adopt(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     beta1, beta2 = h["betas"]
-    decays, g = _decayed(p, g, {**h, "decoupled_weight_decay": h["decouple"]})
+    decays, g = decayed(p, g, {**h, "decoupled_weight_decay": h["decouple"]})
     m, step = s.get("exp_avg", torch.zeros_like(p)), float(s.get("step", 0)) + 1
     s["step"], s["exp_avg"] = step, m
     if step == 1:
@@ -250,7 +241,7 @@ def adabelief(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     if h["decoupled_decay"]:
         p = p * (1 - (1 if h["fixed_decay"] else lr) * h["weight_decay"])
     else:
-        g = _penalised(p, g, h["weight_decay"])
+        g = penalised(p, g, h["weight_decay"])
     step = s["step"] = float(s.get("step", 0)) + 1
     m = s["exp_avg"] = s.get("exp_avg", zero).lerp(g, 1 - beta1)
     v = s["exp_avg_var"] = beta2 * s.get("exp_avg_var", zero) + (1 - beta2) * (g - m) ** 2 + h["eps"]
@@ -279,63 +270,6 @@ def stable_adamw(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     return (1 - lr * h["weight_decay"]) * p - lr / (1 - beta1**step) * m / (v_hat.sqrt() + h["eps"])
 
 
-def _schedule_free(p: Tensor, u: Tensor, s: State, h: Hypers, lr: float, beta1: float) -> Tensor:
-    """By the paper, with x: a step of z along u, which is averaged."""
-    z, step = s["z"], s["step"]
-
-    def weight(step: float, lr_max: float) -> float:
-        return step ** h["r"] * lr_max ** h["weight_lr_power"]
-
-    before, share = float(s["lr_max"]), float(s["newest_share"])
-    total = weight(step - 1, before) / share if share else 0.0
-    s["lr_max"] = max(lr, before)
-    newest = weight(step, s["lr_max"])
-    c = s["newest_share"] = newest / (total + newest) if newest else 0.0
-    # x goes to the z of before, and what z moves by is added to it.
-    x = p + (p - z) * (1 - beta1) / beta1
-    change = -lr * _penalised(p, u, h["weight_decay"])
-    x, s["z"] = (1 - c) * x + c * (z + change), z + change
-    return (1 - beta1) * s["z"] + beta1 * x
-
-
-def _begun(p: Tensor, s: State) -> float:
-    """The number of this step. At first z is y."""
-    for name, start in (("step", 0), ("newest_share", 0), ("lr_max", 0), ("z", p.clone())):
-        s.setdefault(name, start)
-    s["step"] = float(s["step"]) + 1
-    return float(s["step"])
-
-
-def _warmed(h: Hypers, step: float) -> float:
-    return float(h["lr"]) * (min(step / h["warmup_steps"], 1.0) if h["warmup_steps"] else 1.0)
-
-
-def sgd_schedule_free(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    step = _begun(p, s)
-    return _schedule_free(p, g, s, h, _warmed(h, step), h["momentum"])
-
-
-def adamw_schedule_free(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    beta1, beta2 = h["betas"]
-    step = _begun(p, s)
-    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", torch.zeros_like(p)) + (1 - beta2) * g * g
-    root = (v / (1 - beta2**step)).sqrt() + h["eps"]
-    return _schedule_free(p, g / root, s, h, _warmed(h, step), beta1)
-
-
-def radam_schedule_free(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
-    beta1, beta2 = h["betas"]
-    step = _begun(p, s)
-    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", torch.zeros_like(p)) + (1 - beta2) * g * g
-    correction, longest = 1 - beta2**step, 2 / (1 - beta2) - 1
-    length = longest - 2 * step * beta2**step / correction
-    if length <= 4:
-        return _schedule_free(p, g, s, h, 0.0 if h["silent_sgd_phase"] else float(h["lr"]), beta1)
-    rectified = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
-    root = (v / correction).sqrt() + h["eps"]
-    return _schedule_free(p, g / root, s, h, rectified * float(h["lr"]), beta1)
-
-
 def _trust(numerator: Tensor, denominator: Tensor, norms: tuple[Tensor, Tensor]) -> Tensor:
     """Their ratio, but 1 where either norm is 0."""
     positive = (norms[0] > 0) & (norms[1] > 0)
@@ -350,12 +284,28 @@ def lamb(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * g * g
     if h["bias_correction"]:
         m, v = m / (1 - beta1**step), v / (1 - beta2**step)
-    update = _penalised(p, m / (v.sqrt() + h["eps"]), decay)
+    if h.get("decoupled_decay"):
+        p = p * (1 - float(h["lr"]) * decay)
+    update = penalised(p, m / (v.sqrt() + h["eps"]), 0 if h.get("decoupled_decay") else decay)
     if decay != 0 or h["always_adapt"]:
-        norms = torch.linalg.vector_norm(p), torch.linalg.vector_norm(update)
+        largest = math.inf if h.get("clamp_value") is None else h["clamp_value"]
+        norms = torch.linalg.vector_norm(p).clamp(max=largest), torch.linalg.vector_norm(update)
         trust = _trust(*norms, norms)
         update = (trust.clamp(max=1) if h["trust_clip"] else trust) * update
     return p - float(h["lr"]) * update
+
+
+def mars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    lr, zero = float(h["lr"]), torch.zeros_like(p)
+    step = s["step"] = float(s.get("step", 0)) + 1
+    along = g + h["gamma"] * beta1 / (1 - beta1) * (g - s["last_grad"]) if step > 1 else g
+    along = along / torch.linalg.vector_norm(along).clamp_min(1)
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * along
+    v = s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", zero) + (1 - beta2) * along * along
+    s["last_grad"] = g.clone()
+    change = lr / (1 - beta1**step) * m / ((v / (1 - beta2**step)).sqrt() + h["eps"])
+    return (1 - lr * h["weight_decay"]) * p - change
 
 
 def lars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
@@ -363,7 +313,7 @@ def lars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     if decay != 0 or h["always_adapt"]:
         norms = torch.linalg.vector_norm(p), torch.linalg.vector_norm(g)
         trust = _trust(h["trust_coeff"] * norms[0], norms[1] + decay * norms[0] + h["eps"], norms)
-        g = ((trust / lr).clamp(max=1) if h["trust_clip"] else trust) * _penalised(p, g, decay)
+        g = ((trust / lr).clamp(max=1) if h["trust_clip"] else trust) * penalised(p, g, decay)
     return sgd(p, g, s, {**h, "weight_decay": 0})
 
 
@@ -371,7 +321,7 @@ RULES: dict[str, Rule] = {
     "SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Adagrad": adagrad, "Adadelta": adadelta,
     "Adamax": adamax, "NAdam": nadam, "RAdam": radam, "ASGD": asgd, "Rprop": rprop, "Lion": lion, "Adan": adan,
     "AdEMAMix": ademamix, "ADOPT": adopt, "AdamAtan2": adam_atan2, "LAMB": lamb, "LARS": lars,
-    "NAdamW": nadamw, "LaProp": laprop, "AdaBelief": adabelief, "StableAdamW": stable_adamw,
+    "NAdamW": nadamw, "LaProp": laprop, "AdaBelief": adabelief, "StableAdamW": stable_adamw, "MARS": mars,
     "AdamWScheduleFree": adamw_schedule_free, "RAdamScheduleFree": radam_schedule_free,
     "SGDScheduleFree": sgd_schedule_free,
 }  # fmt: skip

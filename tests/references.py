@@ -24,8 +24,9 @@ class Reference(Optimizer):
     beyond: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, params: ParamsT, *, foreach: Any = None, fused: Any = None, **kwargs: Any) -> None:
-        common = {} if self.beyond else {"maximize": False, "capturable": False, "differentiable": False}
-        defaults = {**self.arguments, **common, **self.beyond}
+        # torch's own arguments have what all classes have.
+        common = {"maximize": False, "capturable": False, "differentiable": False}
+        defaults = {**({} if "foreach" in self.arguments else common), **self.arguments, **self.beyond}
         unknown = kwargs.keys() - defaults.keys()
         if unknown:
             raise TypeError(f"unexpected arguments: {sorted(unknown)}")
@@ -75,10 +76,12 @@ def _counter(p: Tensor, group: dict[str, Any]) -> Tensor:
 
 class Lion(Reference):
     arguments: ClassVar = {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}
+    beyond: ClassVar = {"caution": False}
 
 
 class Adan(Reference):
     arguments: ClassVar = {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.0, "no_prox": False}
+    beyond: ClassVar = {"caution": False}
 
 
 class AdEMAMix(Reference):
@@ -119,6 +122,11 @@ class LAMB(Reference):
         "trust_clip": False,
         "always_adapt": False,
     }
+    beyond: ClassVar = {"decoupled_decay": False, "clamp_value": None}
+
+
+class MARS(Reference):
+    arguments: ClassVar = {"lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "gamma": 0.025}
 
 
 class LARS(Reference):

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 import fusedopt
 
-SUMMING = [c for c in CASES if c.optimizer in ("LAMB", "LARS", "StableAdamW")]
+SUMMING = [c for c in CASES if not c.elementwise]
 REMEDY = (
     r"its rule adds up over a whole tensor, of which this process has a shard; replicate it, or use an optimizer that "
     "works element by element, as AdamW does"
@@ -164,6 +164,31 @@ def a_process_without_gradients_has_part_in_the_sums(rank: int) -> None:
             p.grad = None
     pair.sharded.step()
     for p, start in zip(params_of(pair.sharded), before, strict=True):
+        assert torch.equal(p.to_local(), start) == (rank == 1 or start.numel() == 0)
+
+
+@case()
+def groups_that_need_no_sums_have_no_part_in_them(rank: int) -> None:
+    """They are stepped to the bit, also where a process has no gradients in those that need them."""
+
+    def make(params: Any) -> Any:
+        return fusedopt.AdamW([{"params": params[:1]}, {"params": params[1:], "caution": True}], lr=0.1)
+
+    pair = Pair(make)
+    with counted_calls() as calls:
+        pair.step()
+    assert len(calls) == 3
+    plain, its = (params_of(optimizer)[0] for optimizer in (pair.sharded, pair.whole))
+    assert_identical(whole(plain.detach()), its)
+    pair.give_grads(3)
+    before = [p.to_local().clone() for p in params_of(pair.sharded)]
+    if rank == 1:
+        for p in params_of(pair.sharded)[1:]:
+            p.grad = None
+    pair.sharded.step()
+    pair.whole.step()
+    assert_identical(whole(plain.detach()), its)
+    for p, start in zip(params_of(pair.sharded)[1:], before[1:], strict=True):
         assert torch.equal(p.to_local(), start) == (rank == 1 or start.numel() == 0)
 
 

@@ -61,7 +61,7 @@ def adam(_cache: None) -> type[fusedopt.Lion]:
 
 
 HYPERS = {"lr": 1e-2, "betas": (0.8, 0.9), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": 0, "decoupled_weight_decay": 1}
-HYPERS["bias_correction"] = 1
+HYPERS |= {"bias_correction": 1, "caution": 0}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_checkpoints_copies_and_pickles(adam: type) -> None:
 
 def test_the_signature_names_the_hyper_parameters(adam: type) -> None:
     parameters = inspect.signature(adam).parameters
-    shared = list(inspect.signature(fusedopt.Lion).parameters.values())[-10:]
+    shared = list(inspect.signature(fusedopt.StableAdamW).parameters.values())[-10:]
     assert list(parameters) == ["params", *HYPERS, *(p.name for p in shared)]
     assert [(p.kind, p.default) for p in list(parameters.values())[-10:]] == [(p.kind, p.default) for p in shared]
     # adam.h gives no defaults.

@@ -219,6 +219,7 @@ def test_the_norm_that_timm_clips_at_is_its_constructors() -> None:
 
 _BNB = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 _LAMB = {**_BNB, "max_grad_norm": 1.0, "bias_correction": True, "grad_averaging": True}
+_MARS = {**_BNB, "gamma": 0.025, "mars_type": "adamw", "optimize_1d": True, "caution": False}
 _SGD = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.1}
 _KOZISTR = {**_BNB, "weight_decouple": True, "fixed_decay": False}
 _ROWS = {**ADAFACTOR, "weight_decay": 0.0}
@@ -226,8 +227,8 @@ _TIMM = {**_ROWS, "eps": 1e-30, "eps_scale": 1e-3, "min_dim_size_to_factor": 16}
 # Source, class of ours, group, what its constructor was given, and the line of maths.
 REFUSED: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], str]] = {
     "bias correction": ("timm.Adan", "Adan", {**_BNB, "bias_correction": False}, {}, "with bias_correction=False it d"),
-    "caution": ("timm.Lion", "Lion", {**_BNB, "caution": True}, {}, "with caution=True it leaves out elements"),
-    "LAMB's decay": ("timm.Lamb", "LAMB", {**_LAMB, "decoupled_decay": True}, {}, "with decoupled_decay=True it dec"),
+    "caution": ("timm.LaProp", "LaProp", {**_BNB, "caution": True}, {}, "with caution=True it leaves out elements"),
+    "LARS's decay": ("timm.Lars", "LARS", {**_SGD, "decoupled_decay": True}, {}, "with decoupled_decay=True it dec"),
     "release": (
         "optimi.Lion",
         "Lion",
@@ -258,7 +259,20 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], str]] = {
     "vectors": ("pytorch_optimizer.LARS", "LARS", _SGD, {}, "it leaves out ratio and decay of vectors and scalars"),
     "debias": ("torch_optimizer.Lamb", "LAMB", _BNB, {"debias": True}, "the bias correction is outside of the trust"),
     "adam": ("torch_optimizer.Lamb", "LAMB", _BNB, {"adam": True}, "with adam=True the trust ratio is 1"),
-    "clamp": ("torch_optimizer.Lamb", "LAMB", _BNB, {}, "it holds norm p at clamp_value=10 or below"),
+    "Lion's way": (
+        "timm.Mars",
+        "MARS",
+        {**_MARS, "mars_type": "lion"},
+        {},
+        "with mars_type='lion' it steps by the sign of the average",
+    ),
+    "MARS's vectors": (
+        "timm.Mars",
+        "MARS",
+        {**_MARS, "optimize_1d": False},
+        {},
+        "it steps vectors by AdamW, which takes an",
+    ),
     "masters": ("apex.FusedAdam", "AdamW", _BNB, {"master_weights": True}, "its master weights are neither in its"),
     "after": ("apex.FusedSGD", "SGD", _SGD, {"wd_after_momentum": True}, "adds weight_decay [*] p to the momentum"),
     "TE's": ("transformer_engine.FusedSGD", "SGD", _SGD, {"wd_after_momentum": True}, "[*] p to the momentum, where"),

@@ -115,10 +115,10 @@ def test_a_rule_of_the_users_own_is_asked_too() -> None:
 
 # What makes another rule of a class, and what does not, for each line of the table.
 SETTINGS_BY_KEY: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
-    ("caution", "Lion"): ({"caution": True}, {"caution": False}),
+    ("caution", "LaProp"): ({"caution": True}, {"caution": False}),
     ("cautious", "AdamW"): ({"cautious": True}, {"cautious": False}),
     ("caution", "SGD"): ({"caution": False, "weight_decay": 0.1}, {"caution": False, "weight_decay": 0.0}),
-    ("decoupled_decay", "LAMB"): (
+    ("decoupled_decay", "LARS"): (
         {"decoupled_decay": True, "weight_decay": 0.1},
         {"decoupled_decay": False, "weight_decay": 0.1},
     ),

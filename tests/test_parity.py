@@ -83,11 +83,13 @@ EXTREMES: dict[str, dict[str, Any]] = {
     "t0-negative": {"t0": -5.0},
 }
 # Of y and z that are the same, or where y does not follow z, there is no x. Where AdaBelief's average is the gradient
-# itself it divides by eps, and makes steps of a hundred million whose sum is all that there is to compare.
+# itself it divides by eps, and makes steps of a hundred million whose sum is all that there is to compare. MARS divides
+# by the corrected gradient alone then, which is the rounding error of a difference where that is all but 0.
 REFUSED = [
     ("momentum1", "SGDScheduleFree"),
     *[(name, optimizer + "ScheduleFree") for name in ("betas0", "beta1-0") for optimizer in ("AdamW", "RAdam")],
     ("beta1-0", "AdaBelief"),
+    ("beta2-0", "MARS"),
 ]
 EXTREME_KWARGS = [
     *[

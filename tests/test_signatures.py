@@ -376,9 +376,9 @@ def test_type_checkers_see_the_signature_that_inspect_sees(messages: Messages, n
     assert seen == [(p.name, p.kind is KEYWORD, p.default is not p.empty) for p in own]
 
 
-def test_what_a_compiled_rule_takes_beside_its_hyper_parameters_is_what_lion_takes() -> None:
+def test_what_a_compiled_rule_takes_beside_its_hyper_parameters_is_what_our_own_classes_take() -> None:
     own = [described(p) for p in parameters(fusedopt._compiled.CompiledRule) if p.kind is KEYWORD]
-    assert own == [described(p) for p in parameters(fusedopt.Lion) if p.kind is KEYWORD]
+    assert own == [described(p) for p in parameters(fusedopt.StableAdamW) if p.kind is KEYWORD]
 
 
 def test_names_of_choices_are_those_that_are_checked() -> None:

@@ -38,10 +38,11 @@ one_per_optimizer = pytest.mark.parametrize("case", [c for c in ONE_PER_OPTIMIZE
 # The arguments of the references in their order, less those that clip all gradients, make other methods or choose an
 # implementation: google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars, bitsandbytes' AdEMAMix,
 # the authors' ADOPT with timm's exponent in the place of a function,
-# lucidrains' AdamAtan2, timm's NAdamW, LaProp and AdaBelief, optimi's StableAdamW, schedulefree's three.
+# lucidrains' AdamAtan2, timm's NAdamW, LaProp, AdaBelief and Mars, optimi's StableAdamW, schedulefree's three.
 ADAPTIVE: dict[str, Any] = {"lr": 0.0025, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 SIGNATURES: dict[str, dict[str, Any]] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
+    "MARS": {"lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "gamma": 0.025},
     "Adan": {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.0, "no_prox": False},
     "AdEMAMix": {
         "lr": 1e-3,
@@ -107,6 +108,12 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "always_adapt": False,
     },
 }
+# What ours takes by name alone: timm's `caution` and `decoupled_decay`, torch_optimizer's `clamp_value`.
+BEYOND: dict[str, dict[str, Any]] = {
+    "Lion": {"caution": False},
+    "Adan": {"caution": False},
+    "LAMB": {"decoupled_decay": False, "clamp_value": None},
+}
 
 
 @one_per_optimizer
@@ -117,10 +124,12 @@ def test_arguments_are_the_references(case: Case) -> None:
     assert list(positional.items()) == list(SIGNATURES[case.optimizer].items())
     keywords = {p.name: p.default for p in arguments if p.kind is inspect.Parameter.KEYWORD_ONLY}
     flags = {"maximize": False, "capturable": False, "foreach": None, "fused": None}
-    assert keywords == {**flags, **Options()._asdict()}
+    beyond = BEYOND.get(case.optimizer, {})
+    assert keywords == {**flags, **beyond, **Options()._asdict()}
     optimizer = case.cls(make_params())
     modes = {"train_mode": True} if "ScheduleFree" in case.optimizer else {}
-    assert optimizer.defaults == {**positional, "maximize": False, "capturable": False, "differentiable": False} | modes
+    flags = {"maximize": False, "capturable": False, "differentiable": False}
+    assert optimizer.defaults == {**positional, **flags, **modes}
     assert repr(optimizer).startswith(f"{case.optimizer} (\nParameter Group 0\n")
 
 

@@ -181,7 +181,7 @@ NEW_HYPERS: list[dict[str, Any]] = [
     *({"t_alpha": 3}, {"t_beta3": 3}, {"clip_exp": 0.5}, {"decouple": True}, {"a": 0.7}, {"b": 0.5}),
     *({"rectify": False}, {"decoupled_decay": False}, {"rectify": True, "degenerated_to_sgd": False}),
     *({"fixed_decay": True, "decoupled_decay": True}, {"warmup_steps": 30}, {"r": 1.0}, {"weight_lr_power": 1.0}),
-    *({"silent_sgd_phase": False}, {"lr": 0.0}),
+    *({"silent_sgd_phase": False}, {"gamma": 0.5}, {"lr": 0.0}),
 ]
 # These change which states there are, or only what they start from.
 NOT_CHANGED = {"amsgrad", "centered", "initial_accumulator_value"}

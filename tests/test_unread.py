@@ -72,7 +72,7 @@ class Fused(FusedStep, Newer):
     """Ours, which is older."""
 
     _rule = "adam"
-    _rule_defaults: ClassVar = {"decoupled_weight_decay": True, "bias_correction": True}
+    _rule_defaults: ClassVar = {"decoupled_weight_decay": True, "bias_correction": True, "caution": False}
 
     def __init__(self, params: Any, lr: float = 1e-3, *, sign_only: bool = False, **options: Any) -> None:
         super().__init__(params, {"lr": lr, "sign_only": sign_only}, options=Options(**options))

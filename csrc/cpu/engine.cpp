@@ -151,13 +151,16 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads, con
       visit_share(rule, first, last, start + work * thread / of, start + work * (thread + 1) / of, grain, visit);
     });
   };
-  if (rule.sums > 0) {
+  const auto measures = [&](const Row& row) { return rule.measures(row.variant); };
+  // Others may wait for what this process adds to their sums, be it nothing.
+  if (rule.sums > 0 && (between || std::any_of(first, last, measures))) {
     std::vector<int64_t> chunks = {0};  // before each row
     for (const Row* row = first; row < last; ++row)
-      chunks.push_back(chunks.back() + (row->numel + kChunk - 1) / kChunk);
+      chunks.push_back(chunks.back() + (measures(*row) ? (row->numel + kChunk - 1) / kChunk : 0));
     std::vector<double> sums(chunks.back() * rule.sums);
     const auto of_row = [&](const Row& row) { return sums.data() + chunks[&row - first] * rule.sums; };
     all(kChunk, [&](const Row& row, int64_t begin, int64_t end) {
+      if (!measures(row)) return;
       rule.measure[row.variant][is_wide(row)](row, begin, end, of_row(row) + begin / kChunk * rule.sums);
     });
     const auto chunks_of = [&](const Row& row) { return chunks[&row - first + 1] - chunks[&row - first]; };
@@ -167,7 +170,7 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads, con
       between(of_all);
     }
     for (const Row* row = first; row < last; ++row)
-      rule.conclude[is_wide(*row)](of_row(*row), chunks_of(*row), row->scalars);
+      if (measures(*row)) rule.conclude[is_wide(*row)](of_row(*row), chunks_of(*row), row->scalars);
   }
   all(kUpdateGrain,
       [&](const Row& row, int64_t begin, int64_t end) { rule.sweep[row.variant][is_wide(row)](row, begin, end); });

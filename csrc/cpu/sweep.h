@@ -368,7 +368,7 @@ struct Entry {
   template <int variant>
   static void add_sweeps(fusedopt::Rule& rule) {
     if constexpr (variant < R::variants) {
-      if constexpr (R::sums > 0) {
+      if constexpr (R::sums > 0 && R::measures(variant)) {
         rule.measure[variant][0] = Kernel<R, variant, float>::measure;
         rule.measure[variant][1] = Kernel<R, variant, double>::measure;
       }

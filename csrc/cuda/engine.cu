@@ -217,7 +217,7 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
                                        step.first_slot};
     using Config = const cudaLaunchConfig_t;
     const int kernel = launch.kernel;
-    if (step.rule->sums > 0) {
+    if (launch.measures) {
       put(place, blocks, threads, [&](Config& c) { return kernels.measure(c, kernel, arguments); });
       put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, kernel, arguments); });
     }

@@ -16,6 +16,7 @@ class Mirror {
   // The rows that one update launch serves.
   struct Launch {
     int kernel;
+    bool measures;
     uint32_t starts, chunks, sums;
   };
 
@@ -45,8 +46,8 @@ class Mirror {
       const int kernel = kernel_of(*row);
       size_t launch = 0;
       while (launch < launches_.size() && launches_[launch].kernel != kernel) ++launch;
-      if (launch == launches_.size()) launches_.push_back({kernel, 0, 0, 0});
-      sums += (row->numel + kChunk - 1) / kChunk * rule.sums;
+      if (launch == launches_.size()) launches_.push_back({kernel, rule.measures(row->variant), 0, 0, 0});
+      if (rule.measures(row->variant)) sums += (row->numel + kChunk - 1) / kChunk * rule.sums;
       launch_of_.push_back(static_cast<uint8_t>(launch));
       if (row->layout) layouts += layout_words(row->layout->dims, rule.states);
       if (row->extras) extras += extras_words(rule.states);
@@ -197,7 +198,7 @@ class Mirror {
       for (uint32_t next = next_[l]; next <= step.slots;) starts[next++] = launches_[l].chunks;
       launches_[l].starts = at;
       launches_[l].sums = sums;
-      sums += launches_[l].chunks * step.rule->sums;
+      if (launches_[l].measures) sums += launches_[l].chunks * step.rule->sums;
       for (uint32_t w = 0; w < words; ++w) put(at++, halves(starts[2 * w], starts[2 * w + 1]));
     }
   }

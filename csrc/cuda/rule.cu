@@ -65,7 +65,7 @@ class KernelsOf final : public fusedopt::cuda::RuleKernels {
       Kernel* any = update_ + variant * kMixes + kAnyMix;
       any[0] = update_any<R, variant, float>;
       any[1] = update_any<R, variant, double>;
-      if constexpr (R::sums > 0) {
+      if constexpr (R::sums > 0 && R::measures(variant)) {
         Kernel* measure = measure_ + variant * kMixes + kAnyMix;
         measure[0] = measure_any<R, variant, float>;
         measure[1] = measure_any<R, variant, double>;
@@ -83,7 +83,7 @@ class KernelsOf final : public fusedopt::cuda::RuleKernels {
   template <int variant, class M, class T>
   void add_mix(int at) {
     update_[at] = fusedopt_cuda::update<R, variant, M, T>;
-    if constexpr (R::sums > 0) measure_[at] = fusedopt_cuda::measure<R, variant, M, T>;
+    if constexpr (R::sums > 0 && R::measures(variant)) measure_[at] = fusedopt_cuda::measure<R, variant, M, T>;
   }
 
   Kernel update_[fusedopt::kMaxVariants * kMixes] = {};

@@ -22,7 +22,7 @@ class RuleKernels {
   virtual cudaError_t advance(Config& config, const AdvanceArguments& a, const Patch<kLargePatch>& patch) const = 0;
   // `kernel` is what kernel_of() says of the rows.
   virtual cudaError_t update(Config& config, int kernel, const UpdateArguments& a) const = 0;
-  // Of rules that have sums.
+  // Of variants that have sums.
   virtual cudaError_t measure(Config& config, int kernel, const UpdateArguments& a) const = 0;
   virtual cudaError_t conclude(Config& config, int kernel, const UpdateArguments& a) const = 0;
 

@@ -41,6 +41,9 @@ py::dict describe(const Rule& rule) {
   entry["kinds"] = kinds_of(rule);
   entry["counters"] = strings(rule.counter_names, rule.counters);
   entry["sums"] = rule.sums;
+  py::list measures;
+  for (int variant = 0; variant < rule.variants; ++variant) measures.append(rule.measures(variant));
+  entry["measures"] = measures;
   entry["factored"] = rule.factored;
   if (rule.hyper_defaults)
     entry["defaults"] = std::vector<double>(rule.hyper_defaults, rule.hyper_defaults + rule.hypers);

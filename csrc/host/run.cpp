@@ -167,7 +167,8 @@ void Plan::prepare_rows(const Pass& pass) {
     const bool wide = rows_[i].param_dtype == Dtype::f64 || rule_->factored;
     const cuda::Entry* known = entries.empty() ? nullptr : &entries.back();
     if (!known || known->group != group || known->first != source.first || known->wide != wide ||
-        !std::equal(source.before, source.before + rule_->counters, known->counter) || rule_->sums > 0) {
+        !std::equal(source.before, source.before + rule_->counters, known->counter) ||
+        rule_->measures(rows_[i].variant)) {
       cuda::Entry& entry = entries.emplace_back();
       Prepared& prepared = work_.prepared.emplace_back();
       entry.group = group;

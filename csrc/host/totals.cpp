@@ -1,5 +1,5 @@
-// Rules that add up over tensors of which processes have parts (LAMB, LARS, StableAdamW): the sums of all params come
-// together between the sweep that makes them and the one that uses them.
+// Rules that add up over tensors of which processes have parts (LAMB, LARS, StableAdamW, and what is cautious): the
+// sums of all params come together between the sweep that makes them and the one that uses them.
 #include "plan.h"
 
 namespace fusedopt {
@@ -11,7 +11,8 @@ void Plan::find_families() {
   bool same = specs_.size() == slots_.size();
   specs_.resize(slots_.size());
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
-    PyObject* spec = shard_of(slots_[slot].param).spec;
+    const bool adds_up = products_ || rule_->measures(groups_[slots_[slot].group].variant);
+    PyObject* spec = adds_up ? shard_of(slots_[slot].param).spec : nullptr;
     if (specs_[slot].ptr() == spec) continue;
     same = false;
     specs_[slot] = spec ? borrow(spec) : Ref();

@@ -1,4 +1,5 @@
-// Adan, adaptive Nesterov momentum (Xie et al. 2022), as sail-sg/Adan's adan.py.
+// Adan, adaptive Nesterov momentum (Xie et al. 2022), as sail-sg/Adan's adan.py; cautious as timm's
+// (see caution() in rule.h), which leaves the differences' part of a step as it is.
 #pragma once
 
 #include "rule.h"
@@ -8,12 +9,16 @@ namespace FUSEDOPT_NAMESPACE {
 struct Adan : RuleDefaults {
   static constexpr const char* name = "adan";
   struct Hypers {
-    double lr, beta1, beta2, beta3, eps, weight_decay, no_prox;
+    double lr, beta1, beta2, beta3, eps, weight_decay, no_prox, caution;
   };
   static constexpr const char* hyper_names[] = {"lr",  "betas.0",      "betas.1", "betas.2",
-                                                "eps", "weight_decay", "no_prox"};
+                                                "eps", "weight_decay", "no_prox", "caution"};
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "exp_avg_diff", "neg_pre_grad"};
   static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude, Kind::average, Kind::average};
+
+  enum { plain, cautious, variants };
+  FUSEDOPT_HD static int variant(const Hypers& h) { return h.caution != 0 ? cautious : plain; }
+  FUSEDOPT_HD static constexpr bool measures(int variant) { return variant == cautious; }
 
   template <class T>
   struct Scalars {
@@ -41,17 +46,35 @@ struct Adan : RuleDefaults {
     return c;
   }
 
+  template <class T>
+  FUSEDOPT_HD static T average(T m, T g, const Scalars<T>& c) {
+    return fma(c.beta1, m, c.weight1 * g);
+  }
+
+  // Elements that move, and all.
+  static constexpr int sums = 2;
+  template <int variant, class T>
+  FUSEDOPT_HD static void measure(T, T g, T (&s)[4], const Scalars<T>& c, T (&terms)[2]) {
+    terms[0] = caution(average(s[0], g, c), g);
+    terms[1] = T(1);
+  }
+  template <class T>
+  FUSEDOPT_HD static void conclude(const double* sums, Scalars<T>& c) {
+    c.step_size = static_cast<T>(c.step_size * growth_by_caution(sums[0], sums[1]));
+  }
+
   template <int variant, class T>
   FUSEDOPT_HD static void update(T& p, T g, T (&s)[4], const Scalars<T>& c) {
     T &m = s[0], &n = s[1], &v = s[2], &neg_pre_grad = s[3];
     const T difference = c.has_previous != T(0) ? g + neg_pre_grad : T(0);
-    m = fma(c.beta1, m, c.weight1 * g);
+    m = average(m, g, c);
     v = fma(c.beta2, v, c.weight2 * difference);
     const T ahead = fma(c.beta2, difference, g);
     n = fma(c.beta3, n, c.weight3 * ahead * ahead);
     const T denominator = fma(sqrt(n), c.inverse_sqrt_correction3, c.eps);
     // The rounding of an inverse would add to the division's in the same direction at every step.
-    p = (p * c.decay - fma(c.step_size, m, c.step_size_diff * v) / denominator) / c.divisor;
+    const T step = measures(variant) ? c.step_size * caution(m, g) : c.step_size;
+    p = (p * c.decay - fma(step, m, c.step_size_diff * v) / denominator) / c.divisor;
     neg_pre_grad = -g;
   }
 };

@@ -33,6 +33,7 @@
 //   measure<variant>(p, g, s, c, terms)
 //                           one element's terms of these sums; the changes it makes to its arguments are dropped
 //   conclude(sums, c)       changes the scalars of the tensor, once
+//   measures(variant)       whether a variant needs them; unless it says so all do
 //
 // Every rounding is written out: fma where one is meant, contraction off in all compilers. With IEEE sqrt and division
 // the bits of a result then depend neither on the position in the tensor, nor on the instruction set, nor on the
@@ -94,6 +95,7 @@ struct RuleDefaults {
   static constexpr bool like_grad(int) { return false; }
   static constexpr const double* hyper_defaults = nullptr;
   static constexpr int sums = 0;
+  FUSEDOPT_HD static constexpr bool measures(int) { return true; }
   static constexpr bool indexed = false;
 };
 
@@ -142,6 +144,19 @@ FUSEDOPT_HD T absolute(T x) {
 template <class T>
 FUSEDOPT_HD T sign(T x) {
   return x > T(0) ? T(1) : x < T(0) ? T(-1) : T(0);
+}
+
+// Of a cautious optimizer (Liang et al. 2024, "Cautious Optimizers: Improving Training with One Line of Code"): 1 for
+// an element that a step along `direction` moves against its gradient, which therefore moves, and 0 for one that stays.
+template <class T>
+FUSEDOPT_HD T caution(T direction, T g) {
+  return direction * sign(g) > T(0) ? T(1) : T(0);
+}
+
+// What the steps of those that move grow by, as timm has it: the inverse of their share, at most a thousand times.
+FUSEDOPT_HD double growth_by_caution(double moving, double all) {
+  const double share = moving / all;
+  return 1 / (share < 1e-3 ? 1e-3 : share);
 }
 
 // torch.clamp: NaN stays NaN, and `high` wins over `low`.

@@ -1,7 +1,7 @@
 """Arguments that a class of ours has beyond torch's of the same name, and with them another rule than torch's.
 
-A class lists them in `_beyond`, with the values by which its rule is torch's. Only other values are in groups, so that
-what does torch's step has torch's groups and writes torch's files.
+A class lists them in `_beyond`, with the values by which its rule is torch's, or its reference's where torch has none.
+Only other values are in groups, so that what does torch's step has torch's groups and writes torch's files.
 """
 
 from __future__ import annotations

@@ -223,7 +223,9 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
         if products := self._products():
             options["products"] = products._asdict()
-        plan = _C.Plan(self._rule, {**self._rule_defaults, **self._beyond}, self._device_counters, options)
+        # A rule has -1 for None.
+        beyond = {name: -1.0 if value is None else value for name, value in self._beyond.items()}
+        plan = _C.Plan(self._rule, {**self._rule_defaults, **beyond}, self._device_counters, options)
         plan.draws = self._draws_so_far()
         return plan
 

@@ -33,6 +33,9 @@ class Kind:
     states: list[Keys]
     # Whether a state with any key in it is taken for complete.
     whole: bool = True
+    # Of the keys of its groups those that tell it from others: what goes beyond torch's is in few of its files, and in
+    # those of other packages.
+    telling: Keys = Keys(frozenset(), frozenset())
     # The hyper-parameter without which a class keeps no state, where there is one.
     switch: str | None = None
 
@@ -65,7 +68,7 @@ def refuse_foreign(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]], st
     in or does without.
     """
     kind, kinds = kind_of(type(optimizer)), _kinds()
-    groups_of = {name: [its.group] for name, its in kinds.items()}
+    groups_of = {name: [its.telling] for name, its in kinds.items()}
     states_of = {name: its.states for name, its in kinds.items()}
     # torch's classes take each other's groups as far as they can step by them.
     alike = {name for name in kinds if hasattr(torch.optim, name)}
@@ -192,7 +195,8 @@ def _kinds() -> dict[str, Kind]:
         kept = [Keys(known, known - _ON_DEMAND) for known in states]
         # torch's L-BFGS fills in what its state lacks.
         whole, switch = cls.__name__ != "LBFGS", "momentum" if "momentum" in hypers.known else None
-        kinds[cls.__name__] = Kind(cls.__name__, Keys(hypers.known, needed), kept, whole, switch)
+        telling = Keys(hypers.known - getattr(cls, "_beyond", {}).keys(), needed)
+        kinds[cls.__name__] = Kind(cls.__name__, Keys(hypers.known, needed), kept, whole, telling, switch)
     return kinds
 
 

@@ -31,6 +31,14 @@ def _refused_adafactor(group: Group) -> str | None:
     return adafactor_refusal({**group, "scale_parameter": group["relative_step"] and group["scale_parameter"]})
 
 
+def _refused_mars(group: Group) -> str | None:
+    if group["mars_type"] != "adamw":
+        return f"with mars_type={group['mars_type']!r} it steps by the sign of the average"
+    if not group["optimize_1d"] and any(p.ndim < 2 for p in group["params"]):
+        return "it steps vectors by AdamW, which takes an optimizer of its own"
+    return None
+
+
 PEERS = {
     # It clips by the constructor's argument, whatever the groups say.
     "Lamb": Peer("LAMB", group_step=True, once=lambda group: {"max_grad_norm": group["max_grad_norm"]}),
@@ -47,6 +55,7 @@ PEERS = {
         fixed={"eps_in_sqrt": True, "initial_accumulator_value": 1.0},
     ),
     "NAdamW": Peer("NAdamW"),
+    "Mars": Peer("MARS", refused=_refused_mars),
     "LaProp": Peer("LaProp", more_states=_averaged_rates),
     "AdaBelief": Peer("AdaBelief"),
     "Adafactor": Peer(

@@ -11,8 +11,6 @@ def _refused_lamb(group: Group) -> str | None:
         return "the bias correction is outside of the trust ratio, ours within"
     if group["adam"]:
         return "with adam=True the trust ratio is 1"
-    if group["clamp_value"] < 1e6:
-        return f"it holds norm p at clamp_value={group['clamp_value']} or below"
     return None
 
 

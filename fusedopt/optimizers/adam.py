@@ -35,6 +35,8 @@ class Adam(FusedStep, torch.optim.Adam):
             steps, and keeps `step` on the param's device on CUDA. Default: None.
         decoupled_weight_decay: decay the param by :math:`1 - \gamma \lambda` instead, as AdamW does. Default: False.
         bias_correction: divide the averages by :math:`1 - \beta^t`. Default: True.
+        caution: move only elements whose average and gradient agree in sign, and these further, by the inverse of their
+            share of the tensor (at most 1000 times); in groups with it a step takes two passes. Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -60,12 +62,13 @@ class Adam(FusedStep, torch.optim.Adam):
         [0.5, 2.5]
 
     Sources: Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization"; Reddi, Kale and Kumar 2018, "On the
-    Convergence of Adam and Beyond" (amsgrad).
+    Convergence of Adam and Beyond" (amsgrad); Liang et al. 2024, "Cautious Optimizers: Improving Training with One Line
+    of Code" (caution), as timm's AdamW has it.
     """
 
     _rule = "adam"
     _rule_defaults: ClassVar = {"decoupled_weight_decay": False}
-    _beyond: ClassVar = {"bias_correction": True}
+    _beyond: ClassVar = {"bias_correction": True, "caution": False}
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class Adam(FusedStep, torch.optim.Adam):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         bias_correction: bool = True,
+        caution: bool = False,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         state_dtype: StateDtype = None,
@@ -93,6 +97,6 @@ class Adam(FusedStep, torch.optim.Adam):
         given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         more = {"amsgrad": amsgrad, "decoupled_weight_decay": decoupled_weight_decay}
         flags = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
-        flags["bias_correction"] = bias_correction
+        flags |= {"bias_correction": bias_correction, "caution": caution}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
         super().__init__(params, {**given, **more, **flags}, foreach=foreach, fused=fused, options=options)

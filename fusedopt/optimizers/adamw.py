@@ -34,6 +34,8 @@ class AdamW(FusedStep, torch.optim.AdamW):
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps, and keeps `step` on the param's device on CUDA. Default: None.
         bias_correction: divide the averages by :math:`1 - \beta^t`. Default: True.
+        caution: move only elements whose average and gradient agree in sign, and these further, by the inverse of their
+            share of the tensor (at most 1000 times); in groups with it a step takes two passes. Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -58,12 +60,13 @@ class AdamW(FusedStep, torch.optim.AdamW):
         >>> param.tolist()
         [0.25, 2.0]
 
-    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
+    Sources: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"; Liang et al. 2024, "Cautious
+    Optimizers: Improving Training with One Line of Code" (caution), as timm has it.
     """
 
     _rule = "adam"
     _rule_defaults: ClassVar = {"decoupled_weight_decay": True}
-    _beyond: ClassVar = {"bias_correction": True}
+    _beyond: ClassVar = {"bias_correction": True, "caution": False}
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class AdamW(FusedStep, torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         bias_correction: bool = True,
+        caution: bool = False,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         state_dtype: StateDtype = None,
@@ -89,6 +93,6 @@ class AdamW(FusedStep, torch.optim.AdamW):
     ) -> None:
         given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         flags = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
-        flags["bias_correction"] = bias_correction
+        flags |= {"bias_correction": bias_correction, "caution": caution}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
         super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)

@@ -1,5 +1,7 @@
 """Adan."""
 
+from typing import ClassVar
+
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -35,6 +37,9 @@ class Adan(Standalone):
         foreach: accepted for torch's sake; changes nothing. Default: None.
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps. Default: None.
+        caution: step along :math:`m` only in elements where it agrees with the gradient in sign, and further in these,
+            by the inverse of their share of the tensor (at most 1000 times); :math:`v`'s part of the step stays. In
+            groups with it a step takes two passes. Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -59,11 +64,13 @@ class Adan(Standalone):
         >>> param.tolist()
         [0.5, 2.5]
 
-    Source: Xie et al. 2022, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models";
-    arguments and state as in sail-sg/Adan's `adan.py`, whose clipping of all gradients is not part of it.
+    Sources: Xie et al. 2022, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models";
+    arguments and state as in sail-sg/Adan's `adan.py`, whose clipping of all gradients is not part of it. Liang et al.
+    2024, "Cautious Optimizers: Improving Training with One Line of Code" (caution), as timm has it.
     """
 
     _rule = "adan"
+    _beyond: ClassVar = {"caution": False}
 
     def __init__(
         self,
@@ -78,6 +85,7 @@ class Adan(Standalone):
         capturable: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        caution: bool = False,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         state_dtype: StateDtype = None,
@@ -86,6 +94,6 @@ class Adan(Standalone):
         rounding_seed: int = 0,
     ) -> None:
         given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "no_prox": no_prox}
-        flags = {"maximize": maximize, "capturable": capturable}
+        flags = {"maximize": maximize, "capturable": capturable, "caution": caution}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
         super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)

@@ -1,9 +1,11 @@
 """LAMB."""
 
+from typing import Any, ClassVar
+
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .._core.arguments import Options
+from .._core.arguments import Options, check_number
 from .._core.precision import MasterWeights, Rounding, StateDtype
 from .._core.standalone import Standalone
 
@@ -34,6 +36,10 @@ class LAMB(Standalone):
         foreach: accepted for torch's sake; changes nothing. Default: None.
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps. Default: None.
+        decoupled_decay: decay the param by :math:`1 - \gamma \lambda` before its norm is taken, instead of adding
+            :math:`\lambda p` to the update. Default: False.
+        clamp_value: what :math:`\lVert p \rVert` counts as at most in the ratio, :math:`\ge 0`; None: as it is.
+            Default: None.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -59,10 +65,13 @@ class LAMB(Standalone):
         [1.2322, 5.7678]
 
     Source: You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes"; arguments and
-    state as in timm's `lamb.py`, whose clipping of all gradients is not part of it.
+    state as in timm's `lamb.py`, which clips the norm of all gradients at 1 by default: that is `max_grad_norm=1.0`
+    here. `clamp_value` as in torch_optimizer's `Lamb`, where it is 10 by default.
     """
 
     _rule = "lamb"
+    _beyond: ClassVar = {"decoupled_decay": False, "clamp_value": None}
+    _optional = frozenset({"clamp_value"})
 
     def __init__(
         self,
@@ -80,6 +89,8 @@ class LAMB(Standalone):
         capturable: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        decoupled_decay: bool = False,
+        clamp_value: float | None = None,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         state_dtype: StateDtype = None,
@@ -90,5 +101,11 @@ class LAMB(Standalone):
         given = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         more = {"grad_averaging": grad_averaging, "trust_clip": trust_clip, "always_adapt": always_adapt}
         flags = {"maximize": maximize, "capturable": capturable}
+        beyond = {"decoupled_decay": decoupled_decay, "clamp_value": clamp_value}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
-        super().__init__(params, {**given, **more, **flags}, foreach=foreach, fused=fused, options=options)
+        super().__init__(params, {**given, **more, **flags, **beyond}, foreach=foreach, fused=fused, options=options)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        if group.get("clamp_value") is not None:
+            check_number("clamp_value", group["clamp_value"], "clamp_value value")

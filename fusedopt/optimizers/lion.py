@@ -1,5 +1,7 @@
 """Lion."""
 
+from typing import ClassVar
+
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -28,6 +30,8 @@ class Lion(Standalone):
         foreach: accepted for torch's sake; changes nothing. Default: None.
         fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
             steps. Default: None.
+        caution: move only elements whose step goes down their gradient, and these further, by the inverse of their
+            share of the tensor (at most 1000 times); in groups with it a step takes two passes. Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -52,11 +56,13 @@ class Lion(Standalone):
         >>> param.tolist()
         [0.5, 2.5]
 
-    Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms"; arguments and state as in google/automl's
-    `lion_pytorch.py`.
+    Sources: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms"; arguments and state as in
+    google/automl's `lion_pytorch.py`. Liang et al. 2024, "Cautious Optimizers: Improving Training with One Line of
+    Code" (caution), as timm has it.
     """
 
     _rule = "lion"
+    _beyond: ClassVar = {"caution": False}
 
     def __init__(
         self,
@@ -69,6 +75,7 @@ class Lion(Standalone):
         capturable: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        caution: bool = False,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         state_dtype: StateDtype = None,
@@ -76,6 +83,7 @@ class Lion(Standalone):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
     ) -> None:
-        given = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize, "capturable": capturable}
+        given = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        flags = {"maximize": maximize, "capturable": capturable, "caution": caution}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
-        super().__init__(params, given, foreach=foreach, fused=fused, options=options)
+        super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)

@@ -56,6 +56,8 @@ class Call:
 WD = {"weight_decay": 0.1}
 # With less, params move by their last places.
 LARS = {"lr": 1.0, "momentum": 0.9, **WD}
+CAUTION = {"caution": True}
+DECOUPLED = {"decoupled_decay": True}
 FACTORED = {"eps": (1e-30, 1e-3)}
 GIVEN = {"scale_parameter": False, "relative_step": False}
 WARM = {"warmup_init": True}
@@ -94,6 +96,11 @@ SAME = [
     Call("timm.optim.radam.RAdamLegacy", WD, "RAdam", {**WD, "decoupled_weight_decay": True}, 1e-4),
     Call("timm.optim.adafactor.Adafactor", {"lr": None}, "Adafactor", FACTORED, shapes=MATRICES),
     Call("timm.optim.adafactor.Adafactor", {**WD}, "Adafactor", {**FACTORED, **GIVEN, **WD}, shapes=MATRICES),
+    Call("timm.optim.adamw.AdamWLegacy", {**WD, **CAUTION}, "AdamW", {**WD, **CAUTION}),
+    Call("timm.optim.lion.Lion", {**WD, **CAUTION}, "Lion", {**WD, **CAUTION}),
+    Call("timm.optim.adan.Adan", {**WD, **CAUTION}, "Adan", {**WD, **CAUTION}, 5e-5),
+    Call("timm.optim.lamb.Lamb", {**WD, **DECOUPLED}, "LAMB", {**WD, **DECOUPLED, "max_grad_norm": 1.0}),
+    Call("timm.optim.mars.Mars", {**WD, "optimize_1d": True}, "MARS", WD, 5e-5),
     Call("timm.optim.nadamw.NAdamW", WD, "NAdamW", WD),
     Call("timm.optim.laprop.LaProp", WD, "LaProp", WD, 5e-5),
     Call("timm.optim.adabelief.AdaBelief", WD, "AdaBelief", WD, 1e-4),
@@ -117,7 +124,7 @@ SAME = [
     Call("schedulefree.AdamWScheduleFree", WD, "AdamWScheduleFree", WD),
     Call("schedulefree.RAdamScheduleFree", WD, "RAdamScheduleFree", WD, 1e-4),
     Call("schedulefree.SGDScheduleFree", WD, "SGDScheduleFree", WD),
-    Call("torch_optimizer.Lamb", {"clamp_value": 1e9, **WD}, "LAMB", {"bias_correction": False, **WD}),
+    Call("torch_optimizer.Lamb", WD, "LAMB", {"bias_correction": False, "clamp_value": 10.0, **WD}),
     Call("torch_optimizer.LARS", LARS, "LARS", {**LARS, "trust_coeff": 0.01}),
     Call("torch_optimizer.RAdam", {}, "RAdam", {}, 1e-4),
 ]

@@ -45,7 +45,7 @@ FILES: list[tuple[str, dict[str, Any], str, str]] = [
     ("prodigyopt.Prodigy", {}, "AdamW", "has d_coef=.*it scales its steps by a distance"),
     ("schedulefree.AdamWScheduleFree", {}, "AdamW", "has weight_lr_power=.*interpolation between iterates"),
     ("schedulefree.SGDScheduleFree", {}, "SGD", "lacks .*, as schedulefree has"),
-    ("timm.optim.lion.Lion", {"lr": 0.1, "caution": True}, "Lion", "has caution=True"),
+    ("timm.optim.laprop.LaProp", {"lr": 0.1, "caution": True}, "LaProp", "has caution=True"),
     ("timm.optim.sgdw.SGDW", {"lr": 0.1, "weight_decay": 0.1}, "SGD", "has caution=False.*it decays p by"),
     ("timm.optim.rmsprop_tf.RMSpropTF", {"momentum": 0.9}, "RMSprop", "has decoupled_decay=False"),
     ("timm.optim.nadamw.NAdamW", {}, "NAdam", "another optimizer, ADOPT or Adam or"),

@@ -123,6 +123,11 @@ RUNS = [
     Run("timm.optim.radam.RAdamLegacy", "RAdam", {"weight_decay": 0.1}, 1e-4),
     Run("timm.optim.sgdw.SGDW", "SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
     Run("timm.optim.rmsprop_tf.RMSpropTF", "RMSprop", {"momentum": 0.9, "weight_decay": 0.1, "decoupled_decay": True}),
+    Run("timm.optim.adamw.AdamWLegacy", "AdamW", {"weight_decay": 0.1, "caution": True}),
+    Run("timm.optim.lion.Lion", "Lion", {"weight_decay": 0.1, "caution": True}),
+    Run("timm.optim.adan.Adan", "Adan", {"weight_decay": 0.1, "caution": True}, 5e-5),
+    Run("timm.optim.lamb.Lamb", "LAMB", {"weight_decay": 0.1, "decoupled_decay": True}, 2e-5),
+    Run("timm.optim.mars.Mars", "MARS", {"weight_decay": 0.1, "optimize_1d": True}),
     Run("timm.optim.nadamw.NAdamW", "NAdamW", {"weight_decay": 0.1}),
     Run("timm.optim.laprop.LaProp", "LaProp", {"weight_decay": 0.1}, 5e-5),
     Run("timm.optim.adabelief.AdaBelief", "AdaBelief", {"weight_decay": 0.1}, 1e-4),
@@ -157,8 +162,9 @@ RUNS = [
     Run(
         "torch_optimizer.Lamb",
         "LAMB",
-        {"weight_decay": 0.1, "clamp_value": 1e9},
-        told={"clamp_value": 1e9},
+        {"weight_decay": 0.1, "clamp_value": 2.0},
+        5e-5,  # of steps that are a few of the params' last places
+        told={"clamp_value": 2.0},
     ),
     Run("torch_optimizer.LARS", "LARS", {"momentum": 0.9, "weight_decay": 0.1}, 1e-4),
     Run("torch_optimizer.RAdam", "RAdam", {"weight_decay": 0.1}, 1e-4),

@@ -260,7 +260,8 @@ class Trial {
       }
       const cuda::Entry* last = step_.entries.empty() ? nullptr : &step_.entries.back();
       if (!last || last->group != entry.group || last->first != entry.first || last->wide != entry.wide ||
-          !std::equal(entry.counter, entry.counter + rule_.counters, last->counter) || rule_.sums > 0) {
+          !std::equal(entry.counter, entry.counter + rule_.counters, last->counter) ||
+          rule_.measures(cuda_.rows[slot].variant)) {
         step_.entries.push_back(entry);
         leaders_.push_back(slot);
       }

@@ -1,0 +1,95 @@
+"""MARS."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .._core.arguments import Options, check_number
+from .._core.precision import MasterWeights, Rounding, StateDtype
+from .._core.standalone import Standalone
+
+
+class MARS(Standalone):
+    r"""AdamW of gradients whose variance is reduced by those of the step before, in two passes over memory.
+
+    .. math::
+        c = g + \mu \frac{\beta_1}{1 - \beta_1} (g - g_{\text{prev}}) \;\; (g \text{ at first}), \quad
+        c \leftarrow \frac{c}{\max(1, \lVert c \rVert)}, \\
+        m \leftarrow \beta_1 m + (1 - \beta_1) c, \quad
+        v \leftarrow \beta_2 v + (1 - \beta_2) c^2, \quad
+        p \leftarrow (1 - \gamma \lambda) p - \gamma \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+    where the norm is that of a whole tensor. Its authors step matrices by it and vectors by AdamW, which takes an
+    optimizer of its own here. :math:`g_{\text{prev}}` is kept, so it takes one state more than AdamW.
+
+    Args:
+        params: tensors, (name, tensor) pairs or dicts of groups; float32, float64, bfloat16, float16 or complex.
+        lr: the learning rate :math:`\gamma \ge 0`, a number or a tensor of one element. Default: 3e-3.
+        betas: :math:`\beta_1, \beta_2 \in [0, 1)`. Default: (0.9, 0.99).
+        eps: :math:`\epsilon \ge 0`, added to the root. Default: 1e-8.
+        weight_decay: :math:`\lambda \ge 0`, decoupled. Default: 0.0.
+        gamma: :math:`\mu \ge 0`, how much of the variance is taken out. Default: 0.025.
+        maximize: ascend. Default: False.
+        capturable: let CUDA graphs capture the step; `step` is kept on the param's device then. Default: False.
+        foreach: accepted for torch's sake; changes nothing. Default: None.
+        fused: changes no result; True has a GradScaler leave unscaling and skipping to the step, as for torch's fused
+            steps. Default: None.
+        max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
+            None.
+        ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
+        state_dtype: how states are stored: "float32", "bfloat16", "float16", "int8" or "int4" (blocks of 256 codes with
+            a float32 scale; tensors of fewer than 4,096 elements stay in float32), or a dict by states' names. Default:
+            None.
+        master_weights: for params in 16 bits: keep a copy in "float32" to update, or as "remainder" only the low half
+            of it, beside bfloat16 params that are its upper half. Default: None.
+        rounding: of what has fewer bits than the arithmetic: to "nearest"; "stochastic", up or down by chance so that
+            the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
+            "nearest".
+        rounding_seed: where the draws of "stochastic" start. Default: 0.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+
+    Example:
+        >>> param = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = fusedopt.MARS([param], lr=0.5)
+        >>> param.grad = torch.tensor([4.0, -0.25])
+        >>> optimizer.step()
+        >>> [round(p, 4) for p in param.tolist()]
+        [0.5, 2.5]
+
+    Source: Yuan et al. 2024, "MARS: Unleashing the Power of Variance Reduction for Training Large Models" (MARS-AdamW,
+    approximate); arguments and state as in timm's `Mars` with `optimize_1d=True`.
+    """
+
+    _rule = "mars"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        gamma: float = 0.025,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        state_dtype: StateDtype = None,
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+    ) -> None:
+        given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "gamma": gamma}
+        flags = {"maximize": maximize, "capturable": capturable}
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_number("gamma", group["gamma"], "gamma value")
