@@ -218,7 +218,7 @@ class Mirror {
     const auto with_starts = [&](auto&& blocks) {
       starts_.assign(2 * starts_words(count), 0);
       for (size_t i = 0; i < count; ++i) starts_[i + 1] = starts_[i] + static_cast<uint32_t>(blocks(step.factored[i]));
-      const Launch launch = {0, at, starts_[count], 0};
+      const Launch launch = {0, false, at, starts_[count], 0};
       for (uint32_t w = 0; w < starts_words(count); ++w) put(at++, halves(starts_[2 * w], starts_[2 * w + 1]));
       return launch;
     };
