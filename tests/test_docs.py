@@ -140,6 +140,8 @@ def test_the_reference_has_every_public_name() -> None:
     reference = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
     shown = set(re.findall(r"^\.\. auto\w+:: fusedopt\.(\w+)$", reference, re.MULTILINE))
     assert shown == set(fusedopt.__all__)
+    functions = set(re.findall(r"^\.\. autofunction:: fusedopt\.functional\.(\w+)$", reference, re.MULTILINE))
+    assert functions == set(fusedopt.functional.__all__)
     members = set(re.findall(r"^\.\. auto\w+:: fusedopt\.AdamW\.(\w+)$", reference, re.MULTILINE))
     ours = {
         name
