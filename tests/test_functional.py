@@ -52,8 +52,21 @@ def test_a_signature_is_torchs(name: str) -> None:
     assert ours.keys() - theirs.keys() <= {"decoupled_weight_decay", "grad_scale", "found_inf", "has_complex"}
 
 
+# Classes that take other params and so are not among the cases.
+OTHERS = [
+    Case("adafactor", "Adafactor", {"lr": 0.05, "weight_decay": 0.1}),
+    Case("adafactor-eps", "Adafactor", {"eps": (1e-3, 0.5), "maximize": True}),
+    Case("sparseadam", "SparseAdam", {"lr": 0.05}),
+    Case("sparseadam-betas", "SparseAdam", {"lr": 0.05, "betas": (0.3, 0.6), "maximize": True}),
+]
+if "muon" in NAMES:
+    OTHERS += [
+        Case("muon", "Muon", {"lr": 0.05}),
+        Case("muon-adjusted", "Muon", {"lr": 0.05, "nesterov": False, "adjust_lr_fn": "match_rms_adamw"}),
+    ]
+
 # The class that calls a function, and where it finds it. AdamW calls adam().
-WITH_A_FUNCTION = [
+WITH_A_FUNCTION = OTHERS + [
     case
     for case in CASES
     if case.has_twin and case.optimizer.lower() in {*(name.replace("_", "") for name in NAMES), "adamw"}
@@ -95,7 +108,9 @@ def params_for(case: Case, dtype: torch.dtype) -> list[Parameter]:
     generator = torch.Generator().manual_seed(1)
     shapes = [(5, 3), (8, 8)] if case.optimizer in ("Muon", "SparseAdam") else [(5, 3), (1,), (0,), (37,)]
     made = [torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes]
-    if case.optimizer not in ("Muon", "SparseAdam", "Adafactor"):
+    if case.optimizer == "Adafactor":  # torch's own divides by the number of elements
+        del made[2]
+    elif case.optimizer not in ("Muon", "SparseAdam"):
         made.append(torch.randn(4, 6, dtype=dtype, generator=generator).t())
     return [Parameter(value) for value in made]
 
@@ -152,6 +167,7 @@ def test_numbers_are_torchs(case: Case, ours_in_torch: Callable[[str], list[str]
     ours_in_torch(case.optimizer)
     lent = params_for(case, torch.float64)
     found = train(case, cls(lent, **case.kwargs), lent)
+    assert len(found) == len(wanted)
     for ours, other in zip(found, wanted, strict=True):
         # NAdam keeps a product of factors in float32, which torch multiplies there.
         tolerance = 1e-7 if case.optimizer == "NAdam" else 1e-12

@@ -49,7 +49,7 @@ _idle: dict[type[FusedStep], list[FusedStep]] = {}
 
 
 def step_lists(lists: Lists, given: dict[str, Any]) -> None:
-    """One step with the arguments of one of torch's functions, the params and the gradients first.
+    """One step with the arguments of one of torch's functions, by their names.
 
     Raises:
         ValueError: a list has not one entry for each param, or a number is NaN or out of range.
@@ -58,13 +58,13 @@ def step_lists(lists: Lists, given: dict[str, Any]) -> None:
     """
     if torch.compiler.is_compiling():
         return untraced(step_lists, lists, given)
-    params, grads = list(given)[:2]
+    grads = _grads_in(given)
     states = [name for name in lists.states if given.get(lists.only_with.get(name, ""), True)]
-    for name in (params, grads, *states):
+    for name in ("params", grads, *states):
         _check_list(given, name, may_lack=lists.may_lack and name in states)
     # A param that is listed twice has two states here, and in an optimizer one.
-    if given.get("differentiable") or (states and len(set(map(id, given[params]))) < len(given[params])):
-        return _call_torch(lists, given, range(len(given[params])))
+    if given.get("differentiable") or (states and len(set(map(id, given["params"]))) < len(given["params"])):
+        return _call_torch(lists, given, range(len(given["params"])))
     idle = _idle.setdefault(lists.cls, [])
     optimizer = idle.pop() if idle else lists.cls.__new__(lists.cls)
     try:
@@ -103,13 +103,17 @@ def _step(lists: Lists, given: dict[str, Any], optimizer: FusedStep, grads: Sequ
     plan.step(optimizer, engine_only=True, grads=grads)
 
 
+def _grads_in(given: Mapping[str, Any]) -> str:
+    """What gradients are called: sgd() has a name of its own."""
+    return "d_p_list" if "d_p_list" in given else "grads"
+
+
 def _check_list(given: Mapping[str, Any], name: str, may_lack: bool) -> None:
-    params = next(iter(given))
     values = given[name]
     if not isinstance(values, (list, tuple)):
         raise TypeError(f"{name} is a {type(values).__name__}; give a list with one tensor for each param")
-    if len(values) != len(given[params]):
-        raise ValueError(f"{name} has {len(values)} entries and params {len(given[params])}; give one for each param")
+    if len(values) != len(given["params"]):
+        raise ValueError(f"{name} has {len(values)} entries and params {len(given['params'])}; give one for each param")
     if not may_lack:
         for index, value in enumerate(values):
             if value is None:
@@ -155,8 +159,8 @@ def _call_torch(lists: Lists, given: Mapping[str, Any], places: Sequence[int]) -
                 f"{name}={value!r} is for a newer torch: {lists.name}() of the installed {torch.__version__}, which is "
                 "left for some of the params, lacks it"
             )
-    grads = list(given)[1]
-    in_lists = [*list(given)[:2], *(name for name in lists.states if given[name])]
+    grads = _grads_in(given)
+    in_lists = ["params", grads, *(name for name in lists.states if given[name])]
     some = {name: [given[name][i] for i in places] for name in in_lists}
     # torch has its fused functions alone unscale, and these take ordinary tensors alone.
     if given.get("grad_scale") is not None:
