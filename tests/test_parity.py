@@ -12,7 +12,7 @@ from cases import CASES, ONE_PER_OPTIMIZER, Case
 from oracle import Oracle, ulp_error
 from runs import give, leaves, random_gradients, state_tensors, train
 from support import COUNTERS, assert_identical, default_dtype, params_of
-from tiers import thinned
+from tiers import of_a_kind, thinned
 from torch import Tensor
 
 SHAPES = [(1,), (3, 5), (31,), (7, 1, 9), (513,), (1023,), (2, 3, 5, 7), (65, 129)]
@@ -163,6 +163,7 @@ def _flags(case: Case) -> list[dict[str, Any]]:
     return [{flag: value} for flag in ("foreach", "fused") for value in (True, False, None)]
 
 
+@thinned("no rule reads them", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
 @every_case
 def test_foreach_and_fused_change_nothing(case: Case) -> None:
     values = _values(torch.float32)
@@ -172,7 +173,7 @@ def test_foreach_and_fused_change_nothing(case: Case) -> None:
         assert_identical(train(case.ours(leaves(values), **flags), run), expected)
 
 
-@thinned("a seed or a storage is as good as another")
+@thinned("who divides a tensor among threads knows no rule", keep=of_a_kind, together=0)
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_thread_count_changes_neither_bits_nor_itself(case: Case, dtype: torch.dtype) -> None:
