@@ -14,6 +14,9 @@ from runs import give, leaves, random_gradients, state_tensors, train
 from support import COUNTERS, assert_identical, default_dtype, params_of
 from tiers import of_a_kind, thinned
 from torch import Tensor
+from torch.nn import Parameter
+
+import fusedopt
 
 SHAPES = [(1,), (3, 5), (31,), (7, 1, 9), (513,), (1023,), (2, 3, 5, 7), (65, 129)]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -265,3 +268,15 @@ def test_a_param_that_never_had_a_gradient_has_no_state(case: Case) -> None:
     # Some of torch's classes make states in the constructor.
     assert bool(ours.state.get(unused)) == case.starts_with_state
     assert_identical([unused], [kept])
+
+
+def test_a_constant_gradient_has_no_negative_variance() -> None:
+    """Rounding makes the square of its mean larger than the mean of its squares, of which the root is NaN."""
+    param = Parameter(torch.zeros(4096))
+    param.grad = torch.randn(4096)
+    optimizer = fusedopt.RMSprop([param], lr=1e-3, alpha=0.5, centered=True)
+    for _ in range(60):
+        optimizer.step()
+    mean_of_squares, mean = (optimizer.state[param][key].double() for key in ("square_avg", "grad_avg"))
+    assert (mean_of_squares < mean * mean).any()
+    assert param.isfinite().all()
