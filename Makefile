@@ -65,6 +65,11 @@ docs-figures: $(BUILT)
 	$(BIN)/python examples/compare_optimizers.py --out docs/images
 	$(BIN)/python examples/precision.py --out docs/images/precision.png
 
+ifdef TORCH
+# The core of the suite on another torch, in an environment and a build of its own; the table in docs/compatibility.md.
+test:
+	$(PYTHON) tests/torch_versions.py $(TORCH)
+else
 # Once on the CPU engine; then what steps params again on the CUDA engine under its emulator, with its numbers in device
 # memory and on the host. Each time without the combinations that tests/tiers.py leaves to test-all.
 test: $(TEST)
@@ -72,6 +77,7 @@ test: $(TEST)
 	$(BIN)/python -m pytest -n auto
 	$(BIN)/python -m pytest -n auto --cuda-emulator=device
 	$(BIN)/python -m pytest -n auto --cuda-emulator=host
+endif
 
 test-all: $(BUILT)
 	$(BIN)/python tests/cuda_emulator/build.py
