@@ -21,7 +21,7 @@ NATIVE := $(shell find csrc -type f)
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
 
-.PHONY: venv build demo gallery precision docs docs-figures test test-all test-frameworks test-peers test-site bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision docs docs-figures test test-all mutants test-frameworks test-peers test-site bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -84,6 +84,10 @@ test-all: $(BUILT)
 	$(BIN)/python -m pytest --all -n auto
 	$(BIN)/python -m pytest --all -n auto --cuda-emulator=device
 	$(BIN)/python -m pytest --all -n auto --cuda-emulator=host
+
+# What breaks the package in one place, and whether a test notices: tests/mutants/result.json.
+mutants: $(BUILT)
+	$(BIN)/python tests/mutants/mutate.py
 
 # Lightning and Accelerate stay out of .venv. Both environments have one torch, so the extension built for the one serves.
 $(FRAMEWORKS)/.made: tests/frameworks/requirements.txt $(wildcard $(CONSTRAINTS))
