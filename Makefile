@@ -21,7 +21,7 @@ NATIVE := $(shell find csrc -type f)
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
 
-.PHONY: venv build demo gallery precision docs docs-figures test test-all test-frameworks test-peers test-site bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision docs docs-figures test test-all mutants test-frameworks test-peers test-site bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -65,6 +65,11 @@ docs-figures: $(BUILT)
 	$(BIN)/python examples/compare_optimizers.py --out docs/images
 	$(BIN)/python examples/precision.py --out docs/images/precision.png
 
+ifdef TORCH
+# The core of the suite on another torch, in an environment and a build of its own; the table in docs/compatibility.md.
+test:
+	$(PYTHON) tests/torch_versions.py $(TORCH)
+else
 # Once on the CPU engine; then what steps params again on the CUDA engine under its emulator, with its numbers in device
 # memory and on the host. Each time without the combinations that tests/tiers.py leaves to test-all.
 test: $(TEST)
@@ -72,12 +77,17 @@ test: $(TEST)
 	$(BIN)/python -m pytest -n auto
 	$(BIN)/python -m pytest -n auto --cuda-emulator=device
 	$(BIN)/python -m pytest -n auto --cuda-emulator=host
+endif
 
 test-all: $(BUILT)
 	$(BIN)/python tests/cuda_emulator/build.py
 	$(BIN)/python -m pytest --all -n auto
 	$(BIN)/python -m pytest --all -n auto --cuda-emulator=device
 	$(BIN)/python -m pytest --all -n auto --cuda-emulator=host
+
+# What breaks the package in one place, and whether a test notices: tests/mutants/result.json.
+mutants: $(BUILT)
+	$(BIN)/python tests/mutants/mutate.py
 
 # Lightning and Accelerate stay out of .venv. Both environments have one torch, so the extension built for the one serves.
 $(FRAMEWORKS)/.made: tests/frameworks/requirements.txt $(wildcard $(CONSTRAINTS))

@@ -4,6 +4,7 @@
 import torch as _torch
 
 from . import _extension as _extension
+from . import functional as functional
 from ._capabilities import capabilities
 from ._clipping import clip_grad_norm_, local_grad_norm, norm_from_local
 from ._compiled import compile_rule

@@ -20,4 +20,12 @@ def run(command: Sequence[str | Path], folder: Path) -> subprocess.CompletedProc
 
 def copy_sources(to: Path) -> None:
     made = shutil.ignore_patterns(".*venv*", ".git", "build", "dist", "*.egg-info", "*.so", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, to, ignore=made)
+    shutil.copytree(ROOT, to, ignore=made, dirs_exist_ok=True)
+
+
+def renew_sources(to: Path) -> None:
+    """The same once more; what was built of them before stays."""
+    for path in to.iterdir() if to.exists() else ():
+        if path.name != "build":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    copy_sources(to)

@@ -11,6 +11,7 @@ from layouts import OF_ONE_SHAPE, OTHERS, Layout
 from oracle import ulp_error
 from runs import give
 from support import EMULATED, assert_identical, every_isa, params_of, snapshot
+from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -55,6 +56,7 @@ def test_a_step_is_no_further_from_float64_than_torchs(options: dict[str, Any], 
         assert mine <= others + 1, (key, errors)
 
 
+@thinned("both loops of torch's compute the same", keep=lambda foreach: not foreach)
 @pytest.mark.parametrize("foreach", [False, True], ids=["for-loop", "foreach"])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @every_option
@@ -74,6 +76,7 @@ def test_a_dozen_steps_are_torchs(options: dict[str, Any], dtype: torch.dtype, f
             assert ours.state[p][key].stride() == value.stride()
 
 
+@thinned("how a param is rounded has nothing to do with options", keep=lambda options: options == OPTIONS["default"])
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 @every_option
 def test_16_bit_runs_stay_as_near_to_float64_as_torchs(options: dict[str, Any], dtype: torch.dtype) -> None:
@@ -217,6 +220,10 @@ def test_16_bit_params_may_keep_float32_state() -> None:
 
 
 @pytest.mark.skipif(EMULATED, reason="one instruction set")
+@thinned(
+    "an instruction set has kernels for each dtype, to which options are scalars",
+    keep=lambda options: options == OPTIONS["default"],
+)
 @every_dtype
 @every_option
 @every_isa

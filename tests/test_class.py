@@ -28,7 +28,7 @@ from support import (
     snapshot,
     train,
 )
-from tiers import thinned
+from tiers import of_a_kind, thinned
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -164,6 +164,7 @@ def _no_collector() -> Iterator[None]:
         gc.enable()
 
 
+@thinned("what a class refers to it inherits", keep=of_a_kind, together=0)
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_deleting_the_optimizer_frees_everything(case: Case) -> None:
     params = make_params()

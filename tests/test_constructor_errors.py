@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -247,6 +248,21 @@ NEW_GROUPS: dict[str, Callable[[Parameter], Any]] = {
     "already-in-a-group": lambda p: {"params": [p]},
     "named-after-unnamed": lambda p: {"params": [("a", make_params()[0])]},
 }
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_a_set_of_params_warns_where_torch_warns_of_it(cls: Any) -> None:
+    """From torch 2.15 on: the order of a set is another in every run."""
+
+    def warned_by(constructor: Any) -> list[tuple[type[Warning], str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            constructor({Parameter(torch.zeros(2, 2))})
+        return [(warning.category, str(warning.message)) for warning in caught]
+
+    theirs = warned_by(getattr(torch.optim, cls.__name__, torch.optim.SGD))
+    assert warned_by(cls) == theirs
+    assert bool(theirs) == (tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15))
 
 
 @thinned("the constructors are torch's own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import bytes_per_param
 import pytest
 import torch
+import torch_versions
 
 import fusedopt
 from fusedopt._core.optimizer import FusedStep
@@ -140,6 +142,8 @@ def test_the_reference_has_every_public_name() -> None:
     reference = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
     shown = set(re.findall(r"^\.\. auto\w+:: fusedopt\.(\w+)$", reference, re.MULTILINE))
     assert shown == set(fusedopt.__all__)
+    functions = set(re.findall(r"^\.\. autofunction:: fusedopt\.functional\.(\w+)$", reference, re.MULTILINE))
+    assert functions == set(fusedopt.functional.__all__)
     members = set(re.findall(r"^\.\. auto\w+:: fusedopt\.AdamW\.(\w+)$", reference, re.MULTILINE))
     ours = {
         name
@@ -149,6 +153,13 @@ def test_the_reference_has_every_public_name() -> None:
         if not name.startswith("_")
     }
     assert members == {name for name in ours if getattr(FusedStep, name).__doc__}
+
+
+def test_the_table_of_torch_versions_is_what_was_run() -> None:
+    results = json.loads(torch_versions.RESULTS.read_text())
+    page = (DOCS / "compatibility.md").read_text()
+    assert torch_versions.with_table(page, torch_versions.table(results)) == page
+    assert all((ROOT / f"tests/test_{name}.py").exists() for name in torch_versions.CORE)
 
 
 def test_the_table_of_memory_is_computed() -> None:

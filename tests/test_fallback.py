@@ -26,6 +26,8 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fusedopt
+
 
 def sparse_grad(p: Tensor, seed: int) -> Tensor:
     """Two rows of a matrix, one of them twice: not coalesced."""
@@ -132,6 +134,17 @@ def test_the_others_refuse_sparse_gradients_and_change_nothing(case: Case, steps
     params_of(torchs)[2].grad = None
     ours.step()  # and goes on as if nothing had happened
     assert ours.state[params_of(ours)[0]].get("step", torch.tensor(1.0)).item() == steps_before + 1
+
+
+def test_sparse_gradients_are_refused_before_dense_ones_are_stepped_by_torch() -> None:
+    """Both are torch's here, and the sparse one comes last in the groups."""
+    dense, sparse = Parameter(torch.ones(3, 2)), Parameter(torch.ones(3, 2))
+    dense.grad, sparse.grad = torch.ones(3, 2), sparse_grad(sparse, 0)
+    optimizer = fusedopt.Adam([{"params": [dense], "differentiable": True}, {"params": [sparse]}])
+    with pytest.raises(RuntimeError, match="Adam does not support sparse gradients"):
+        optimizer.step()
+    assert dense.tolist() == [[1.0, 1.0]] * 3
+    assert not optimizer.state.get(dense)
 
 
 def enter_state(optimizer: Optimizer, case: Case, p: Tensor, states: Sequence[Tensor]) -> None:

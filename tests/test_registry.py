@@ -89,7 +89,11 @@ SHARED = {
 
 @pytest.mark.parametrize(
     ("name", "thing"),
-    [*((t.__name__, t) for t in PUBLIC if callable(t)), *SHARED.items()],
+    [
+        *((t.__name__, t) for t in PUBLIC if callable(t)),
+        *((f"functional.{name}", getattr(fusedopt.functional, name)) for name in fusedopt.functional.__all__),
+        *SHARED.items(),
+    ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_docstring_examples_run(name: str, thing: object) -> None:

@@ -207,6 +207,7 @@ def test_lbfgs_does_not_descend_where_it_was_told_to_ascend() -> None:
 # Docstrings.
 
 DOCUMENTED: dict[str, Any] = {name: getattr(fusedopt, name) for name in fusedopt.__all__ if name != "StateDtype"}
+DOCUMENTED |= {f"functional.{name}": getattr(fusedopt.functional, name) for name in fusedopt.functional.__all__}
 METHODS: dict[str, Any] = {
     f"{cls.__name__}.{name}": member
     for cls in [*FusedStep.__mro__, *map(fusedopt.__dict__.get, fusedopt.__all__)]

@@ -366,3 +366,12 @@ def test_replace_knows_none_of_them() -> None:
             fusedopt.replace(twin(name)(make_params()))
         ours = getattr(fusedopt, name)(make_params())
         assert fusedopt.replace(ours) is ours
+
+
+@pytest.mark.parametrize("name", ["LAMB", "LARS"])
+def test_params_that_are_all_zero_move(name: str) -> None:
+    """A trust that is the norm of the param over another would hold them where they are."""
+    param = Parameter(torch.zeros(300))
+    param.grad = torch.ones(300)
+    getattr(fusedopt, name)([param], lr=0.5, weight_decay=0.1).step()
+    assert bool((param < 0).all())

@@ -1,7 +1,7 @@
 """Which of a test's combinations every change runs, and which wait for `--all` (make test-all).
 
 A test that is parametrized over things that have nothing to do with each other says so with `thinned`. What is left
-reaches the same lines and branches; tests/mutants shows that it still notices what breaks.
+reaches the same lines and branches; what breaks the package in tests/mutants it still has to notice.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ bool Plan::settled(int slot, size_t at, bool& moved) {
   if (its.state && version_of(its.state) != source.state_version) return false;
 
   TensorImpl* param = unpack(its.param).unsafeGetTensorImpl();
-  TensorImpl* grad = param->grad().unsafeGetTensorImpl();
+  TensorImpl* grad = grad_of(slot).unsafeGetTensorImpl();
   if (source.sharded && !shards_as_before(source, param, grad)) return false;
   const c10::DispatchKeySet keys = source.keys;
   // Only a plain tensor can be asked for its sizes without going into Python.
@@ -116,7 +116,7 @@ bool Plan::all_settled() {
 // Makes row `at` of a slot.
 Plan::Found Plan::collect(int slot, size_t at) {
   TensorImpl* whole_param = unpack(slots_[slot].param).unsafeGetTensorImpl();
-  const at::Tensor& whole_grad = whole_param->grad();
+  const at::Tensor& whole_grad = grad_of(slot);
   if (!whole_grad.defined()) return Found::nothing;
   const Group& group = groups_[slots_[slot].group];
 

@@ -78,8 +78,9 @@ class Plan {
   // One step of `optimizer`. Everything is checked first; then either all is written or an exception leaves all as it
   // was. Params that no engine takes come back as [(group index, [params])], nothing having been written; a second call
   // with `engine_only` then steps the others. Gradients are divided by `divisor`, unless it is None: then by
-  // optimizer.grad_scale, if there is one. With `clears_grad` they are zero afterwards.
-  py::object step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad);
+  // optimizer.grad_scale, if there is one. With `clears_grad` they are zero afterwards. `grads` is a list with one for
+  // each param in its order, or None: then they are the params' own.
+  py::object step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad, py::object grads);
 
   // Sends the groups' numbers to the device for the steps that were captured into graphs, which read them there.
   void refresh(py::object optimizer);
@@ -180,6 +181,10 @@ class Plan {
 
   void read_groups(PyObject* groups);
   bool slots_match(PyObject* state);
+  void take_grads(const py::object& grads);
+  const at::Tensor& grad_of(int slot) const {
+    return grads_ ? unpack(grads_[slot]) : unpack(slots_[slot].param).unsafeGetTensorImpl()->grad();
+  }
   void rebuild_slots(PyObject* state);
   void refuse_replaced() const;
   bool settled(int slot, size_t at, bool& moved);
@@ -293,6 +298,7 @@ class Plan {
   bool busy_ = false, capturing_ = false;
   PyObject* group_list_ = nullptr;  // borrowed, valid during a step, as is the next
   PyObject* state_of_all_ = nullptr;
+  PyObject** grads_ = nullptr;  // by slot; null: each param has its own
 
   // rows_[i], sources_[i] and extras_[i] belong together; the first count_ of them are this step's.
   std::vector<Row> rows_;

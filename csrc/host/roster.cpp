@@ -73,6 +73,19 @@ void Plan::rebuild_slots(PyObject* state) {
   for (Source& source : sources_) source.settled = false;
 }
 
+void Plan::take_grads(const py::object& grads) {
+  grads_ = nullptr;
+  if (grads.is_none()) return;
+  if (!is_sequence(grads.ptr())) throw py::type_error("grads is not a list");
+  if (PySequence_Fast_GET_SIZE(grads.ptr()) != static_cast<Py_ssize_t>(slots_.size()))
+    throw py::value_error("grads has " + std::to_string(PySequence_Fast_GET_SIZE(grads.ptr())) + " entries and " +
+                          std::to_string(slots_.size()) + " params are to be stepped; give one for each");
+  for (size_t i = 0; i < slots_.size(); ++i)
+    if (!THPVariable_Check(PySequence_Fast_GET_ITEM(grads.ptr(), i)))
+      throw py::type_error("grads[" + std::to_string(i) + "] is not a tensor");
+  grads_ = PySequence_Fast_ITEMS(grads.ptr());
+}
+
 // fully_shard puts other params in the place of those it is given, which then get no gradients any more. It leaves a
 // mark on them, as far as the installed torch does (2.13 does).
 void Plan::refuse_replaced() const {
@@ -138,7 +151,7 @@ void Plan::collect_each(bool observed, py::list& leftover) {
     Found found = observed                               ? Found::leftover
                   : settled(slot, count_, rows_changed_) ? Found::row
                                                          : collect(slot, count_);
-    if (observed && !unpack(slots_[slot].param).unsafeGetTensorImpl()->grad().defined()) found = Found::nothing;
+    if (observed && !grad_of(slot).defined()) found = Found::nothing;
     if (found == Found::row) ++count_;
     if (found != Found::leftover) continue;
     if (slots_[slot].group != group) {

@@ -79,8 +79,9 @@ void Plan::make_own(size_t i, py::dict& entry, StateScales& scales) {
     } else {
       const at::ScalarType storage = options.storage_of_state(k, *source.param);
       const auto as = param.options().dtype(storage);
-      value = rule_->factored && row.variant == 0 ? param.new_zeros(state_shape(row, *source.param, k), as)
-                                                  : at::zeros_like(rule_->like_grad(k) ? param.grad() : param, as);
+      value = rule_->factored && row.variant == 0
+                  ? param.new_zeros(state_shape(row, *source.param, k), as)
+                  : at::zeros_like(rule_->like_grad(k) ? grad_of(source.slot) : param, as);
     }
     const Ref object = wrap(value);
     const at::Tensor& local = local_tensor(object.ptr());
@@ -272,7 +273,7 @@ void Plan::run() {
   bump_versions();
 }
 
-py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad) {
+py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad, py::object grads) {
   if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
   rule_ = rule_named(rule_name_);
   if (products_) products_->after = rule_named(products_->after->name);
@@ -287,6 +288,7 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
     ~Release() {
       plan.scaling_.release();
       plan.held_.clear();
+      plan.grads_ = nullptr;
     }
   } const release{*this};
   // Under a dispatch mode torch steps all params, and a number may be one that must not be read.
@@ -310,6 +312,7 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
   read_groups(groups.ptr());
   const bool listed_anew = !slots_match(state.ptr());
   if (listed_anew) rebuild_slots(state.ptr());
+  take_grads(grads);
   find_families();
   struct Together {
     Plan& plan;
@@ -364,7 +367,7 @@ void bind_plan(py::module_& m) {
       .def(py::init<std::string, py::dict, bool, py::dict>(), py::arg("rule"), py::arg("defaults"),
            py::arg("device_counters") = false, py::arg("options") = py::dict())
       .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false, py::arg("divisor") = py::none(),
-           py::arg("clears_grad") = false)
+           py::arg("clears_grad") = false, py::arg("grads") = py::none())
       .def_property("draws", &Plan::draws, &Plan::set_draws_done)
       .def_property("first_slot", &Plan::first_slot, &Plan::set_first_slot)
       .def("why_left", &Plan::why_left, py::arg("param"))

@@ -22,7 +22,7 @@ inline void Plan::enter_shards(Source& source, const at::Tensor& grad) const {
 
 // The same for a row that was entered before; false if a spec has changed since.
 inline bool Plan::shards_as_before(const Source& source, TensorImpl*& param, TensorImpl*& grad) const {
-  const Shard its = shard_of(slots_[source.slot].param), of_grad = shard_of(param->grad());
+  const Shard its = shard_of(slots_[source.slot].param), of_grad = shard_of(grad_of(source.slot));
   if (!its.local || its.spec != source.spec || !of_grad.local) return false;
   if (of_grad.spec != its.spec && of_grad.spec != source.grad_spec.ptr()) return false;
   param = unpack(its.local).unsafeGetTensorImpl();

@@ -47,7 +47,7 @@ Plan::Found Plan::collect_slices(Row& row, Source& source) {
         "outside of the capture");
   // The update is not linear: slices that occur twice have to be added first.
   const at::NoGradGuard no_grad;
-  const at::Tensor sum = param->grad().detach().coalesce(), values = sum._values().contiguous();
+  const at::Tensor sum = grad_of(source.slot).detach().coalesce(), values = sum._values().contiguous();
   if (!storage_of(*values.unsafeGetTensorImpl(), row.grad_dtype) || is_complex(*grad) ||
       grad->device() != param->device())
     fail(source, "its gradient is " + dtype_name(*grad) + " on " + grad->device().str() + ", the param " +

@@ -134,7 +134,7 @@ class FusedStep(Checkpointed):
         norm, divisor = self._clip()
         # Of a step that a GPU alone knows to be skipped the engine would leave the gradients.
         in_pass = zero_grad and "found_inf" not in self.__dict__
-        flags = {"clears_grad": True} if in_pass else {}
+        flags: dict[str, Any] = {"clears_grad": True} if in_pass else {}
         leftover = plan.step(self, divisor=divisor, **flags)
         in_pass = in_pass and not leftover
         if leftover:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -128,9 +128,7 @@ class Muon(FusedStep, torch.optim.Muon):
 
     def _fused_step(self, closure: Callable[[], Any] | None = None, zero_grad: bool = False) -> Any:
         for group in self.param_groups:
-            if group["ns_steps"] >= 100:
-                raise ValueError("Number of steps must be less than 100 for computational efficiency")
-            _triples(group["ns_coefficients"])
+            check_iteration(group)
         return super()._fused_step(closure, zero_grad)
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -147,6 +145,13 @@ class Muon(FusedStep, torch.optim.Muon):
                     "tensors on the CPU or a CUDA device"
                 )
         super()._step_leftover(leftover, divisor)
+
+
+def check_iteration(group: Mapping[str, Any]) -> None:
+    """Refuse, as torch's step does, what its constructor lets pass."""
+    if group["ns_steps"] >= 100:
+        raise ValueError("Number of steps must be less than 100 for computational efficiency")
+    _triples(group["ns_coefficients"])
 
 
 def _multiply(group: dict[str, Any], matrices: Tensor) -> tuple[Tensor, float]:
