@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 # IEEE arithmetic with every fma written out (-ffp-contract=off) makes results equal on every instruction set; the next
-# two flags only drop errno and floating-point exceptions, without which g++ vectorises neither roots nor selections. The
-# last lets it take conditions out of longer loops, which stay scalar otherwise: some rules in bfloat16 were 20 times
-# slower.
+# two flags only drop errno and floating-point exceptions, without which g++ vectorises neither roots nor selections.
+# The last lets it take conditions out of longer loops, which stay scalar otherwise: some rules in bfloat16 were 20
+# times slower.
 NUMERICS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "--param=max-unswitch-insns=400"]
 # nvcc's division and square root are IEEE's unless asked otherwise.
 CUDA_NUMERICS = ["-O3", "--fmad=false"]

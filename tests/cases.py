@@ -87,7 +87,7 @@ class Case:
             param = Parameter(torch.tensor([1.0, neighbour]))
             optimizer = self.ours([param])
             # Some look at norms once updates have grown, some at whether gradients agree with averages of them.
-            for grads in ((1.0, 0.5), (100.0, 50.0 * neighbour), (1.0, 2.0 - neighbour)):
+            for grads in ((1.0, 0.5), (100.0, 0.5 * neighbour), (100.0, 50.0 * neighbour), (1.0, 2.0 - neighbour)):
                 param.grad = torch.tensor(grads)
                 optimizer.step()
             ends.append(param[0].item())

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 import fusedopt
 
-ELEMENTWISE = [c for c in CASES if c.optimizer not in ("LAMB", "LARS")]
+ELEMENTWISE = [c for c in CASES if c.elementwise]
 
 
 @case()

@@ -40,6 +40,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "t_alpha": st.sampled_from([None, 0, 5]),
     "t_beta3": st.sampled_from([None, 0, 5]),
     "clip_exp": st.sampled_from([None, 0.0, 0.25, 1.0]),
+    "gamma": st.sampled_from([0.0, 0.025, 0.3]),
     "a": st.floats(0.5, 2),
     "b": st.sampled_from([0.0, 0.5, 1.0]),
     "warmup_steps": st.sampled_from([0, 3]),

@@ -38,7 +38,7 @@ Plan::Found Plan::collect_slices(Row& row, Source& source) {
     fail(source, "its gradient has shape " + shape_of(*grad) + ", the param " + shape_of(*param) + "; set .grad anew");
   if (!storage_of(*param, row.param_dtype))
     fail(source, dtype_name(*param) + " params cannot be stepped; convert it to float32, float64, bfloat16 or float16");
-  if (!param->grad().is_coalesced() && number_on_device(*param) &&
+  if (!grad_of(source.slot).is_coalesced() && number_on_device(*param) &&
       cuda::ready({source.device, current_stream(source.device)}, *rule_))
     fail(
         source,

@@ -97,8 +97,8 @@ MUTANTS = (
     ),
     Mutant(
         "csrc/rules/lamb.h",
-        "sums[0] > 0 && sums[1] > 0 ? sqrt(sums[0]) / sqrt(sums[1]) : 1;",
-        "sums[1] > 0 ? sqrt(sums[0]) / sqrt(sums[1]) : 1;",
+        "norm > 0 && sums[1] > 0 ? norm / sqrt(sums[1]) : 1;",
+        "sums[1] > 0 ? norm / sqrt(sums[1]) : 1;",
         "params that are all zero never move",
         "tests/test_standalone.py -k all_zero",
     ),
