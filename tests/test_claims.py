@@ -52,6 +52,18 @@ def end_of_step(task: str) -> dict[str, float]:
     return {key: round(value, 2) for key, value in ratio.items()}
 
 
+def ratios(file: str) -> dict[tuple[str, str], dict[str, float]]:
+    """Of a run of narrow.py or cold.py, by workload and rival."""
+    findings = json.loads((RESULTS / f"{file}.json").read_text())["findings"]
+    return {
+        (f["workload"], f["against"]): {key: round(value, 2) for key, value in f["ratio"].items()} for f in findings
+    }
+
+
+def spread(ratio: dict[str, float]) -> str:
+    return f"({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
 # Tables are of the newest; what is said of them has to follow.
 LATEST = figures.newest().stem
 DAY = ("20261128T012747", "20261128T034633", "20261128T074642", "20261128T101406")
@@ -64,7 +76,13 @@ LARGE = [measured(LATEST, f"{suite}-adamw", "torch fused") for suite in ("1x32mi
 ]
 PUBLIC = {name: thing for name in fusedopt.__all__ if isinstance(thing := getattr(fusedopt, name), type)}
 CLASSES = {name for name, cls in PUBLIC.items() if issubclass(cls, torch.optim.Optimizer)} - {"GenericOptimizer"}
-EIGHT, FOUR, CLIP = (end_of_step(task) for task in ("8-bit", "4-bit", "gpt2-adamw: clip"))
+EIGHT, CLIP = (end_of_step(task) for task in ("8-bit", "gpt2-adamw: clip"))
+NARROW, COLD = ratios("narrow-20261129"), ratios("cold-20261129")
+STATES = {
+    name: NARROW[f"AdamW, float32 with {name} states", "float32 states"]
+    for name in ("bfloat16", "int8", "int4", "float16")
+}
+OF_TORCH = {workload: ratio for (workload, against), ratio in NARROW.items() if against.startswith("torch")}
 CODES = {8: 2**3, 4: 2**1}  # codes below one unit
 MOST = {"int8": 61_439, "uint8": 15 * 2**28, "int4": 11, "uint4": 191}
 PARAMS = json.loads((ROOT / "docs/images/precision.json").read_text())["params"]
@@ -116,9 +134,18 @@ CLAIMS = [
         PRECISION,
         f"A block is {_C.CODE_BLOCK // 4} words of 32 bits, or {_C.CODE_BLOCK // 8} words of 4-bit",
     ),
-    (PRECISION, f"8-bit state ran at {EIGHT['value']} of the speed"),
-    (PRECISION, f"float32 state ({EIGHT['low']} to {EIGHT['high']}), with 4-bit state at {FOUR['value']}"),
-    (PRECISION, f"4-bit state at {FOUR['value']} ({FOUR['low']} to {FOUR['high']})"),
+    (PRECISION, f"times as fast with bfloat16 states as with float32 ones {spread(STATES['bfloat16'])}"),
+    *((PRECISION, f"{STATES[name]['value']:.2f} with {name} {spread(STATES[name])}") for name in ("int8", "int4")),
+    (PRECISION, f"{STATES['float16']['value']:.2f} with float16"),
+    (FIGURES, f"{sum(ratio['value'] >= 1 for ratio in OF_TORCH.values())} were at least as fast as torch's best"),
+    *(
+        (FIGURES, f"{OF_TORCH[f'AdamW, all {dtype}']['value']:.2f} in {dtype}")
+        for dtype in ("bfloat16", "float16", "float64")
+    ),
+    *(
+        (FIGURES, f"| {ratio['value']:.2f}{'' if 'of' in against.split() else 'x'} {spread(ratio)} |")
+        for (_, against), ratio in COLD.items()
+    ),
     (README, f"is {min(LARGE):.1f} to {max(LARGE):.1f} times as fast as torch's fused step"),
     (README, f"| {len(CLASSES)} classes, their variants"),
     (README, f"AdamW, {training.SUITE.elements / 1e6:.0f} M params | "),
