@@ -92,18 +92,19 @@ def theirs(workload: Workload, words: dict[str, Any]) -> Step:
     return call
 
 
+def trampling(cold: bool) -> Step:
+    """What other work does to the caches between two steps."""
+    other = torch.zeros(OTHER_DATA // 4 if cold else 0)
+    return lambda: other.add_(1)
+
+
 def measure(workload: Workload, cold: bool, effort: Effort) -> list[dict[str, Any]]:
-    other = torch.zeros(OTHER_DATA // 4)
-
-    def trample() -> None:
-        if cold:
-            other.add_(1)
-
     steps = {OURS: ours(workload), CONTROL: ours(workload)}
     steps |= {f"torch {' '.join(words)}": theirs(workload, words) for words in workload.torchs}
     if workload.parts:
         steps[OBJECTS] = ours(workload, [0] * len(workload.sizes))
         steps[NUMBERS] = ours(workload, [sum(workload.sizes)])
+    trample = trampling(cold)
     contestants = [Contestant(name, step, trample) for name, step in steps.items()]
     warm_up(contestants, effort.warmup)
     rounds = interleave(contestants, effort)
@@ -137,13 +138,8 @@ def measure(workload: Workload, cold: bool, effort: Effort) -> list[dict[str, An
 
 def per_tensor(cold: bool, effort: Effort, shrink: int) -> dict[str, Any]:
     """Whether ten times as many tensors cost ten times as much, at most."""
-    other = torch.zeros(OTHER_DATA // 4)
-
-    def trample() -> None:
-        if cold:
-            other.add_(1)
-
     steps = {w.name: ours(w, w.sizes[:: 1 + shrink]) for w in (MANY, FEWER)}
+    trample = trampling(cold)
     contestants = [Contestant(name, step, trample) for name, step in steps.items()]
     warm_up(contestants, effort.warmup)
     rounds = interleave(contestants, effort)

@@ -196,8 +196,7 @@ class Sweep {
       if (cuda::ready_for_history(place))
         throw std::runtime_error(
             "Attempting CUDA graph capture of step() for an instance of LBFGS, which decides on the host, by sums that "
-            "it "
-            "waits for, how long it goes on: step outside of the capture");
+            "it waits for, how long it goes on: step outside of the capture");
       device(place);
     } else {
       const int threads = at::get_num_threads();
