@@ -1,10 +1,10 @@
-"""Steps over small tensors that other work has pushed out of the caches, as a training loop finds them.
+"""Where the time of a step over small tensors goes that other work has pushed out of the caches.
 
 python benchmarks/cold.py [--quick] [--only NAME] [--warm] [--threads N] [--seconds N] [--out FILE]
 
-Before every step 64 MiB of other data are written. A step over many tensors is held against torch's best and against
-the sum of its parts: a step over as many tensors without elements, which is finding and checking objects, and one over
-one tensor of as many elements, which is the numbers.
+Before every step other data are written. A step over many tensors is held against torch's and against the sum of its
+parts: a step over as many tensors without elements, which is finding and checking objects, and one over one tensor of
+as many elements, which is the numbers. Other workloads in cold caches are in run.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from rich.table import Table
 from torch.nn import Parameter
 
 import fusedopt
+from fusedopt.bench.baselines import CONTROL, FUSED, OURS
+from fusedopt.bench.clock import Cpu
 from fusedopt.bench.machine import machine
-from fusedopt.bench.method import Contestant, Effort, compare, interleave, scaled, summarise, warm_up
+from fusedopt.bench.method import Contestant, Effort, compare, interleave, nothing, scaled, summarise, warm_up
 from fusedopt.bench.tables import console
 
-OURS, CONTROL = "fusedopt", "fusedopt again"
 OBJECTS, NUMBERS = "objects alone", "numbers alone"
-OTHER_DATA = 64 << 20
 Step = Callable[[], object]
 
 
@@ -40,83 +40,62 @@ class Workload:
 
     name: str
     sizes: Sequence[int]
-    rule: str = "AdamW"
-    words: dict[str, Any] = field(default_factory=dict)
-    torchs: Sequence[dict[str, Any]] = ({"fused": True},)
     asked: float = 1.0
-    grouped: bool = False
-    clips: bool = False
+    max_grad_norm: float | None = None
     parts: bool = False  # also against the sum of the two parts, at most so many times
 
 
 AT_MOST = 1.2  # of the sum of the parts
-ALL_THREE = ({"foreach": False}, {"foreach": True}, {"fused": True})
-ALL_TWO = ALL_THREE[:2]
 THOUSAND = [256] * 1000
 WORKLOADS = (
     Workload("1000 x 256 AdamW", THOUSAND, asked=20, parts=True),
-    Workload("1000 x 256 SGD", THOUSAND, "SGD", {"momentum": 0.9}, ALL_THREE, asked=12),
-    Workload("1000 x 256 RMSprop", THOUSAND, "RMSprop", {}, ALL_TWO, asked=45),
-    Workload("480 groups x 256 AdamW", [256] * 480, asked=20, grouped=True),
-    Workload("699 tensors of 5 to 2,800 AdamW", [4 * i + 1 + i % 3 for i in range(1, 700)], asked=10),
-    Workload("1000 x 256 clip + AdamW", THOUSAND, words={"max_grad_norm": 1.0}, asked=25, clips=True),
+    Workload("1000 x 256 clip + AdamW", THOUSAND, asked=25, max_grad_norm=1.0),
 )
 MANY, FEWER = Workload("10,000 x 64", [64] * 10_000), Workload("1,000 x 64", [64] * 1000)
 
 
-def params(sizes: Sequence[int], grouped: bool = False) -> list[Any]:
+def params(sizes: Sequence[int]) -> list[Parameter]:
     generator = torch.Generator().manual_seed(0)
     made = [Parameter(torch.randn(size, generator=generator)) for size in sizes]
     for p in made:
         p.grad = torch.randn(p.shape, generator=generator)
-    return [{"params": [p]} for p in made] if grouped else made
+    return made
 
 
 def ours(workload: Workload, sizes: Sequence[int] | None = None) -> Step:
-    held = params(workload.sizes if sizes is None else sizes, workload.grouped)
-    step: Step = getattr(fusedopt, workload.rule)(held, **workload.words).step
-    return step
+    held = params(workload.sizes if sizes is None else sizes)
+    return fusedopt.AdamW(held, max_grad_norm=workload.max_grad_norm).step
 
 
-def theirs(workload: Workload, words: dict[str, Any]) -> Step:
-    held = params(workload.sizes, workload.grouped)
-    given = {name: value for name, value in workload.words.items() if name != "max_grad_norm"}
-    step: Step = getattr(torch.optim, workload.rule)(held, **given, **words).step
-    if not workload.clips:
+def theirs(workload: Workload) -> Step:
+    held, norm = params(workload.sizes), workload.max_grad_norm
+    step: Step = torch.optim.AdamW(held, fused=True).step
+    if norm is None:
         return step
 
     def call() -> None:
-        torch.nn.utils.clip_grad_norm_(held, workload.words["max_grad_norm"])
+        torch.nn.utils.clip_grad_norm_(held, norm)
         step()
 
     return call
 
 
-def trampling(cold: bool) -> Step:
-    """What other work does to the caches between two steps."""
-    other = torch.zeros(OTHER_DATA // 4 if cold else 0)
-    return lambda: other.add_(1)
-
-
 def measure(workload: Workload, cold: bool, effort: Effort) -> list[dict[str, Any]]:
-    steps = {OURS: ours(workload), CONTROL: ours(workload)}
-    steps |= {f"torch {' '.join(words)}": theirs(workload, words) for words in workload.torchs}
+    steps = {OURS: ours(workload), CONTROL: ours(workload), FUSED: theirs(workload)}
     if workload.parts:
         steps[OBJECTS] = ours(workload, [0] * len(workload.sizes))
         steps[NUMBERS] = ours(workload, [sum(workload.sizes)])
-    trample = trampling(cold)
-    contestants = [Contestant(name, step, trample) for name, step in steps.items()]
+    contestants = [Contestant(name, step, Cpu().flush if cold else nothing) for name, step in steps.items()]
     warm_up(contestants, effort.warmup)
     rounds = interleave(contestants, effort)
     medians = {name: summarise(samples).median for name, samples in rounds.items()}
-    best = min((name for name in rounds if name.startswith("torch")), key=lambda name: medians[name])
     common = {"workload": workload.name, "cold": cold, "medians": medians}
     control = asdict(compare(rounds[CONTROL], rounds[OURS]))
     found: list[dict[str, Any]] = [
         common
         | {
-            "against": best,
-            "ratio": asdict(compare(rounds[best], rounds[OURS])),
+            "against": FUSED,
+            "ratio": asdict(compare(rounds[FUSED], rounds[OURS])),
             "asked": f"at least {workload.asked:g}",
             "control": control,
             "nanoseconds": rounds,
@@ -139,8 +118,7 @@ def measure(workload: Workload, cold: bool, effort: Effort) -> list[dict[str, An
 def per_tensor(cold: bool, effort: Effort, shrink: int) -> dict[str, Any]:
     """Whether ten times as many tensors cost ten times as much, at most."""
     steps = {w.name: ours(w, w.sizes[:: 1 + shrink]) for w in (MANY, FEWER)}
-    trample = trampling(cold)
-    contestants = [Contestant(name, step, trample) for name, step in steps.items()]
+    contestants = [Contestant(name, step, Cpu().flush if cold else nothing) for name, step in steps.items()]
     warm_up(contestants, effort.warmup)
     rounds = interleave(contestants, effort)
     return {

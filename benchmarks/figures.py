@@ -16,7 +16,7 @@ CPU, GPU, SPEED = "figures", "gpu figures", "speed"
 
 # What a person in a hurry wants to know, and which lines of the newest results answer.
 IN_SHORT = {
-    "1000x256-adamw-fresh": "many small tensors: AdamW, 1,000 of 256 elements",
+    "1000x256-adamw-cold": "many small tensors: AdamW, 1,000 of 256 elements",
     "1x32mi-adamw": "one large tensor: AdamW, 32 Mi elements",
     "resnet50-adamw-bfloat16": "16 bits: AdamW, ResNet-50, all in bfloat16",
     "gpt2-adafactor": "Adafactor: GPT-2 of 124 M params",
@@ -100,7 +100,7 @@ def short_row(what: str, theirs_ms: float, ours_ms: float, ratio: Ratio) -> str:
 def in_loop(report: dict[str, Any]) -> tuple[float, float, Ratio]:
     """AdamW's step right after backward of a network: torch's time and ours in ms, and their ratio."""
     (rounds,) = (m["rounds_ns"] for m in report["measurements"] if m["name"] == "training-loop, in loop")
-    (line,) = (f for f in report["findings"] if f["measurement"] == "training-loop")
+    line = next(f for f in report["findings"] if f["measurement"] == "training-loop")
     return line["theirs_ms"], line["ours_ms"], compare(rounds["torch fused"], rounds[OURS])
 
 

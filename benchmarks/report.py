@@ -7,7 +7,7 @@ from typing import Any
 
 from judging import best_of, goal_of, verdict
 from rich.table import Table
-from table import MEMORY, MEMORY_ALLOWANCE, TRAINING, Question, Temporaries
+from table import IN_LOOP, MEMORY, MEMORY_ALLOWANCE, Question, Temporaries
 
 from fusedopt.bench.baselines import CONTROL, OURS
 from fusedopt.bench.method import Ratio, Rounds, compare
@@ -36,13 +36,29 @@ def contest_finding(question: Question, rounds: Rounds) -> Finding:
     )
 
 
-def in_loop_finding(rival: str, isolated: Rounds, in_loop: Rounds) -> Finding:
+def in_loop_finding(name: str, rival: str, in_loop: Rounds) -> Finding:
+    """Is a step right after backward faster than the rival's there?"""
+    ratio, control = compare(in_loop[rival], in_loop[OURS]), compare(in_loop[CONTROL], in_loop[OURS])
+    return Finding(
+        measurement=name,
+        against=rival,
+        measured=ratio,
+        asked=IN_LOOP,
+        at_most=False,
+        verdict=verdict(ratio, IN_LOOP, control=control),
+        ours_ms=milliseconds(in_loop[OURS]),
+        theirs_ms=milliseconds(in_loop[rival]),
+        control=control,
+    )
+
+
+def kept_finding(name: str, rival: str, isolated: Rounds, in_loop: Rounds) -> Finding:
     """Does the ratio inside the loop keep up with the isolated one? Their quotient must not fall below 1."""
     inside, outside = (compare(rounds[rival], rounds[OURS]) for rounds in (in_loop, isolated))
     control = compare(in_loop[CONTROL], in_loop[OURS])
     kept = kept_ratio(rival, isolated, in_loop)
     return Finding(
-        measurement=TRAINING,
+        measurement=name,
         against=f"{rival}: {inside.value:.2f}x in the loop, {outside.value:.2f}x isolated",
         measured=kept,
         asked=1.0,

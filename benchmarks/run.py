@@ -14,10 +14,10 @@ from pathlib import Path
 import memory
 from compiled import baselines_of
 from judging import check_agreement
-from report import contest_finding, in_loop_finding, make_table, memory_finding, temporaries_finding
+from report import contest_finding, in_loop_finding, kept_finding, make_table, memory_finding, temporaries_finding
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from table import CONTESTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, TEMPORARIES, TRAINING, effort_of
+from table import CONTESTS, MEMORY, MEMORY_SUITES, NAMES, QUESTIONS, TEMPORARIES, TRAINED, effort_of
 
 import fusedopt
 from fusedopt.bench import training
@@ -26,6 +26,7 @@ from fusedopt.bench.contest import Contest
 from fusedopt.bench.entrants import enter
 from fusedopt.bench.machine import machine, stamp_of
 from fusedopt.bench.method import Effort, interleave, warm_up
+from fusedopt.bench.networks import NETWORKS
 from fusedopt.bench.report import Report, record
 from fusedopt.bench.runner import threads
 from fusedopt.bench.tables import console
@@ -51,14 +52,16 @@ def run_contest(contest: Contest, effort: Effort, report: Report, tick: Tick) ->
     report.findings += [contest_finding(q, rounds) for q in QUESTIONS if q.contest.name == contest.name]
 
 
-def run_training(effort: Effort, report: Report, tick: Tick) -> None:
-    trainees = training.make_trainees(Contest(training.SUITE, "AdamW", (FUSED,)))
-    results = []
-    for name, contestants in (("isolated", training.isolated(trainees)), ("in loop", training.in_loop(trainees))):
+def run_training(name: str, effort: Effort, report: Report, tick: Tick) -> None:
+    suite = NETWORKS[TRAINED[name]].suite
+    trainees = training.make_trainees(Contest(suite, "AdamW", (FUSED,)))
+    rounds = {}
+    for where, contestants in (("isolated", training.isolated(trainees)), ("in loop", training.in_loop(trainees))):
         warm_up(contestants, effort.warmup)
-        results.append(interleave(contestants, effort, tick))
-        report.measurements.append(record(f"{TRAINING}, {name}", results[-1]))
-    report.findings.append(in_loop_finding(FUSED, *results))
+        rounds[where] = interleave(contestants, effort, tick)
+        report.measurements.append(record(f"{name}, {where}", rounds[where]))
+    report.findings.append(in_loop_finding(name, FUSED, rounds["in loop"]))
+    report.findings.append(kept_finding(name, FUSED, rounds["isolated"], rounds["in loop"]))
 
 
 def run_memory(report: Report) -> None:
@@ -87,8 +90,8 @@ def run_memory(report: Report) -> None:
 def run_one(name: str, quick: bool, report: Report, tick: Tick) -> None:
     if name == MEMORY:
         run_memory(report)
-    elif name == TRAINING:
-        run_training(effort_of(name, quick), report, tick)
+    elif name in TRAINED:
+        run_training(name, effort_of(name, quick), report, tick)
     else:
         run_contest(CONTESTS[name], effort_of(name, quick), report, tick)
 
@@ -110,7 +113,7 @@ def run(names: Sequence[str], report: Report, *, quick: bool, out: Path) -> None
 def rounds_of(name: str, quick: bool) -> int | None:
     if name == MEMORY:
         return None
-    return effort_of(name, quick).rounds * (2 if name == TRAINING else 1)
+    return effort_of(name, quick).rounds * (2 if name in TRAINED else 1)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

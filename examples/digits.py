@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -175,7 +176,7 @@ def run(epochs: int, seed: int = 0, console: Console | None = None) -> list[Pair
 
 def make_table(pairs: Sequence[Pair]) -> Table:
     # Fits into 80 columns: a log has no more, and what does not fit is cut.
-    table = Table(title="scikit-learn digits, trained twice from the same seed", show_lines=True)
+    table = Table(title="scikit-learn digits, trained twice from the same seed", show_lines=True, box=HORIZONTALS, pad_edge=False)
     table.caption = (
         "step(): median in us, and the ratio of medians. Largest diff.: between the loss curves; "
         "of a bit: torch's to itself, begun with weights one unit in the last place larger. "

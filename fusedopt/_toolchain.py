@@ -47,7 +47,7 @@ def compiler() -> str:
 
 
 def isas() -> list[str]:
-    """The instruction sets to build for: all, or as FUSEDOPT_ISAS lists them, beside generic."""
+    """The instruction sets to build for: all, this machine's alone, or what FUSEDOPT_ISAS lists beside generic."""
     # Clang has no `#pragma GCC target`.
     has_all = platform.machine() in ("x86_64", "AMD64") and "clang" not in _version_of(compiler())
     ours = ISAS if has_all else ISAS[:1]
@@ -55,8 +55,9 @@ def isas() -> list[str]:
     for name in asked:
         if name not in (*ours, "native"):
             raise SystemExit(f"FUSEDOPT_ISAS has {name!r}; write native, or some of {', '.join(ours)}")
-    wanted = {_widest() if name == "native" else name for name in asked}
-    return [name for name in ours if not wanted or name == "generic" or name in wanted]
+    # Of what is built for this machine alone, generic would be a third that never runs.
+    wanted = {_widest() if name == "native" else name for name in asked} or {*ours}
+    return [name for name in ours if name in wanted or (name == "generic" and "native" not in asked)]
 
 
 def _widest() -> str:

@@ -31,9 +31,9 @@ from fusedopt.bench.contest import Contest
 from fusedopt.bench.entrants import Entrant, Stage, enter
 from fusedopt.bench.kernel import KERNEL, OneTensor
 from fusedopt.bench.method import warm_up
+from fusedopt.bench.networks import NETWORKS
 from fusedopt.bench.placement import LAYOUTS, place
 from fusedopt.bench.suites import SUITES
-from fusedopt.bench.training import SUITE, make_network
 
 CPU = torch.device("cpu")
 
@@ -274,8 +274,21 @@ def test_params_are_split_into_groups(groups: int, sizes: list[int]) -> None:
     assert len({group["lr"] for group in found}) == len(sizes)
 
 
-def test_the_network_has_the_shapes_that_the_suite_says() -> None:
-    assert tuple(tuple(p.shape) for p in make_network().parameters()) == SUITE.shapes
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_has_the_shapes_that_its_suite_says(name: str) -> None:
+    network = NETWORKS[name]
+    with torch.device("meta"):
+        shapes = [tuple(p.shape) for p in network.make().parameters()]
+    assert sorted(shapes) == sorted(network.suite.shapes)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_param_of_a_network_gets_a_gradient(name: str) -> None:
+    network = NETWORKS[name]
+    made = network.make()
+    images = torch.randn(2, 3, network.image, network.image)
+    torch.nn.functional.cross_entropy(made(images), torch.tensor([1, 2])).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in made.parameters())
 
 
 def test_arguments_and_optimizers_are_known() -> None:

@@ -17,12 +17,13 @@ pytest.importorskip("matplotlib")
 
 from judging import Pretend
 
-from fusedopt.bench import cli, extras, plots, runner, selection, streaming, sweeps, training
+from fusedopt.bench import cli, extras, plots, runner, selection, streaming, sweeps
 from fusedopt.bench.baselines import CONTROL, FUSED, LOOP, OURS
 from fusedopt.bench.clock import MODES, Cpu
 from fusedopt.bench.contest import Contest
 from fusedopt.bench.kernel import KERNEL
 from fusedopt.bench.method import Contestant, compare
+from fusedopt.bench.networks import NETWORKS, Network
 from fusedopt.bench.report import SCHEMA, Report
 from fusedopt.bench.suites import SUITES, Suite
 
@@ -50,9 +51,9 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.main([*QUICK, "--suite", "tiny", *rivals, "--rounds", "4", "--out", str(out)]) == 0
     assert torch.get_num_threads() == threads
     captured = capsys.readouterr()
-    assert "tiny-adamw-fresh" in captured.out
+    assert "tiny-adamw-cold" in captured.out
     assert "A/A" in captured.out
-    assert "tiny-adamw-fresh" not in captured.err.replace("\r", "\n").splitlines()[-1]
+    assert "tiny-adamw-cold" not in captured.err.replace("\r", "\n").splitlines()[-1]
 
     written = read(out)
     assert written["schema"] == SCHEMA
@@ -120,13 +121,13 @@ def test_if_we_are_wrong_nothing_is_timed(
 ) -> None:
     monkeypatch.setattr(runner, "verify", lambda _, names, __: dict.fromkeys(names, "wrong: by much"))
     assert cli.main([*QUICK, "--suite", "tiny", "--no-plots", "--out", str(tmp_path)]) == 1
-    assert "tiny-adamw-fresh: not measured: fusedopt is wrong: by much" in capsys.readouterr().err
+    assert "tiny-adamw-cold: not measured: fusedopt is wrong: by much" in capsys.readouterr().err
     assert read(tmp_path)["measurements"] == []
 
 
 def test_all_options_reach_the_contests(tmp_path: Path) -> None:
     options = ["--optimizer", "Adam", "--optimizer", "Lion", "--dtype", "bfloat16+float32", "--layout", "strided"]
-    options += ["--layout", "contiguous", "--groups", "2", "--same-grads", "--rounds", "2", "--no-plots"]
+    options += ["--layout", "contiguous", "--groups", "2", "--warm", "--rounds", "2", "--no-plots"]
     assert cli.main([*QUICK, "--suite", "tiny", *options, "--baseline", LOOP, "--out", str(tmp_path)]) == 0
     measured = read(tmp_path)["measurements"][1:]
     kind = "bfloat16-float32-state"
@@ -157,10 +158,11 @@ def test_a_sweep_finds_costs(
 def test_training_compares_the_loop_with_isolation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        training, "make_network", lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 10))
-    )
-    monkeypatch.setattr(cli, "TRAINING", Suite("training-loop", ((10, 768), (10,)), 2, 7690))
+    def made() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 10))
+
+    suite = Suite("training-loop", ((10, 768), (10,)), 2, 7690)
+    monkeypatch.setitem(NETWORKS, "training-loop", Network(suite, made, 16, 16, 10))
     command = [*QUICK, "--training", "--baseline", FUSED, "--rounds", "2", "--no-plots"]
     assert cli.main([*command, "--out", str(tmp_path)]) == 0
     assert "speed-up in the loop over isolated" in capsys.readouterr().out
@@ -177,7 +179,7 @@ def test_training_compares_the_loop_with_isolation(
 def test_a_gpu_is_timed_on_each_of_its_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the CPU in its place."""
     monkeypatch.setattr(selection, "clock_of", lambda _: Pretend())
-    options = ["--baseline", FUSED, "--rounds", "3", "--no-plots", "--out", str(tmp_path)]
+    options = ["--device", "cuda", "--baseline", FUSED, "--rounds", "3", "--no-plots", "--out", str(tmp_path)]
     assert cli.main([*QUICK, "--suite", "tiny", *options]) == 0
     written = read(tmp_path)
     assert [m["clock"] for m in written["measurements"][1:]] == list(MODES)
@@ -231,10 +233,10 @@ def test_an_interrupted_run_keeps_what_it_has(
     assert cli.main([*QUICK, "--suite", "tiny", *options, "--out", str(tmp_path)]) == 130
     captured = capsys.readouterr()
     assert "interrupted; what was measured so far is kept" in captured.err
-    assert "tiny-adamw-fresh" in captured.out
+    assert "tiny-adamw-cold" in captured.out
     written = read(tmp_path)
     assert not written["complete"]
-    assert [m["name"] for m in written["measurements"]] == ["streaming", "tiny-adamw-fresh"]
+    assert [m["name"] for m in written["measurements"]] == ["streaming", "tiny-adamw-cold"]
 
 
 def test_one_failure_costs_no_other(
@@ -249,8 +251,8 @@ def test_one_failure_costs_no_other(
     monkeypatch.setattr(runner, "enter", fail)
     options = ["--optimizer", "SGD", "--optimizer", "AdamW", "--baseline", LOOP, "--rounds", "2", "--no-plots"]
     assert cli.main([*QUICK, "--suite", "tiny", *options, "--out", str(tmp_path)]) == 1
-    assert "tiny-sgd-fresh: not measured: MemoryError: none left" in capsys.readouterr().err
-    assert [m["name"] for m in read(tmp_path)["measurements"]] == ["streaming", "tiny-adamw-fresh"]
+    assert "tiny-sgd-cold: not measured: MemoryError: none left" in capsys.readouterr().err
+    assert [m["name"] for m in read(tmp_path)["measurements"]] == ["streaming", "tiny-adamw-cold"]
 
 
 def test_what_does_not_fit_is_skipped_and_a_failure_if_asked_for(
@@ -259,7 +261,7 @@ def test_what_does_not_fit_is_skipped_and_a_failure_if_asked_for(
     monkeypatch.setattr(Cpu, "free_bytes", lambda _: 2**30)
     monkeypatch.setattr(selection, "QUICK", ("llama7b", "tiny"))
     options = [*QUICK, "--baseline", LOOP, "--rounds", "2", "--no-plots", "--out", str(tmp_path)]
-    sentence = "llama7b-adamw-fresh: not measured: needs 276.1 GiB of memory, and 1.0 GiB are free"
+    sentence = "llama7b-adamw-cold: not measured: needs 276.1 GiB of memory, and 1.0 GiB are free"
     assert cli.main(options) == 0
     assert sentence in capsys.readouterr().out
     assert cli.main([*options, "--suite", "llama7b"]) == 1
@@ -269,7 +271,7 @@ def test_what_does_not_fit_is_skipped_and_a_failure_if_asked_for(
 def test_no_measurement_begins_after_the_time_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--suite", "gpt2", "--seconds", "1e-3", "--no-plots", "--out", str(tmp_path)]
     assert cli.main([*QUICK, *options]) == 1
-    assert "gpt2-adamw-fresh: not measured: out of time" in capsys.readouterr().err
+    assert "gpt2-adamw-cold: not measured: out of time" in capsys.readouterr().err
 
 
 def test_a_rival_that_would_take_all_the_time_is_left_out() -> None:

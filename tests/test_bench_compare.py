@@ -58,7 +58,7 @@ def test_a_model_is_measured_and_left_alone(tmp_path: Path) -> None:
 def test_one_name_is_enough_and_tables_are_printed_and_again(capsys: pytest.CaptureFixture[str]) -> None:
     report = bench.compare(nn.Linear(3, 2), "SGD", **QUICK)
     printed = capsys.readouterr().out
-    assert "your-model-sgd-fresh" in printed
+    assert "your-model-sgd-cold" in printed
     assert LOOP in printed
     report.show()
     assert capsys.readouterr().out == printed

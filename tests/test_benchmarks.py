@@ -223,10 +223,17 @@ def test_bare_loop_touches_its_states() -> None:
         assert not old.equal(new)
 
 
-def test_in_loop_finding_divides_the_two_ratios() -> None:
+def test_in_the_loop_a_step_is_held_against_torchs() -> None:
+    in_loop = {"torch fused": [48, 48], OURS: [40, 40], CONTROL: [40, 40]}
+    finding = report.in_loop_finding("x", "torch fused", in_loop)
+    assert finding.measured.value == pytest.approx(1.2)
+    assert finding.verdict == "missed"
+
+
+def test_kept_finding_divides_the_two_ratios() -> None:
     isolated = {"torch fused": [30, 30], OURS: [10, 10], CONTROL: [10, 10]}
     in_loop = {"torch fused": [48, 48], OURS: [12, 12], CONTROL: [12, 12]}
-    finding = report.in_loop_finding("torch fused", isolated, in_loop)
+    finding = report.kept_finding("x", "torch fused", isolated, in_loop)
     assert finding.measured.value == pytest.approx(4 / 3)
     assert finding.verdict == "met"
 

@@ -37,3 +37,33 @@ def test_cpu(tmp_path: Path) -> None:
 def test_cuda_on_the_emulator(tmp_path: Path) -> None:
     said = run("cuda_engine_test", tmp_path, ["generic"], emulator_commands(_toolchain))
     assert int(said.split()[0]) > 1000
+
+
+def test_a_build_for_another_processor_alone_says_so(tmp_path: Path) -> None:
+    source = tmp_path / "never.cpp"
+    source.write_text(
+        """
+        #include "csrc/cpu/isa.h"
+        FUSEDOPT_DECLARE_ISA(never)
+        #include "csrc/cpu/engine.cpp"
+        #include <iostream>
+        using namespace fusedopt;
+        const FactoredKernels& fusedopt_never::factored_kernels() { throw 0; }
+        const history::Kernels& fusedopt_never::history_kernels() { throw 0; }
+        const NormKernels& fusedopt_never::norm_kernels() { throw 0; }
+        int main() {
+          try {
+            cpu::chosen_isa();
+          } catch (const std::runtime_error& error) {
+            std::cout << error.what();
+          }
+        }
+        """
+    )
+    lists = ["-DFUSEDOPT_ISAS(do)=do(never)", "-DFUSEDOPT_CPU_RULES(do)=", "-DFUSEDOPT_CUDA_RULES(do)="]
+    command = [_toolchain.compiler(), "-std=c++17", "-fopenmp", f"-I{ROOT}", *lists, str(source)]
+    parts = [str(ROOT / "csrc" / part) for part in ("registry.cpp", "cpu/factored.cpp")]
+    target = tmp_path / "never"
+    subprocess.run([*command, *parts, "-o", str(target)], check=True)
+    said = subprocess.run([str(target)], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("fusedopt was built for never alone, which this processor lacks; build it here")

@@ -54,8 +54,14 @@ const Isa* choose() {
   }
   g_reason = "the widest that this processor supports";
   const Isa* widest = nullptr;
-  for (const Isa& isa : built_isas())
+  std::string built;
+  for (const Isa& isa : built_isas()) {
     if (isa.supported) widest = &isa;
+    built += std::string(built.empty() ? "" : ", ") + isa.name;
+  }
+  if (!widest)
+    throw std::runtime_error("fusedopt was built for " + built +
+                             " alone, which this processor lacks; build it here, or without FUSEDOPT_ISAS=native");
   return widest;
 }
 

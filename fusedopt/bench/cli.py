@@ -18,12 +18,12 @@ from .diff import difference, load
 from .extras import require
 from .kernel import KERNEL
 from .machine import machine, stamp_of
+from .networks import NETWORKS, SMALL
 from .output import Output
 from .placement import LAYOUTS
 from .report import BenchError, Report
 from .runner import Runner, threads
 from .suites import SUITES
-from .training import SUITE as TRAINING
 
 ROUNDS, SECONDS = 30, 900.0
 QUICK_ROUNDS, QUICK_SECONDS = 7, 40.0
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", action="append", metavar="NAME", help="such as bfloat16 or bfloat16+float32 (default: float32)")
     add("--layout", action="append", metavar="NAME", help=f"{', '.join(LAYOUTS)} (default: contiguous)")
     add("--groups", type=int, metavar="N", help="split the params into N groups (default: as the suite has them)")
-    add("--same-grads", action="store_true", help="step over the same gradient tensors instead of new ones each time")
+    add("--warm", action="store_true", help="step over the same gradients again, out of caches where they fit")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--threads", type=int, metavar="N", help="torch's threads (default: as torch has them)")
     add("--baseline", action="append", metavar="NAME", help="repeat for several; all that are installed by default")
@@ -56,7 +56,13 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, metavar="S", help=f"time budget; begin nothing after it (default: {SECONDS:.0f})")
     add("--out", type=Path, metavar="FOLDER", help="for results.json and the plots (default: fusedopt-bench-DATE)")
     add("--no-plots", action="store_true", help="write the JSON only")
-    add("--training", action="store_true", help="time step() within forward, backward, step of a network instead")
+    add(
+        "--training",
+        nargs="?",
+        const=SMALL.name,
+        choices=NETWORKS,
+        help=f"time step() within forward, backward, step of a network instead (default: {SMALL.name})",
+    )
     add(
         "--sweep",
         action="append",
@@ -85,10 +91,10 @@ def course_of(options: argparse.Namespace) -> Course:
         "suite", options.suite or (selection.QUICK if options.quick else selection.STANDARD), list(SUITES)
     )
     suites, kinds = [SUITES[name] for name in names], {}
-    if options.sweep or options.training:
-        if options.suite or (options.sweep and options.training):
-            raise BenchError("--suite, --sweep and --training measure different things; choose one of them")
-        suites = [TRAINING]
+    if sum(map(bool, (options.suite, options.sweep, options.training))) > 1:
+        raise BenchError("--suite, --sweep and --training measure different things; choose one of them")
+    if options.training:
+        suites = [NETWORKS[options.training].suite]
     if options.sweep:
         found = [(kind, suite) for kind in options.sweep for suite in sweeps.suites_of(kind, options.quick)]
         suites = sweeps.in_order(suite for _, suite in found)
@@ -104,12 +110,13 @@ def course_of(options: argparse.Namespace) -> Course:
         dtypes=options.dtype or ["float32"],
         layouts=options.layout or ["contiguous"],
         groups=options.groups,
-        # A backward pass makes new gradients anyway.
-        fresh=not (options.same_grads or options.training),
+        # A backward pass makes new gradients anyway, and sends its own data through the caches.
+        fresh=not (options.warm or options.training),
+        cold=not (options.warm or options.training) and not options.device.startswith("cuda"),
     )
     return Course(
         contests,
-        options.training,
+        bool(options.training),
         bool(options.suite or options.training),
         options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS),
         options.seconds or (QUICK_SECONDS if options.quick else SECONDS),

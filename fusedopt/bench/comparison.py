@@ -33,7 +33,7 @@ def compare(
     *,
     rounds: int = 30,
     seconds: float = 60.0,
-    fresh: bool = True,
+    cold: bool = True,
     show: bool = True,
     out: str | Path | None = None,
 ) -> Report:
@@ -52,8 +52,8 @@ def compare(
             Default: None.
         rounds: how often each contestant has its turn, at least 1. Default: 30.
         seconds: the time budget. What does not fit into it is named in ``failures``. Default: 60.0.
-        fresh: new gradient tensors before every step, as after a backward pass, rather than the same ones again.
-            Default: True.
+        cold: new gradient tensors before every step, as after a backward pass, and on a CPU nothing in the caches,
+            rather than the same gradients again. Default: True.
         show: print the tables, where rich is installed. Default: True.
         out: a folder for ``results.json`` and the plots, which need matplotlib; None writes nothing. Default: None.
 
@@ -89,7 +89,8 @@ def compare(
         dtypes=[dtype],
         layouts=[layout_of(params)],
         groups=len(groups) if len(groups) > 1 else None,
-        fresh=fresh,
+        fresh=cold,
+        cold=cold and clock.device.type == "cpu",
     )
     report = Report(machine(shlex.join(["fusedopt.bench.compare", *sys.argv])))
     report.machine.update(device_facts(clock))

@@ -32,6 +32,8 @@ class Contest:
     layout: str = CONTIGUOUS
     # So many param groups, of as equal numbers of tensors as can be; None: as the suite has them.
     groups: int | None = None
+    # Other data have gone through the processor's caches before every step, as forward and backward send them.
+    cold: bool = False
 
     @property
     def name(self) -> str:
@@ -39,7 +41,8 @@ class Contest:
         suffix += f"-{short(self.state_dtype)}-state" if self.state_dtype else ""
         suffix += "" if self.layout == CONTIGUOUS else f"-{self.layout}"
         suffix += "" if self.groups is None else f"-{self.groups}groups"
-        return f"{self.suite.name}-{self.optimizer}{suffix}{'-fresh' if self.fresh else ''}".lower()
+        suffix += "-cold" if self.cold else "-fresh" if self.fresh else ""
+        return f"{self.suite.name}-{self.optimizer}{suffix}".lower()
 
     @property
     def group_count(self) -> int:
@@ -59,6 +62,7 @@ class Contest:
             "dtype": str(self.dtype),
             "state_dtype": str(self.state_dtype or self.dtype),
             "fresh": self.fresh,
+            "cold": self.cold,
         }
 
     def grouped(self, params: list[Tensor]) -> list[Any]:

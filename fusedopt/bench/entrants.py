@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -161,4 +162,14 @@ def enter(
         contestants.append(Contestant(KERNEL, OneTensor(contest, stage.pool.total)))
     if BARE in contest.rivals:
         contestants.append(Contestant(BARE, BareLoop(stage.pool.total)))
-    return entrants, contestants
+    return entrants, [flushed(one, clock) for one in contestants] if contest.cold else contestants
+
+
+def flushed(contestant: Contestant, clock: Clock) -> Contestant:
+    """The contestant, who finds nothing of his in the caches."""
+
+    def prepare() -> None:
+        contestant.prepare()
+        clock.flush()
+
+    return replace(contestant, prepare=prepare)

@@ -225,7 +225,8 @@ class Runner:
             began = time.perf_counter()
             contestants, calls, unfit = self.try_out(mode, contestants)
             repeat = 1
-            if not facts.get("inside"):
+            # One that is to find its caches cold finds them so in the first call of a turn.
+            if not facts.get("inside") and not facts.get("cold"):
                 affordable = each / (LEAST_ROUNDS * (time.perf_counter() - began))
                 repeat = int(min(max(min(TURN_NS / calls[OURS], affordable), 1), MOST_REPEATS))
             effort = Effort(self.rounds, repeat, each, minimum=min(LEAST_ROUNDS, self.rounds))

@@ -136,6 +136,7 @@ def contests_of(
     layouts: Iterable[str] = ("contiguous",),
     groups: int | None = None,
     fresh: bool = True,
+    cold: bool = False,
 ) -> list[Contest]:
     """Every combination."""
     given = optimizers if isinstance(optimizers, Mapping) else {name: ARGUMENTS.get(name, {}) for name in optimizers}
@@ -153,6 +154,7 @@ def contests_of(
             state,
             layout=layout,
             groups=groups,
+            cold=cold,
         )
         for suite in suites
         for name in names

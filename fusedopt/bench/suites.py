@@ -124,6 +124,7 @@ SUITES = {
         Suite("10000x64", ((64,),) * 10_000, 10_000, 640_000),
         Suite("465groups", ((256,),) * 465, 465, 119_040, group_each=True),
         Suite("480groups", ((256,),) * 480, 480, 122_880, group_each=True),
+        Suite("699ramp", tuple((4 * i + 1 + i % 3,) for i in range(1, 700)), 699, 979998),
         Suite("misaligned", near(2**14, 256), 256, 256 * 2**14 + 511, offset=1),
         Suite("64x1Mi", ((MI,),) * 64, 64, 64 * MI),
         Suite("64x1Mi-misaligned", near(MI, 64), 64, 64 * MI + 127, offset=1),

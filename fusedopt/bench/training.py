@@ -1,4 +1,4 @@
-"""``step()`` inside a real loop: forward, backward, step of a network with about 13 million parameters."""
+"""``step()`` inside a real loop: forward, backward, step of a network."""
 
 from __future__ import annotations
 
@@ -15,38 +15,7 @@ from .clock import Clock, Cpu
 from .contest import Contest
 from .entrants import GradientPool
 from .method import Contestant, Ratio, Rounds, bootstrap, compare
-from .suites import Suite
-
-BATCH, IMAGE, CLASSES = 16, 16, 10
-
-
-def make_network() -> nn.Module:
-    """Convolutions and wide linear layers, so that torch's own thread pool has worked on both just before the step."""
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(64, 256, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(256 * (IMAGE // 4) ** 2, 2048),
-        nn.ReLU(),
-        nn.Linear(2048, 2048),
-        nn.ReLU(),
-        nn.Linear(2048, CLASSES),
-    )
-
-
-SUITE = Suite(
-    "training-loop",
-    (
-        *((64, 3, 3, 3), (64,), (256, 64, 3, 3), (256,)),
-        *((2048, 4096), (2048,), (2048, 2048), (2048,), (CLASSES, 2048), (CLASSES,)),
-    ),
-    10,
-    12_757_002,
-)
+from .networks import NETWORKS
 
 
 @dataclass
@@ -76,17 +45,20 @@ class Trainee:
 
 
 def make_trainees(contest: Contest, clock: Clock | None = None) -> dict[str, Trainee]:
-    """Ours, the rivals and the control, each with a network of its own."""
+    """Ours, the rivals and the control, each with a network of its own, that which has the contest's params."""
     clock = clock or Cpu()
+    kind = NETWORKS[contest.suite.name]
     generator = torch.Generator(clock.device).manual_seed(0)
-    images = torch.randn(BATCH, 3, IMAGE, IMAGE, generator=generator, device=clock.device, dtype=contest.dtype)
-    labels = torch.randint(CLASSES, (BATCH,), generator=generator, device=clock.device)
-    pool = GradientPool(contest.suite.sizes, contest.dtype, generator)
+    size = (kind.batch, 3, kind.image, kind.image)
+    images = torch.randn(size, generator=generator, device=clock.device, dtype=contest.dtype)
+    labels = torch.randint(kind.classes, (kind.batch,), generator=generator, device=clock.device)
+    # In the order of a network's own params.
+    pool = GradientPool([p.numel() for p in kind.make().parameters()], contest.dtype, generator)
 
     def trainee(name: str) -> Trainee:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = make_network().to(clock.device, contest.dtype)
+            network = kind.make().to(clock.device, contest.dtype)
         baseline = BASELINES[name]
         optimizer = baseline.make(contest, contest.grouped(list(network.parameters())))
         return Trainee(network, optimizer, baseline.wrap(optimizer, clock), images, labels, pool)
