@@ -176,7 +176,9 @@ def run(epochs: int, seed: int = 0, console: Console | None = None) -> list[Pair
 
 def make_table(pairs: Sequence[Pair]) -> Table:
     # Fits into 80 columns: a log has no more, and what does not fit is cut.
-    table = Table(title="scikit-learn digits, trained twice from the same seed", show_lines=True, box=HORIZONTALS, pad_edge=False)
+    table = Table(
+        title="scikit-learn digits, trained twice from the same seed", show_lines=True, box=HORIZONTALS, pad_edge=False
+    )
     table.caption = (
         "step(): median in us, and the ratio of medians. Largest diff.: between the loss curves; "
         "of a bit: torch's to itself, begun with weights one unit in the last place larger. "

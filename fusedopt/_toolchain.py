@@ -35,6 +35,7 @@ _CPU_RULE, _CUDA_RULE = Path("csrc/cpu/isa/rule.cpp"), Path("csrc/cuda/rule.cu")
 _LONGEST = ["torch.h", "factored.cu", "rule.cu", "norm.cu", "history.cu", "engine.cu", "cuda_rule.cpp"]
 # What all sources that see torch include first. Reading it takes longer than compiling one of them.
 TORCH_HEADER = Path("csrc/host/torch.h")
+_DEVICE, _BATCHES = Path("csrc/host/device.cpp"), 4
 
 
 def _version(number: str) -> int:
@@ -164,16 +165,24 @@ class Tree:
         """Paths from the root, from where commands are run."""
         return sorted(path.relative_to(self.root) for path in self.root.glob(pattern))
 
-    def torch_commands(self, sources: Iterable[Path], flags: Iterable[str] = ()) -> list[list[str]]:
-        """How sources that include torch are compiled, from a header that is compiled once."""
-        header = torch_cpp_command(TORCH_HEADER, [*flags, "-x", "c++-header"])
+    def torch_commands(self, batches: Iterable[Sequence[Path]]) -> list[list[str]]:
+        """How sources that include torch are compiled, an object a batch, from a header that is compiled once."""
+        header = torch_cpp_command(TORCH_HEADER, ["-x", "c++-header"])
         compiled = self._object(header).with_suffix(".h").relative_to(self.root)
-        # Two flags that differ between it and them: how the source is called, and what language it is in.
-        return [torch_cpp_command(source, [*flags, "-include", str(compiled)]) for source in sources]
+        # Flags that differ between it and them: what else is included, and what language it is in.
+        return [
+            torch_cpp_command(last, [word for path in (compiled, *others) for word in ("-include", str(path))])
+            for *others, last in batches
+        ]
 
     def host_commands(self) -> list[list[str]]:
-        """How what knows torch is compiled."""
-        return self.torch_commands(self.sources("csrc/host/*.cpp"))
+        """How what knows torch is compiled.
+
+        An object costs six seconds for what pybind11 and torch put into every one, so there are few; device.cpp has one
+        of its own, in whose place the emulator of the tests has another.
+        """
+        others = [source for source in self.sources("csrc/host/*.cpp") if source != _DEVICE]
+        return self.torch_commands([[_DEVICE], *filter(None, (others[n::_BATCHES] for n in range(_BATCHES)))])
 
     def rules(self) -> list[Rule]:
         """Those of the package: every one that a header in csrc/rules has."""
@@ -229,9 +238,10 @@ class Tree:
         for command in commands:
             after = ""
             if "-include" in command:
-                at = command.index("-include")
-                compiled = _escaped(self.root / (command[at + 1] + ".gch"))
-                headers[compiled] = [*command[:at], *command[at + 2 : -2], "-x", "c++-header", "-c", str(TORCH_HEADER)]
+                compiled = _escaped(self.root / (command[command.index("-include") + 1] + ".gch"))
+                included = [at for at, word in enumerate(command) if word == "-include"]
+                alike = [word for at, word in enumerate(command[:-2]) if not {at, at - 1} & {*included}]
+                headers[compiled] = [*alike, "-x", "c++-header", "-c", str(TORCH_HEADER)]
                 after = f" | {compiled}"
             lines.append(f"build {_escaped(self._object(command))}: compile {_escaped(command[-1])}{after}")
             lines.append(f"  how = {shlex.join(command).replace('$', '$$')}")

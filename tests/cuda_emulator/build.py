@@ -60,7 +60,7 @@ def compile_module(watched: bool = False) -> Path:
     module = FOLDER / ("fusedopt_watched.so" if watched else "fusedopt_emulated.so")
     control, device = (HERE.relative_to(ROOT) / name for name in ("control.cpp", "device.cpp"))
     commands = [command for command in tree.host_commands() if not command[-1].endswith("host/device.cpp")]
-    commands += [*tree.torch_commands([device]), toolchain.torch_cpp_command(control, FLAGS)]
+    commands += [*tree.torch_commands([[device]]), toolchain.torch_cpp_command(control, FLAGS)]
     emulated = emulator_commands(toolchain, watched=watched)
     objects = tree.make([*commands, *tree.cpu_commands(["generic"], cuda=True), *emulated])
     if not module.exists() or max(path.stat().st_mtime for path in objects) > module.stat().st_mtime:
