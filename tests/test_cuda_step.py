@@ -23,7 +23,7 @@ from backends import (
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
 from support import params_of, save_and_load
-from tiers import thinned
+from tiers import of_a_kind, thinned
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -64,6 +64,7 @@ def test_two_launches_whatever_the_number_of_tensors(backend: Backend, case: Cas
         twins.step_twice_in_steady_state()
 
 
+@thinned("where numbers are and what is made of them are two things", keep=lambda case: of_a_kind(case))
 @numbers_anywhere
 @one_per_optimizer
 def test_two_launches_for_hundreds_of_groups(backend: Backend, case: Case, there: bool) -> None:
@@ -104,6 +105,7 @@ def test_changed_words_ride_on_the_first_launch(backend: Backend, name: str, wor
         assert torch.equal(torch.cat(twins.params).cpu(), torch.cat(twins.cpu_params))
 
 
+@thinned("where numbers are and what is made of them are two things", keep=lambda case: of_a_kind(case))
 @numbers_anywhere
 @one_per_optimizer
 def test_two_launches_when_gradients_come_and_go(backend: Backend, case: Case, there: bool) -> None:

@@ -11,8 +11,12 @@ import pytest
 import torch
 from lives import LIVES, SUBJECTS, Subject, difference, live, stepped, visible
 from support import params_of, save_and_load
+from tiers import thinned
 
 import fusedopt
+
+# Classes with a step, a state or a constructor of their own, and one that has none.
+OF_THEIR_OWN = {"Adafactor", "LBFGS", "SparseAdam", "Muon", "AdamWScheduleFree", "AdamW", "AdamW-average", "generic"}
 
 every_life = pytest.mark.parametrize(("subject", "state"), LIVES, ids=lambda given: getattr(given, "name", given))
 
@@ -106,6 +110,7 @@ TORCHS: dict[str, Callable[[Subject, Any], Any]] = {
 }
 
 
+@thinned("most classes have what they do from one base", keep=lambda subject: subject.name in OF_THEIR_OWN)
 @every_life
 def test_what_torch_has_works_as_torchs(subject: Subject, state: str) -> None:
     for name, method in TORCHS.items():
