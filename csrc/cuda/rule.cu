@@ -2,61 +2,26 @@
 // FUSEDOPT_RULES(do) is do(Rule) for each. It puts three into an object: machine code is compressed object by object
 // and much of it is alike, and what kernels include is read once for three rules.
 #define FUSEDOPT_NAMESPACE fusedopt_cuda
+#include "kernel_table.cuh"
 #include "measure.cuh"
-#include "rule_kernels.h"
 #include FUSEDOPT_RULE_FILE_1
 #include FUSEDOPT_RULE_FILE_2
 #include FUSEDOPT_RULE_FILE_3
 
 namespace FUSEDOPT_NAMESPACE {
 
-using fusedopt::cuda::kLargePatch;
-using fusedopt::cuda::kSmallPatch;
-
 template <class R>
-class KernelsOf final : public fusedopt::cuda::RuleKernels {
+class KernelsOf final : public KernelTable<R, fusedopt::kMaxVariants * kMixes> {
+  using Table = KernelTable<R, fusedopt::kMaxVariants * kMixes>;
+  using Table::conclude_;
+  using Table::measure_;
+  using Table::update_;
+  using typename Table::Kernel;
+
  public:
   KernelsOf() { add_variants<0>(); }
 
-  const char* name() const override { return key_of<R>(); }
-
-  cudaError_t load() const override {
-    cudaFuncAttributes attributes;
-    cudaError_t error = cudaFuncGetAttributes(&attributes, fusedopt_cuda::advance<R, kSmallPatch>);
-    const auto also = [&](auto* kernel) {
-      if (error == cudaSuccess && kernel) error = cudaFuncGetAttributes(&attributes, kernel);
-    };
-    also(fusedopt_cuda::advance<R, kLargePatch>);
-    for (auto* kernel : update_) also(kernel);
-    for (auto* kernel : measure_) also(kernel);
-    for (auto* kernel : conclude_) also(kernel);
-    return error;
-  }
-  cudaError_t use(int device) const override {
-    int now = -1;
-    const cudaError_t error = cudaGetDevice(&now);
-    return error != cudaSuccess || now == device ? error : cudaSetDevice(device);
-  }
-
-  cudaError_t advance(Config& config, const AdvanceArguments& a, const Patch<kSmallPatch>& patch) const override {
-    return cudaLaunchKernelEx(&config, fusedopt_cuda::advance<R, kSmallPatch>, a, patch);
-  }
-  cudaError_t advance(Config& config, const AdvanceArguments& a, const Patch<kLargePatch>& patch) const override {
-    return cudaLaunchKernelEx(&config, fusedopt_cuda::advance<R, kLargePatch>, a, patch);
-  }
-  cudaError_t update(Config& config, int kernel, const UpdateArguments& a) const override {
-    return cudaLaunchKernelEx(&config, update_[kernel], a);
-  }
-  cudaError_t measure(Config& config, int kernel, const UpdateArguments& a) const override {
-    return cudaLaunchKernelEx(&config, measure_[kernel], a);
-  }
-  cudaError_t conclude(Config& config, int kernel, const UpdateArguments& a) const override {
-    return cudaLaunchKernelEx(&config, conclude_[is_wide(kernel)], a);
-  }
-
  private:
-  using Kernel = void (*)(UpdateArguments);
-
   template <int variant>
   void add_variants() {
     if constexpr (variant < R::variants) {
@@ -85,10 +50,6 @@ class KernelsOf final : public fusedopt::cuda::RuleKernels {
     update_[at] = fusedopt_cuda::update<R, variant, M, T>;
     if constexpr (R::sums > 0 && R::measures(variant)) measure_[at] = fusedopt_cuda::measure<R, variant, M, T>;
   }
-
-  Kernel update_[fusedopt::kMaxVariants * kMixes] = {};
-  Kernel measure_[fusedopt::kMaxVariants * kMixes] = {};
-  Kernel conclude_[2] = {};
 };
 
 template <class R>
