@@ -87,6 +87,8 @@ def torch_cpp_command(source: Path, flags: Iterable[str] = ()) -> list[str]:
         # Another version's headers may be older than an object; commands are what tells objects apart.
         f'-DFUSEDOPT_TORCH="{torch.__version__}"',
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+        # As torch itself is compiled: without it, torch's headers and pybind11's check themselves at every reference.
+        "-DNDEBUG",
         *[f"-isystem{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_path("include"))],
     ]
     # The last -std is the one that counts. Newer headers of torch want this one, older ones take it. g++ 12 has

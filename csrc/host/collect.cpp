@@ -194,7 +194,7 @@ bool Plan::address(Row& row, const Source& source) const {
     changed = changed || pointer != to;
     pointer = to;
   };
-  const TensorImpl* exact = exact_param(source);
+  const TensorImpl* exact = row.extras ? exact_param(source) : source.param;
   set(row.param, data_of(*exact, complex * element_size(row.param_dtype)));
   set(row.grad, read_of(*source.grad, complex * element_size(row.grad_dtype)));
   for (int k = 0; k < rule_->states; ++k)

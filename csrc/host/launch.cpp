@@ -49,7 +49,7 @@ void Plan::make_ready(const py::object& optimizer) {
 bool Plan::host_needs_scaling(bool leftover) const {
   bool host = leftover || (!new_states_.empty() && !capturing_);
   for (const Pass& pass : passes_) host = host || pass.device == kHost;
-  for (size_t i = 0; i < count_; ++i) host = host || (rule_->indexed && counts_in_python(sources_[i]));
+  for (size_t i = 0; rule_->indexed && i < count_; ++i) host = host || counts_in_python(sources_[i]);
   return host;
 }
 

@@ -179,6 +179,7 @@ class Plan {
   // What a slot turned out to be: without a gradient, a row for the engine, or torch's to step.
   enum class Found { nothing, row, leftover };
 
+  void find_rules();
   void read_groups(PyObject* groups);
   bool slots_match(PyObject* state);
   void take_grads(const py::object& grads);
@@ -275,6 +276,7 @@ class Plan {
   py::dict defaults_;
   bool device_counters_;
   const Rule* rule_;
+  const cpu::Isa* isa_ = &cpu::chosen_isa();  // whose rule it is
   py::dict given_options_;
   GroupNames names_;
   Options options_;           // of groups that have none of their own

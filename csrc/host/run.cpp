@@ -218,8 +218,8 @@ void Plan::bump_versions() const {
       if (source.counter[c]) source.counter[c]->bump_version();
     for (int k = 0; k < rule_->states; ++k)
       if (source.state[k]) source.state[k]->bump_version();
-    for (TensorImpl* tensor : source.attached)
-      if (tensor) tensor->bump_version();
+    for (int a = 0; rows_[i].extras && a < kAttached; ++a)
+      if (source.attached[a]) source.attached[a]->bump_version();
     if (clears_grad_) source.grad->bump_version();
     if (source.sharded) whole(source, [](TensorImpl* impl) { impl->bump_version(); });
   }
@@ -273,13 +273,27 @@ void Plan::run() {
   bump_versions();
 }
 
-py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad, py::object grads) {
-  if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
+// Rules are those of an instruction set, and another may have been chosen since the last step.
+void Plan::find_rules() {
+  const cpu::Isa* chosen = &cpu::chosen_isa();
+  if (isa_ == chosen) return;
   rule_ = rule_named(rule_name_);
   if (products_) products_->after = rule_named(products_->after->name);
+  isa_ = chosen;
+}
+
+py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad, py::object grads) {
+  if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
+  find_rules();
   const Ref dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
-  const auto attribute = [&](const char* name) {
-    PyObject* found = PyDict_GetItemString(dict.ptr(), name);
+  // What a step reads of an optimizer.
+  struct Attributes {
+    Ref found_inf = intern("found_inf"), grad_scale = intern("grad_scale"), state = intern("state"),
+        param_groups = intern("param_groups"), ema_decay = intern("ema_decay");
+  };
+  static const Attributes& known = *new Attributes();
+  const auto attribute = [&](const Ref& name) {
+    PyObject* found = PyDict_GetItem(dict.ptr(), name.ptr());
     return found == Py_None ? nullptr : found;
   };
 
@@ -293,22 +307,22 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
   } const release{*this};
   // Under a dispatch mode torch steps all params, and a number may be one that must not be read.
   PyObject* scale = c10::impl::TorchDispatchModeTLS::any_modes_set() ? nullptr
-                    : divisor.is_none()                              ? attribute("grad_scale")
+                    : divisor.is_none()                              ? attribute(known.grad_scale)
                                                                      : divisor.ptr();
-  scaling_.read(attribute("found_inf"), scale);
+  scaling_.read(attribute(known.found_inf), scale);
   if (scaling_.skips()) return py::none();
   clears_grad_ = clears_grad;
   shares_grads_ = false;
 
   // A subclass may make them properties.
-  const auto member = [&](const char* name) {
+  const auto member = [&](const Ref& name) {
     PyObject* found = attribute(name);
     return found ? borrow(found) : Ref(optimizer.attr(name));
   };
-  const Ref state = member("state");
+  const Ref state = member(known.state);
   if (!PyDict_Check(state.ptr())) throw py::type_error("optimizer.state is not a dict");
   state_of_all_ = state.ptr();
-  const Ref groups = member("param_groups");
+  const Ref groups = member(known.param_groups);
   read_groups(groups.ptr());
   const bool listed_anew = !slots_match(state.ptr());
   if (listed_anew) rebuild_slots(state.ptr());
@@ -352,7 +366,7 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
     read_counts(source);
   }
   if (has_options_) {
-    const Ref decay = member("ema_decay");
+    const Ref decay = member(known.ema_decay);
     set_draws(decay.is_none() ? 0 : to_number(decay.ptr(), "ema_decay").value);
   }
   run();

@@ -7,12 +7,16 @@ namespace fusedopt {
 // All params count, also those without a gradient here, so that every process has the same list.
 void Plan::find_families() {
   owes_sums_ = false;
-  if (rule_->sums == 0 && !products_) return;
+  const auto measures = [&](const Group& group) { return products_ || rule_->measures(group.variant); };
+  if (std::none_of(groups_.begin(), groups_.end(), measures)) {
+    specs_.clear();
+    families_.clear();
+    return;
+  }
   bool same = specs_.size() == slots_.size();
   specs_.resize(slots_.size());
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
-    const bool adds_up = products_ || rule_->measures(groups_[slots_[slot].group].variant);
-    PyObject* spec = adds_up ? shard_of(slots_[slot].param).spec : nullptr;
+    PyObject* spec = measures(groups_[slots_[slot].group]) ? shard_of(slots_[slot].param).spec : nullptr;
     if (specs_[slot].ptr() == spec) continue;
     same = false;
     specs_[slot] = spec ? borrow(spec) : Ref();

@@ -67,11 +67,11 @@ class ClippedStep(Optimizer):
 
     def _clip(self) -> tuple[torch.Tensor | None, float | torch.Tensor | None]:
         """The gradients' norm, and what to divide them by in place of `grad_scale`; None without `max_grad_norm`."""
-        measured = self._measure()
-        if measured is None:
+        if self._max_grad_norm is None:
             return None, None
+        measured = cast(clipping.Measurement, self._measure())
         self._measured = None
-        return clipping.clip(measured, self.__dict__.get("grad_scale"), cast(float, self._max_grad_norm))
+        return clipping.clip(measured, self.__dict__.get("grad_scale"), self._max_grad_norm)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()

@@ -134,8 +134,8 @@ class FusedStep(Checkpointed):
         norm, divisor = self._clip()
         # Of a step that a GPU alone knows to be skipped the engine would leave the gradients.
         in_pass = zero_grad and "found_inf" not in self.__dict__
-        flags: dict[str, Any] = {"clears_grad": True} if in_pass else {}
-        leftover = plan.step(self, divisor=divisor, **flags)
+        # Without keywords, which the engine would look up one by one.
+        leftover = plan.step(self, False, divisor, in_pass, None)
         in_pass = in_pass and not leftover
         if leftover:
             warn_of_unserved()
