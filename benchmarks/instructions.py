@@ -70,8 +70,9 @@ def count(tree: Path, only: str) -> dict[str, dict[str, float]]:
         source, requests = Path(folder) / "requests.c", Path(folder) / "requests.so"
         source.write_text(REQUESTS)
         subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", requests, source], check=True)
+        valgrind = [*CALLGRIND, f"--callgrind-out-file={folder}/out"]
         subprocess.run(
-            [*CALLGRIND, f"--callgrind-out-file={folder}/out", sys.executable, __file__, "--here", requests, "--only", only],
+            [*valgrind, sys.executable, __file__, "--here", requests, "--only", only],
             env={**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
             cwd=folder,
             check=True,

@@ -246,3 +246,12 @@ def test_files_that_prose_cites_are_there() -> None:
             r"benchmarks/results/[\w-]+\.json|docs/[\w/]+\.(?:md|json)|tests/\w+\.py", text_of(document)
         ):
             assert (ROOT / cited).exists(), (document, cited)
+
+
+def test_a_step_takes_no_more_instructions_than_before_all_optimizers_stepped_one_way() -> None:
+    before, now = json.loads((RESULTS / "instructions-20261129.json").read_text())["commits"].values()
+    text = (ROOT / "benchmarks/README.md").read_text()
+    for name, counts in now.items():
+        assert all(counts[kind] <= before[name][kind] for kind in counts)
+        row = [f"{found[kind]:,}" for kind in ("one param", "each further") for found in (before[name], counts)]
+        assert f"| {name} | {' | '.join(row)} |" in text
