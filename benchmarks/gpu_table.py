@@ -79,7 +79,7 @@ def trial(
     state: torch.dtype | None = None,
     fresh: bool = False,
     tag: str = "",
-    **arguments: float,
+    **arguments: float | str,
 ) -> Trial:
     goals = tuple(goals)
     rivals = tuple(dict.fromkeys(goal.against for goal in goals if goal.against))
@@ -135,6 +135,16 @@ TRIALS = [
         tag="-others",
     ),
     trial("resnet50", "AdamW", against(COMPILED, DEVICE, WALL), tag="-compiled"),
+    # Bound by the bus and by the host's memory.
+    trial(
+        "gpt2",
+        "AdamW",
+        [Goal(WALL, "", None, TIME)],
+        dtype=BF16,
+        tag="-offload",
+        offload="cpu",
+        master_weights="float32",
+    ),
 ]
 
 # The geometric mean of ours against torch fused over these.

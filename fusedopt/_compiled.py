@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 
 from . import _C, _toolchain
 from ._core.arguments import Options
-from ._core.precision import MasterWeights, Rounding, StateDtype
+from ._core.precision import MasterWeights, Offload, Rounding, StateDtype
 from ._core.standalone import Standalone
 
 _HERE = Path(__file__).parent
@@ -218,12 +218,13 @@ class CompiledRule(Standalone):
         master_weights: MasterWeights | None = None,
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
+        offload: Offload | None = None,
         **hypers: Any,
     ) -> None:
         given = self._hypers.bind(*positional, **hypers)
         given.apply_defaults()
         flags = {"maximize": maximize, "capturable": capturable}
-        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed, offload)
         super().__init__(params, {**given.arguments, **flags}, foreach=foreach, fused=fused, options=options)
 
 

@@ -56,9 +56,9 @@ def step_in_backward(model: nn.Module, optimizer: Optimizer) -> GradientRelease:
     Raises:
         TypeError: `optimizer` is not one of fusedopt's, is an LBFGS, or its class overrides `step`; or `model` is no
             module.
-        ValueError: the optimizer clips (the norm of all gradients is known only after the last), differentiates its
-            step, has no param of the model that requires a gradient, or one that is released already; or the model
-            averages its gradients over processes after they are accumulated.
+        ValueError: the optimizer clips (the norm of all gradients is known only after the last), steps on the host
+            (`offload`), differentiates its step, has no param of the model that requires a gradient, or one that is
+            released already; or the model averages its gradients over processes after they are accumulated.
         RuntimeError: from `optimizer.step`, if it is given a closure or called by a GradScaler: the updates of this
             backward pass have been made from scaled gradients then, so load the weights anew. bfloat16 needs no
             scaler. From `backward`, if the optimizer came to clip, was freed or has its average in the params' place.
@@ -288,6 +288,11 @@ def _checked(optimizer: Optimizer) -> FusedStep:
     _refuse_clipping(optimizer)
     for index, group in enumerate(optimizer.param_groups):
         _refuse_differentiable(index, group)
+        if optimizer._precision_of(group).offload:
+            raise ValueError(
+                "offload='cpu' overlaps the copies of many params with their steps, and in backward each is stepped "
+                "alone, while the GPU would wait; leave one of them out"
+            )
     return optimizer
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import cold
 import narrow
+import offload
 import pytest
 
 import fusedopt
@@ -49,6 +50,17 @@ def test_many_tensors_are_held_against_the_sum_of_their_parts(tmp_path: Path, ca
     assert [line["against"] for line in found] == ["torch fused", "the sum of its parts"]
     assert {line["cold"] for line in found} == {caches == "cold"}
     assert set(found[0]["medians"]) >= {"fusedopt", "fusedopt again", "objects alone", "numbers alone", "torch fused"}
+
+
+def test_the_host_part_of_an_offloaded_step_is_held_against_conversions(tmp_path: Path) -> None:
+    found = _run(offload, tmp_path)
+    pairs = [(line["ours"], line["against"]) for line in found]
+    assert pairs[:3] == [
+        (offload.OURS, offload.CONTROL),
+        (offload.OURS, offload.TORCH),
+        (offload.COPYING, offload.TORCH),
+    ]
+    assert {line["asked"] for line in found if line["against"] != offload.DEEPSPEED} == {None}
 
 
 def test_all_workloads_step_what_they_say() -> None:

@@ -12,6 +12,7 @@ from backends import Emulated, assert_same_memory, spread
 from torch.nn import Parameter
 
 import fusedopt
+from fusedopt._core import precision
 
 MAIN, OTHER = 5, 6
 SEEDS = range(1, 5)
@@ -189,3 +190,54 @@ def test_other_threads_run_while_a_capture_waits(watched: Emulated) -> None:
     watched.capture(run.ours.step)
     assert run.control.synchronizations() > waits
     assert run.control.waits_with_gil() == held
+
+
+# States on the host.
+
+
+def offloaded(watched: Emulated, seed: int, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """In buffers that hold a third of the largest param."""
+    monkeypatch.setattr(precision, "OFFLOAD_BYTES", 8400)
+    return Run(watched, seed, offload="cpu")
+
+
+@every_seed
+def test_copies_keep_their_place_among_kernels(watched: Emulated, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients that a kernel has made before are what is copied, and kernels after it see what comes back."""
+    run = offloaded(watched, seed, monkeypatch)
+    cpu, there = fusedopt.Adam(run.cpu_params), watched.adopt(fusedopt.Adam(run.params))
+    for _ in range(4):
+        fusedopt.clip_grad_norm_(run.cpu_params, 0.5)
+        with watched.stream(MAIN), watched.at_work():
+            fusedopt.clip_grad_norm_(run.params, 0.5)
+        run.step()
+        cpu.step()
+        with watched.stream(MAIN):
+            there.step()
+        for p, q in zip(run.cpu_params, run.params, strict=True):
+            assert_same_memory(run.ours.state[q]["exp_avg"], run.cpu.state[p]["exp_avg"])
+    run.check()
+
+
+@every_seed
+def test_copies_on_two_streams(watched: Emulated, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = offloaded(watched, seed, monkeypatch)
+    for i in range(4):
+        now, before = (MAIN, OTHER)[i % 2], (OTHER, MAIN)[i % 2]
+        run.control.wait_stream(now, before)
+        run.step(now)
+    run.check()
+
+
+@every_seed
+def test_an_optimizer_may_go_while_its_params_come_back(
+    watched: Emulated, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect()
+    before = watched.control.pinned_bytes()
+    run = offloaded(watched, seed, monkeypatch)
+    run.step()
+    run.ours = None
+    gc.collect()
+    assert run.control.pinned_bytes() == before
+    run.check()

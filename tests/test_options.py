@@ -24,6 +24,7 @@ VALUES: dict[str, Any] = {
     "master_weights": "float32",
     "rounding": "kahan",
     "rounding_seed": 3,
+    "offload": "cpu",
 }
 every_option = pytest.mark.parametrize("name", [name for name in Options._fields if name not in OF_GROUPS])
 
@@ -109,12 +110,13 @@ def test_options_tell_their_values() -> None:
             ]
         return [getattr(optimizer, name) for name in Options._fields]
 
-    assert told() == [None, None, None, None, "nearest", 0]
+    assert told() == [None, None, None, None, "nearest", 0, None]
     assert told(max_grad_norm=2, ema_decay=0.5)[:2] == [2.0, 0.5]
     assert told(master_weights="remainder")[3:5] == ["remainder", "nearest"]
     assert told(master_weights="float32")[3] == "float32"
     assert told(rounding="kahan")[3:5] == [None, "kahan"]
-    assert told(rounding="stochastic", rounding_seed=7)[4:] == ["stochastic", 7]
+    assert told(rounding="stochastic", rounding_seed=7)[4:6] == ["stochastic", 7]
+    assert told(offload="cpu")[6] == "cpu"
     assert told(state_dtype={"exp_avg": "int8"})[2] == {"exp_avg": "int8"}
 
 

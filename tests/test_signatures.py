@@ -36,7 +36,12 @@ TWINS = [name for name in OPTIMIZERS if hasattr(torch.optim, name)]
 # What newer torches than the oldest that works have added.
 NEWER = {"Adam": ["decoupled_weight_decay"], "LBFGS": ["maximize"]}
 # Optimizers that are not one pass take fewer of the options.
-LACKS = {"LBFGS": set(Options._fields), "Adafactor": {"state_dtype"}, "SparseAdam": {"ema_decay"}}
+LACKS = {
+    "LBFGS": set(Options._fields),
+    "Adafactor": {"state_dtype", "offload"},
+    "SparseAdam": {"ema_decay", "offload"},
+    "Muon": {"offload"},
+}
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
@@ -383,7 +388,11 @@ def test_what_a_compiled_rule_takes_beside_its_hyper_parameters_is_what_our_own_
 
 
 def test_names_of_choices_are_those_that_are_checked() -> None:
-    for option, choices in (("master_weights", arguments.MasterWeights), ("rounding", arguments.Rounding)):
+    for option, choices in (
+        ("master_weights", arguments.MasterWeights),
+        ("rounding", arguments.Rounding),
+        ("offload", arguments.Offload),
+    ):
         for choice in get_args(choices):
             fusedopt.SGD([Parameter(torch.zeros(2, dtype=torch.bfloat16))], **{option: choice})
         named = ".*".join(f"'{choice}'" for choice in get_args(choices))

@@ -65,12 +65,21 @@ const Isa* choose() {
   return widest;
 }
 
+int64_t begin_of(const Row&) { return 0; }
+int64_t begin_of(const Part& part) { return part.begin; }
+template <class R>
+int64_t length(const R& row) {
+  return row.numel - begin_of(row);
+}
+
 // Asks for the first elements of a row: short rows end before the hardware has seen a stream in them.
-void prefetch_row(const Rule& rule, const Row& row) {
+template <class R>
+void prefetch_row(const Rule& rule, const R& row) {
   if (row.layout) return;
   const auto operand = [&](const void* data, Dtype dtype) {
-    const int64_t bytes = std::min<int64_t>(row.numel * element_size(dtype), 2048);
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(data) + at);
+    const char* const from = static_cast<const char*>(data) + begin_of(row) * bits_of(dtype) / 8;
+    const int64_t bytes = std::min<int64_t>(length(row) * element_size(dtype), 2048);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
   };
   operand(row.param, row.param_dtype);
   operand(row.grad, row.grad_dtype);
@@ -79,28 +88,52 @@ void prefetch_row(const Rule& rule, const Row& row) {
 }
 
 // Calls visit(row, begin, end) for the elements of a share, which meets its neighbours on multiples of `grain`.
-template <class F>
-void visit_share(const Rule& rule, const Row* first, const Row* last, int64_t from, int64_t to, int64_t grain,
-                 F&& visit) {
-  const Row* row =
-      std::lower_bound(first, last, from + 1, [](const Row& r, int64_t work) { return r.work_end < work; });
+template <class R, class F>
+void visit_share(const Rule& rule, const R* first, const R* last, int64_t from, int64_t to, int64_t grain, F&& visit) {
+  const R* row = std::lower_bound(first, last, from + 1, [](const R& r, int64_t work) { return r.work_end < work; });
   for (; row < last; ++row) {
     if (row + 1 < last) prefetch_row(rule, row[1]);
-    const int64_t row_begin = row->work_end - row->numel - kRowOverhead;
+    const int64_t row_begin = row->work_end - length(*row) - kRowOverhead;
     if (row_begin >= to) break;
     const auto cut = [&](int64_t work) {
-      const int64_t element = work - row_begin;
-      return element <= 0 ? 0 : element >= row->numel ? row->numel : element / grain * grain;
+      const int64_t begin = begin_of(*row), element = begin + work - row_begin;
+      return element <= begin ? begin : element >= row->numel ? row->numel : element / grain * grain;
     };
     const int64_t begin = cut(from), end = cut(to);
     if (begin < end) visit(*row, begin, end);
   }
 }
 
+// The same for all shares, each on a thread of its own.
+template <class R, class F>
+void each_share(const Rule& rule, const R* first, const R* last, int threads, int64_t grain, const F& visit) {
+  if (first == last) return;
+  const int64_t start = first->work_end - length(*first) - kRowOverhead;
+  const int64_t work = last[-1].work_end - start;
+  parallel(work, threads, [&](int thread, int of) {
+    visit_share(rule, first, last, start + work * thread / of, start + work * (thread + 1) / of, grain, visit);
+  });
+}
+
 // Shares of an update meet between blocks of codes, and so never write to one cache line of a dense aligned tensor.
 constexpr int64_t kUpdateGrain = kCodeBlock;
 
 bool is_wide(const Row& row) { return row.param_dtype == Dtype::f64; }
+
+template <class R, class SumsOf>
+void measure_all(const Rule& rule, const R* first, const R* last, int threads, const SumsOf& sums_of) {
+  each_share(rule, first, last, threads, kChunk, [&](const R& row, int64_t begin, int64_t end) {
+    if (!rule.measures(row.variant)) return;
+    double* const sums = sums_of(row) + (begin - begin_of(row)) / kChunk * rule.sums;
+    rule.measure[row.variant][is_wide(row)](row, begin, end, sums);
+  });
+}
+
+template <class R>
+void update_all(const Rule& rule, const R* first, const R* last, int threads) {
+  each_share(rule, first, last, threads, kUpdateGrain,
+             [&](const R& row, int64_t begin, int64_t end) { rule.sweep[row.variant][is_wide(row)](row, begin, end); });
+}
 
 }  // namespace
 
@@ -148,38 +181,37 @@ const Rule* find_rule(const std::string& name) {
   return found;
 }
 
+void conclude(const Rule& rule, const Row& row, const ChunkSums& sums) {
+  rule.conclude[is_wide(row)](sums.sums, sums.chunks, row.scalars);
+}
+
+void measure(const Rule& rule, const Part* first, const Part* last, int threads,
+             const std::function<double*(const Part&)>& sums_of) {
+  measure_all(rule, first, last, threads, sums_of);
+}
+
+void update(const Rule& rule, const Part* first, const Part* last, int threads) {
+  update_all(rule, first, last, threads);
+}
+
 void sweep(const Rule& rule, const Row* first, const Row* last, int threads, const Between& between) {
-  if (first == last) return;
-  const int64_t start = first->work_end - first->numel - kRowOverhead;
-  const int64_t work = last[-1].work_end - start;
-  const auto all = [&](int64_t grain, auto&& visit) {
-    parallel(work, threads, [&](int thread, int of) {
-      visit_share(rule, first, last, start + work * thread / of, start + work * (thread + 1) / of, grain, visit);
-    });
-  };
   const auto measures = [&](const Row& row) { return rule.measures(row.variant); };
   // Others may wait for what this process adds to their sums, be it nothing.
-  if (rule.sums > 0 && (between || std::any_of(first, last, measures))) {
+  if (rule.sums > 0 && first != last && (between || std::any_of(first, last, measures))) {
     std::vector<int64_t> chunks = {0};  // before each row
     for (const Row* row = first; row < last; ++row)
       chunks.push_back(chunks.back() + (measures(*row) ? (row->numel + kChunk - 1) / kChunk : 0));
     std::vector<double> sums(chunks.back() * rule.sums);
     const auto of_row = [&](const Row& row) { return sums.data() + chunks[&row - first] * rule.sums; };
-    all(kChunk, [&](const Row& row, int64_t begin, int64_t end) {
-      if (!measures(row)) return;
-      rule.measure[row.variant][is_wide(row)](row, begin, end, of_row(row) + begin / kChunk * rule.sums);
-    });
-    const auto chunks_of = [&](const Row& row) { return chunks[&row - first + 1] - chunks[&row - first]; };
-    if (between) {
-      std::vector<ChunkSums> of_all;
-      for (const Row* row = first; row < last; ++row) of_all.push_back({of_row(*row), chunks_of(*row)});
-      between(of_all);
-    }
+    measure_all(rule, first, last, threads, of_row);
+    std::vector<ChunkSums> of_all;
     for (const Row* row = first; row < last; ++row)
-      if (measures(*row)) rule.conclude[is_wide(*row)](of_row(*row), chunks_of(*row), row->scalars);
+      of_all.push_back({of_row(*row), chunks[row - first + 1] - chunks[row - first]});
+    if (between) between(of_all);
+    for (const Row* row = first; row < last; ++row)
+      if (measures(*row)) conclude(rule, *row, of_all[row - first]);
   }
-  all(kUpdateGrain,
-      [&](const Row& row, int64_t begin, int64_t end) { rule.sweep[row.variant][is_wide(row)](row, begin, end); });
+  update_all(rule, first, last, threads);
 }
 
 void in_shares(int64_t count, int64_t work, int threads, const std::function<void(int64_t, int64_t)>& visit) {

@@ -50,6 +50,18 @@ using Between = std::function<void(const std::vector<ChunkSums>&)>;
 // Sweeps rows [first, last), all of `rule`; their work_end must be running totals. Results do not depend on `threads`.
 void sweep(const Rule& rule, const Row* first, const Row* last, int threads, const Between& between = {});
 
+// Elements [begin, numel) of a row whose others need not be here: its operands' addresses are those that its first
+// element would have. `begin` is a multiple of kChunk, and work_end counts what is here.
+struct Part : Row {
+  int64_t begin;
+};
+
+// What a sweep consists of. sums_of(part) is where the sums of a part's first chunk go.
+void measure(const Rule& rule, const Part* first, const Part* last, int threads,
+             const std::function<double*(const Part&)>& sums_of);
+void conclude(const Rule& rule, const Row& row, const ChunkSums& sums);
+void update(const Rule& rule, const Part* first, const Part* last, int threads);
+
 // Steps tensors whose second moments are factored. Results do not depend on `threads`.
 void step_factored(Factored* first, Factored* last, int threads);
 // Adafactor's names and states, whose steps are step_factored's.

@@ -4,6 +4,7 @@
 #include "engine.h"
 #include "history.h"
 #include "norm.h"
+#include "transport.h"
 
 namespace fusedopt::cuda {
 
@@ -44,5 +45,18 @@ int64_t norm_scratch(int64_t) { absent(); }
 void measure(const NormEntry*, const NormEntry*, const NormOrder&, double*, const Place&) { absent(); }
 void clip(const double*, const Number&, const ClipRequest&, const ClipOutput&, const Place&) { absent(); }
 void scale(const NormEntry*, const NormEntry*, const Number&, const Place&) { absent(); }
+
+bool is_captured(const Place&) { absent(); }
+
+struct Transport::State {};
+Transport::Transport() = default;
+Transport::~Transport() = default;
+void Transport::begin(const Place&, size_t) { absent(); }
+char* Transport::buffer(int) const { absent(); }
+void Transport::fetch(int, const std::vector<Freight>&) { absent(); }
+void Transport::wait(int) { absent(); }
+void Transport::send(int, const std::vector<Freight>&) { absent(); }
+void Transport::end() { absent(); }
+void Transport::stop() noexcept {}
 
 }  // namespace fusedopt::cuda

@@ -19,6 +19,9 @@ std::string built_for();
 // what this build needs, or the build has none for it. Empty if they can, null if that cannot be found out now.
 std::optional<std::string> obstacle(int device);
 
+// How the sentence about an error begins after which params or states are not as they were.
+constexpr const char* kPartlyWritten = "a part of this step has been written; load a checkpoint: ";
+
 // What a param group contributes to a step.
 struct Group {
   const Number* hypers;

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -116,7 +117,7 @@ void put_together(F&& put_all) {
     put_all(wrote);
   } catch (const LaunchFailed& error) {
     if (!wrote) throw;
-    throw std::runtime_error(std::string("a part of this step has been written; load a checkpoint: ") + error.what());
+    throw std::runtime_error(kPartlyWritten + std::string(error.what()));
   }
 }
 

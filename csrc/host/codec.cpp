@@ -98,7 +98,7 @@ at::Tensor decode_state(const at::Tensor& codes, const at::Tensor& scales, const
       decode_block<C>(words + block * C::kWords, scale[block], out + block * kCodeBlock);
     });
   });
-  const at::Tensor made = at::zeros_like(model.detach(), model.options().dtype(at::kFloat));
+  const at::Tensor made = at::zeros_like(model.detach(), model.options().dtype(at::kFloat).device(codes.device()));
   made.permute(order).copy_(numbers.narrow(0, 0, made.numel()).view(permuted(made.sizes(), order)));
   return made;
 }
@@ -131,8 +131,9 @@ void bind_codec(py::module_& m) {
                                  order ? *order : order_of(*model.unsafeGetTensorImpl())));
       },
       py::arg("codes"), py::arg("scales"), py::arg("model"), py::arg("order") = py::none(),
-      "What codes and scales stand for, in float32, with the model's shape, strides and device; `order` is that of its "
-      "dimensions when the codes were made, if it has come to be another.");
+      "What codes and scales stand for, in float32, on their device, with the model's shape and strides; `order` is "
+      "that "
+      "of its dimensions when the codes were made, if it has come to be another.");
 }
 
 }  // namespace fusedopt

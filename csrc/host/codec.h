@@ -16,8 +16,8 @@ struct Coded {
 Coded encode_state(const at::Tensor& value, Dtype code, const at::Tensor& model);
 // All its numbers the same, as new states are.
 Coded encode_constant(double value, Dtype code, const at::Tensor& model);
-// In float32, with the shape, the strides and the device of the model. `order`: that of the model's dimensions when the
-// codes were made.
+// In float32, with the shape and the strides of the model, on the device of the codes. `order`: that of the model's
+// dimensions when the codes were made.
 at::Tensor decode_state(const at::Tensor& codes, const at::Tensor& scales, const at::Tensor& model,
                         c10::IntArrayRef order);
 

@@ -131,6 +131,8 @@ Plan::Found Plan::collect(int slot, size_t at) {
   enter_shards(source, whole_grad);
   TensorImpl *param = source.param, *grad = source.grad;
   source.device = device_index(*param);
+  source.from = kHost;
+  if (options_of(source).offload && source.device != kHost) send_home(source);
   row.slot = static_cast<uint32_t>(slot);
   if (owes_sums_ && in_a_family_[slot]) check_family(source);
   if (rule_->indexed) return collect_slices(row, source);
@@ -242,6 +244,8 @@ Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
   }
   TensorImpl* counter = unpack(value).unsafeGetTensorImpl();
   const at::ScalarType dtype = counter->dtype().toScalarType();
+  if (source.from != kHost && counter->device() != home_of(source))
+    fail(source, name() + "is on " + counter->device().str() + kNotHome);
   const bool reachable = plain(*counter) && (counter->is_cpu() || counter->device() == source.param->device());
   if (!reachable || counter->numel() != 1 || (dtype != at::kFloat && dtype != at::kDouble)) {
     if (counter->is_inference()) counter->bump_version();
@@ -316,7 +320,7 @@ Plan::Found Plan::read_state(Row& row, Source& source) {
     }
     TensorImpl* state =
         source.sharded ? state_tensor(source, found[k], name()) : unpack(found[k]).unsafeGetTensorImpl();
-    const bool reachable = plain(*state) && state->device() == source.param->device();
+    const bool reachable = plain(*state) && state->device() == home_of(source);
     const bool codes = options.coded(k) && codes_of(*state, *source.param, row.state_dtype[k]);
     const bool fits =
         codes || (storage_of(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param));
@@ -326,8 +330,8 @@ Plan::Found Plan::read_state(Row& row, Source& source) {
       if (state->is_inference()) state->bump_version();
       if (state->is_inference() || dispatches_to_python(*state)) return Found::leftover;
       if (!reachable)
-        fail(source, name() + "is not a dense tensor on " + source.param->device().str() + " but on " +
-                         state->device().str() + "; move it to the param's device");
+        fail(source, name() + "is not a dense tensor on " + home_of(source).str() + " but on " + state->device().str() +
+                         (source.from == kHost ? "; move it to the param's device" : kNotHome));
       if (!fits && options.coded(k) && state->dtype().itemsize() == 1)
         fail(source, name() + "has codes of shape " + shape_of(*state) + ", which are not those of a param of shape " +
                          shape_of(*source.param) + "; load the state anew");
@@ -350,6 +354,7 @@ bool Plan::lay_out(Row& row, Source& source) {
   if (rule_->indexed) return lay_out_slices(row, source);
   if (rule_->factored) return lay_out_factored(row, source);
   row.layout = nullptr;
+  if (source.from != kHost) bring_in_order(row, source);
   TensorImpl* exact = exact_param(source);
   const TensorImpl* operands[kOperands] = {exact, source.grad};
   int slots[kOperands] = {kParam, kGrad}, count = 2;
@@ -365,7 +370,7 @@ bool Plan::lay_out(Row& row, Source& source) {
   add(exact == source.param ? source.attached[kPartnerTensor] : source.param, kPartner);
   add(source.attached[kAverageTensor], kAverage);
   same = same && equal(exact->strides(), source.param->strides());
-  source.settled = same && !source.first && !source.missing && !is_complex(*source.param);
+  source.settled = same && source.from == kHost && !source.first && !source.missing && !is_complex(*source.param);
   if (same || row.numel == 0) return true;
 
   Layout merged;

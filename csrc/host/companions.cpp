@@ -47,8 +47,11 @@ void Plan::attach(Source& source, int at, PyObject* value, const std::string& na
   TensorImpl* tensor =
       source.sharded && at < kScaleTensor ? state_tensor(source, value, name) : unpack(value).unsafeGetTensorImpl();
   if (tensor->is_inference()) tensor->bump_version();  // which raises what torch raises
-  if (!plain(*tensor) || tensor->device() != source.param->device())
-    fail(source, name + "is not a dense tensor on " + source.param->device().str() + "; move it to the param's device");
+  const bool travels = at == kPartnerTensor && options_of(source).pair == Pair::copy;
+  const c10::Device place = travels ? source.param->device() : home_of(source);
+  if (!plain(*tensor) || tensor->device() != place)
+    fail(source, name + "is not a dense tensor on " + place.str() +
+                     (travels || source.from == kHost ? "; move it to the param's device" : kNotHome));
   const at::ScalarType type = tensor->dtype().toScalarType();
   if (at >= kScaleTensor) {
     if (type != at::kFloat || tensor->numel() != blocks_of(*source.param) || !tensor->is_contiguous())
@@ -135,6 +138,7 @@ void Plan::outfit(size_t at) {
 void Plan::make_attached(size_t i, py::dict& entry, const StateScales& scales) {
   Source& source = sources_[i];
   const at::Tensor param = unpack(slots_[source.slot].param).detach();
+  const at::TensorOptions there = param.options().device(home_of(source));
   const Options& options = options_of(source);
   for (const Options::Key& key : options.keys) {
     const int at = key.at;
@@ -149,12 +153,11 @@ void Plan::make_attached(size_t i, py::dict& entry, const StateScales& scales) {
       made = scales[at - kScaleTensor];
     } else if (at == kAverageTensor) {
       const at::ScalarType own = param.scalar_type();
-      made = at::zeros_like(param, param.options().dtype(in_16_bits(*source.param) ? at::kFloat : own));
+      made = at::zeros_like(param, there.dtype(in_16_bits(*source.param) ? at::kFloat : own));
     } else if (options.pair == Pair::master) {
-      made = param.to(at::kFloat);
+      made = param.to(there.dtype(at::kFloat));
     } else {
-      made = at::zeros_like(param,
-                            param.options().dtype(options.pair == Pair::remainder ? at::kShort : param.scalar_type()));
+      made = at::zeros_like(param, there.dtype(options.pair == Pair::remainder ? at::kShort : param.scalar_type()));
     }
     const Ref object = wrap(made);
     entry[key.name] = object;
@@ -172,15 +175,16 @@ TensorImpl* Plan::exact_param(const Source& source) const {
 void Plan::refuse_leftover(const py::list& leftover) const {
   for (const py::handle one : leftover) {
     const auto [group, params] = one.cast<std::pair<int, py::list>>();
-    if (!options_of(group).any()) continue;
+    if (!options_of(group).beyond_torch()) continue;
     int position = 0;
     while (PySequence_Fast_GET_ITEM(groups_[group].params, position) != params[0].ptr()) ++position;
     const std::string why = why_left(params[0].cast<py::object>());
-    throw std::runtime_error(label(group, position) + ": " +
-                             (why.empty() ? "with its gradient it can only take torch's own step, which"
-                                          : why + ". torch's own step, which would take it as it is,") +
-                             " knows no state_dtype, master_weights, rounding, ema_decay or copies; use an optimizer "
-                             "without these for it");
+    throw std::runtime_error(
+        label(group, position) + ": " +
+        (why.empty() ? "with its gradient it can only take torch's own step, which"
+                     : why + ". torch's own step, which would take it as it is,") +
+        " knows no state_dtype, master_weights, rounding, ema_decay, offload or copies; use an optimizer "
+        "without these for it");
   }
 }
 

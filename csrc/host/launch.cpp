@@ -10,6 +10,10 @@ void Plan::make_ready(const py::object& optimizer) {
   bool on_host = false;
   for (const Pass& pass : passes_) {
     on_host = on_host || pass.device == kHost;
+    if (pass.from != kHost) {
+      const OnDevice guard(pass.from);
+      capturing_ = cuda::is_captured({pass.from, current_stream(pass.from)}) || capturing_;
+    }
     if (pass.device == kHost || pass.wave > 0) continue;
     const OnDevice guard(pass.device);
     const cuda::Place place = {pass.device, current_stream(pass.device)};
@@ -18,6 +22,11 @@ void Plan::make_ready(const py::object& optimizer) {
   }
   if (!capturing_) return;
 
+  for (const Pass& pass : passes_)
+    if (pass.from != kHost)
+      throw std::runtime_error(
+          "offload='cpu' steps params on the host, and a replay of a CUDA graph does nothing there; step outside of "
+          "the capture");
   if (owes_sums_)
     throw std::runtime_error(
         "a step of tensors of which this process has shards, and whose rule needs the whole of them, waits for other "

@@ -33,6 +33,9 @@ struct Options {
   // What new states of params in 16 bits are stored in, unless `state` says it.
   std::optional<at::ScalarType> of_bfloat16, of_float16;
   py::object copies;  // of params, by param
+  // Of params on a device: states and what else is kept are on the host, and what travels does so in buffers of so many
+  // bytes; 0: all is on the param's device.
+  int64_t offload = 0;
 
   struct Key {
     Ref name;
@@ -40,6 +43,9 @@ struct Options {
   };
   std::vector<Key> keys;
 
+  // Whether a step of torch's, which knows of none, would be another.
+  bool beyond_torch() const { return any() || offload > 0; }
+  // Whether rows have something beside their rule's.
   bool any() const {
     bool any = !keys.empty() || stochastic || pair == Pair::copy;
     for (const auto& storage : state) any = any || storage;
@@ -60,6 +66,7 @@ struct Options {
     average = given.contains("average");
     if (average) add("ema", kAverageTensor);
     stochastic = given.contains("stochastic");
+    if (given.contains("offload")) offload = given["offload"].cast<int64_t>();
     if (given.contains("seed")) seed = given["seed"].cast<uint64_t>();
     if (given.contains("new_states")) {
       for (const auto& [own, storage] : given["new_states"].cast<py::dict>()) {

@@ -7,6 +7,7 @@
 
 #include "../cpu/engine.h"
 #include "../cuda/engine.h"
+#include "../cuda/transport.h"
 #include "../factored.h"
 #include "../precision.h"
 #include "bind.h"
@@ -128,7 +129,9 @@ class Plan {
     Number before[kMaxCounters];  // a counter's value, or where a device has it
     const int64_t* index;         // of a sparse gradient: the slices that it has, and how many
     int64_t slices;
-    int slot, device;
+    int slot;
+    int device;      // where it is stepped, and its states are,
+    int from;        // and where param and gradient are, if that is another; else kHost
     bool sharded;    // param, gradient and states are what this process has of DTensors,
     PyObject* spec;  // the param's
     Ref grad_spec;   // and the gradient's, held if it is another
@@ -174,7 +177,7 @@ class Plan {
   // Rows that step together.
   struct Pass {
     size_t first, last;
-    int wave, device;
+    int wave, device, from;
   };
   // What a slot turned out to be: without a gradient, a row for the engine, or torch's to step.
   enum class Found { nothing, row, leftover };
@@ -213,6 +216,14 @@ class Plan {
   bool has_codes(const Row& row, const Source& source) const;
   bool codes_in_order(const Row& row, const Source& source, PyObject* order) const;
   void reorder_codes(const Row& row, const Source& source, const std::vector<int64_t>& before) const;
+  static constexpr const char* kNotHome =
+      ", and offload='cpu' has states on the host; load_state_dict(state_dict()) moves them there";
+  c10::Device home_of(const Source& source) const {
+    return source.from == kHost ? source.param->device() : torch_device(kHost);
+  }
+  void send_home(Source& source) const;
+  void bring_in_order(Row& row, Source& source);
+  void run_offloaded(const Pass& pass);
   void outfit(size_t at);
   void make_attached(size_t i, py::dict& entry, const StateScales& scales);
   TensorImpl* exact_param(const Source& source) const;
@@ -340,6 +351,7 @@ class Plan {
       "of cannot be made; nothing has been written";
 
   std::list<DeviceTable> tables_;
+  std::map<int, cuda::Transport> transports_;  // by device, of params that are stepped on the host
 };
 
 }  // namespace fusedopt

@@ -17,7 +17,7 @@ void Plan::read_groups(PyObject* groups) {
         g > 0 && groups_[g - 1].sign == group.sign && group.device == kHost &&
         std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
     group.same_as = equal ? groups_[g - 1].same_as : g;
-    has_options_ = has_options_ || options_of(g).any();
+    has_options_ = has_options_ || options_of(g).beyond_torch();
   }
   if (!products_) return;
   products_->groups.resize(groups_.size());
@@ -98,9 +98,12 @@ void Plan::refuse_replaced() const {
                                "no gradients; make the optimizer of the sharded model's parameters()");
 }
 
-// Brings rows that step together side by side, those of one wave and one device, and notes which need states.
+// Brings rows that step together side by side, those of one wave and one device, on their own or on the host, and notes
+// which need states.
 void Plan::find_passes() {
-  const auto pass = [&](size_t i) { return std::make_pair(slots_[sources_[i].slot].wave, sources_[i].device); };
+  const auto pass = [&](size_t i) {
+    return std::make_tuple(slots_[sources_[i].slot].wave, sources_[i].device, sources_[i].from);
+  };
   bool sorted = true;
   for (size_t i = 1; sorted && i < count_; ++i) sorted = pass(i - 1) <= pass(i);
   if (!sorted) {
@@ -120,10 +123,17 @@ void Plan::find_passes() {
   passes_.clear();
   new_states_.clear();
   for (size_t i = 0; i < count_; ++i) {
-    if (i == 0 || pass(i - 1) != pass(i)) passes_.push_back({i, i, pass(i).first, pass(i).second});
+    if (i == 0 || pass(i - 1) != pass(i)) {
+      const auto [wave, device, from] = pass(i);
+      passes_.push_back({i, i, wave, device, from});
+    }
     passes_.back().last = i + 1;
     if (sources_[i].first || sources_[i].missing) new_states_.push_back(i);
   }
+  // They are entered in the order of the params, wherever these are.
+  if (!sorted)
+    std::sort(new_states_.begin(), new_states_.end(),
+              [&](size_t a, size_t b) { return sources_[a].slot < sources_[b].slot; });
 }
 
 // Fills rows_ and sources_ with what the engine steps, and returns the rest as [(group index, [params])].

@@ -73,12 +73,16 @@ void Plan::make_own(size_t i, py::dict& entry, StateScales& scales) {
     at::Tensor value;
     if (options.codes(k, *source.param)) {
       row.state_dtype[k] = *options.state[k];
-      Coded coded = encode_constant(initial, row.state_dtype[k], local_tensor(slot.param).detach());
+      const at::Tensor& local = local_tensor(slot.param);
+      Coded coded = encode_constant(initial, row.state_dtype[k],
+                                    source.from == kHost ? local.detach() : at::empty({local.numel()}, at::kFloat));
       value = std::move(coded.codes);
       scales[k] = std::move(coded.scales);
     } else {
       const at::ScalarType storage = options.storage_of_state(k, *source.param);
-      const auto as = param.options().dtype(storage);
+      // torch makes a DTensor's where it is.
+      const auto as = source.from == kHost ? param.options().dtype(storage)
+                                           : param.options().dtype(storage).device(home_of(source));
       value = rule_->factored && row.variant == 0
                   ? param.new_zeros(state_shape(row, *source.param, k), as)
                   : at::zeros_like(rule_->like_grad(k) ? grad_of(source.slot) : param, as);
@@ -266,6 +270,8 @@ void Plan::run() {
       run_with_products(pass);
     else if (rule_->factored)
       run_factored(pass);
+    else if (pass.from != kHost)
+      run_offloaded(pass);
     else
       run(work_, rows_.data() + pass.first, rows_.data() + pass.last, pass.device);
     write_counts(pass);
@@ -339,7 +345,9 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
 
   // All that can be refused is refused here; after it only memory can be lacking.
   py::list leftover = collect_all();
-  if (clears_grad_ && (rule_->indexed || grads_overlap())) {
+  // What is stepped here is cleared there.
+  const auto offloaded = [](const Pass& pass) { return pass.from != kHost; };
+  if (clears_grad_ && (rule_->indexed || std::any_of(passes_.begin(), passes_.end(), offloaded) || grads_overlap())) {
     shares_grads_ = true;
     clears_grad_ = false;
     leftover = collect_all();

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, required
 
-from .precision import MasterWeights, Rounding, StateDtype
+from .precision import MasterWeights, Offload, Rounding, StateDtype
 
 
 class Options(NamedTuple):
@@ -23,6 +23,7 @@ class Options(NamedTuple):
     master_weights: MasterWeights | None = None
     rounding: Rounding = "nearest"
     rounding_seed: int = 0
+    offload: Offload | None = None
 
 
 NO_OPTIONS = Options()

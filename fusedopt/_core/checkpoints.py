@@ -13,7 +13,7 @@ from .group_options import keep_options, of_class, refuse_options
 from .kept import KeptState
 from .max_grad_norm import check_max_grad_norm
 from .origin import refuse_foreign
-from .precision import HALVES, PARTNERS, check_ema_decay, warn_of_losses
+from .precision import HALVES, PARTNERS, at_home, check_ema_decay, warn_of_losses
 from .shards import close_state, is_sharded, open_state
 
 
@@ -75,6 +75,8 @@ class Checkpointed(KeptState):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = self._loading
+        if loading is not None:
+            _bring_home(state["state"])
         own = (state if "defaults" in state else vars(self))["defaults"]
         refuse_options(state["param_groups"], {*own, *of_class(cast(Any, type(self)))})
         if loading is not None:
@@ -111,16 +113,16 @@ class Checkpointed(KeptState):
             for key, value in loading["state"].get(index, {}).items():
                 if key == "step" or not isinstance(value, torch.Tensor):
                     continue
-                half = param.dtype in HALVES
+                half, home = param.dtype in HALVES, precisions[id(param)].home_of(param)
                 # A file that torch wrote after it had loaded one may have what it does not know rounded, and counters.
                 if half and value.dtype not in _EXACT.get(key, (value.dtype,)):
                     del self.state[param][key]
                     losses.append(f"torch has rounded '{key}', which starts anew from the param")
                 elif key == "remainder" and value.dtype in _LOWER_HALVES:
-                    self.state[param][key] = value.to(param.device, torch.int16, copy=True)
+                    self.state[param][key] = value.to(home, torch.int16, copy=True)
                 elif (half or key == "ema") and value.dtype in (torch.float32, *HALVES):
                     dtype = torch.float32 if key in counters else value.dtype
-                    self.state[param][key] = value.to(param.device, dtype)
+                    self.state[param][key] = value.to(home, dtype)
             its = self.state.get(param, {})
             # A user may have keys of these names, too.
             ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}
@@ -153,8 +155,36 @@ def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "state": state, **ours._numbers()}
 
 
-def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    cast(Checkpointed, optimizer)._loading = state_dict
+class _Staying:
+    """A loaded tensor, which torch would bring to its param's device: that has no room for what is on the host."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+    ours = cast(Checkpointed, optimizer)
+    ours._loading = state_dict
+    precisions = ours._precisions()
+    if not any(precision.offload for precision in precisions.values()):
+        return None
+    saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+    params = [param for group in ours.param_groups for param in group["params"]]
+    state = dict(state_dict["state"])
+    for index, param in zip(saved, params, strict=False):  # torch says what is wrong with their number
+        if precisions[id(param)].offload and isinstance(state.get(index), dict):
+            entries = state[index].items()
+            state[index] = {key: _Staying(v) if isinstance(v, torch.Tensor) else v for key, v in entries}
+    return {**state_dict, "state": state}
+
+
+def _bring_home(states: Mapping[Any, Any]) -> None:
+    """What torch does to loaded tensors, but for the device."""
+    for param, state in states.items():
+        for key, value in state.items() if isinstance(state, dict) else ():
+            if isinstance(value, _Staying):
+                here = at_home(value.tensor, param)
+                state[key] = here.to(param.dtype) if key != "step" and param.is_floating_point() else here
 
 
 # What holds bits of a param in 16 bits that it lacks, by key: in any other type it has lost them. The lower halves of

@@ -12,7 +12,7 @@ from .arguments import Options, own_parameters
 from .precision import Precision
 
 # Those that are about one param. The others are about all of them together.
-OF_GROUPS = ("ema_decay", "state_dtype", "master_weights", "rounding")
+OF_GROUPS = ("ema_decay", "state_dtype", "master_weights", "rounding", "offload")
 
 
 @cache

@@ -14,7 +14,7 @@ from .averaging import AveragedStep
 from .gathering import gathered, part_of
 from .group_options import OF_GROUPS, of_class, precision_of, resolve
 from .max_grad_norm import ClippedStep
-from .precision import HALVES, Precision
+from .precision import HALVES, Precision, at_home
 from .scaling import ScaledStep
 from .shards import close_state, open_state, summed
 
@@ -81,6 +81,8 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         own = [group for group in self.param_groups if self._precision_of(group) is not self._precision]
         rest = [group for group in self.param_groups if not any(group is other for other in own)]
         self._precision.check_params(p for group in rest for p in group["params"])
+        for group in self.param_groups:
+            self._check_offload(group)
         self._pack_states(self.param_groups)
 
     state_dtype = _fixed(
@@ -102,6 +104,13 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         "rounding_seed",
         lambda precision: precision.seed,
         'Where the draws of "stochastic" start; 0 with any other rounding. Given to the constructor.',
+    )
+
+    offload = _fixed(
+        "offload",
+        lambda precision: "cpu" if precision.offload else None,
+        'Where the states of params on a GPU are and the step is made: "cpu", or None, with the params. Given to the '
+        "constructor.",
     )
 
     def copy_params_to(self, copies: Mapping[torch.Tensor, torch.Tensor]) -> None:
@@ -164,6 +173,15 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         # In a model of several dtypes a group may well be all float32.
         if any(p.dtype in HALVES for p in group["params"]) or precision != self._precision:
             precision.check_params(group["params"])
+        self._check_offload(group)
+
+    def _check_offload(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError for a group whose step is to be captured and to be made on the host."""
+        if self._precision_of(group).offload and group.get("capturable"):
+            raise ValueError(
+                "capturable=True is for steps that CUDA graphs replay, and offload='cpu' steps on the host, where a "
+                "graph does nothing; leave one of them out"
+            )
 
     def _precision_of(self, group: Mapping[str, Any]) -> Precision:
         if not any(name in group for name in OF_GROUPS):
@@ -253,10 +271,13 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
             self._plan.refresh(self)
 
     def _pack_states(self, groups: Iterable[dict[str, Any]]) -> list[str]:
-        """Bring states that torch has made to their storages; say what that rounds."""
+        """Bring states that torch has made to their devices and storages; say what that rounds."""
         losses: list[str] = []
         for group in groups:
             precision = self._precision_of(group)
+            for p in group["params"] if precision.offload else ():
+                for key, value in self.state.get(p, {}).items():
+                    self.state[p][key] = at_home(value, p) if isinstance(value, torch.Tensor) else value
             for p in group["params"] if precision.converts else ():
                 if self.state.get(p):
                     here, local = open_state(self.state[p], p)

@@ -122,7 +122,7 @@ class FusedStep(Checkpointed):
             if self._keeps_more_than_torch():
                 raise RuntimeError(
                     f"{found}, which only torch's own step knows, and that knows no state_dtype, master_weights, "
-                    "rounding, ema_decay or copies of params; leave these out or set the key to its default"
+                    "rounding, ema_decay, offload or copies of params; leave these out or set the key to its default"
                 )
             every = [(index, group["params"]) for index, group in enumerate(self.param_groups)]
             return self._host_step(closure, zero_grad, lambda _, divisor: self._step_leftover(every, divisor))

@@ -15,6 +15,10 @@ from .callers import warn
 StateDtype = str | torch.dtype | Mapping[str, str | torch.dtype] | None
 MasterWeights = Literal["float32", "remainder"]
 Rounding = Literal["nearest", "stochastic", "kahan"]
+Offload = Literal["cpu"]
+
+# Bytes of pinned memory that gradients and params travel in, twice: long enough for a copy to reach the bus's speed.
+OFFLOAD_BYTES = 32 << 20
 
 # Storages as csrc/host/options.h names them. In float16 squares of ordinary gradients would be 0, and their roots
 # are not; a code of what is never negative needs no sign.
@@ -47,6 +51,7 @@ class Precision:
     stochastic: bool = False
     seed: int = 0  # of what is rounded by chance
     average: bool = False
+    offload: bool = False  # states of params on a device are on the host
     factors: bool = field(default=False, compare=False)  # some states are those of csrc/rules/rule.h's kind factor
 
     @classmethod
@@ -58,6 +63,7 @@ class Precision:
         rounding: str,
         rounding_seed: int,
         ema_decay: float | None,
+        offload: str | None = None,
     ) -> Precision:
         if master_weights not in (None, *_PARTNERS):
             raise ValueError(f"Invalid master_weights: {master_weights!r}; use None, 'float32' or 'remainder'")
@@ -69,10 +75,13 @@ class Precision:
                 "the param itself exactly; use one of them"
             )
         check_ema_decay(ema_decay)
+        if offload not in (None, "cpu"):
+            raise ValueError(f"Invalid offload: {offload!r}; use None or 'cpu'")
         if isinstance(rounding_seed, bool) or not isinstance(rounding_seed, int) or not 0 <= rounding_seed < 2**64:
             raise ValueError(f"Invalid rounding_seed: {rounding_seed!r}; use an integer from 0 to 2**64 - 1")
         partner = "compensation" if rounding == "kahan" else _PARTNERS.get(master_weights or "")
-        made = cls((), _storages(kinds, state_dtype), partner, rounding == "stochastic", 0, ema_decay is not None)
+        storages, stochastic = _storages(kinds, state_dtype), rounding == "stochastic"
+        made = cls((), storages, partner, stochastic, 0, ema_decay is not None, offload is not None)
         # So that options which change nothing are none.
         seed, factors = rounding_seed if made.draws else 0, "factor" in kinds.values()
         return made if made == cls() else replace(made, names=tuple(kinds), seed=seed, factors=factors)
@@ -142,8 +151,13 @@ class Precision:
             "stochastic": self.stochastic,
             "seed": self.seed,
             "average": self.average,
+            "offload": OFFLOAD_BYTES if self.offload else None,
         }
         return {key: value for key, value in given.items() if value}
+
+    def home_of(self, param: Tensor) -> torch.device:
+        """The device of a param's states."""
+        return torch.device("cpu") if self.offload else param.device
 
     # Conversions of a param's state dict, for what was saved under other options or made by torch.
 
@@ -202,6 +216,14 @@ class Precision:
         return None if same else f"'{self.partner}' holds '{found}' with fewer bits"
 
 
+def at_home(value: Tensor, param: Tensor) -> Tensor:
+    """A state on the host, in the order of its param's memory."""
+    here = value.detach().cpu()
+    if here.dtype in _BYTES or here.shape != param.shape or here.stride() == param.stride() or param.is_sparse:
+        return here
+    return torch.empty_like(param, dtype=here.dtype, device="cpu", requires_grad=False).copy_(here)
+
+
 _OPTION = {partner: option for option, partner in _PARTNERS.items()}
 
 
@@ -249,12 +271,13 @@ def _storage(name: str, dtype: str | torch.dtype, kinds: Mapping[str, str]) -> s
 def exact_param(param: Tensor, partner: str, tensor: Tensor) -> Tensor:
     """The float32 that a 16-bit param and its partner stand for; of a param edited since, the param where it was."""
     _check_partner(partner)
-    value = param.detach().float()
+    param = param.detach().to(tensor.device)
+    value = param.float()
     if partner == "master":
-        return torch.where(tensor.to(param.dtype) == param.detach(), tensor, value)
+        return torch.where(tensor.to(param.dtype) == param, tensor, value)
     if partner == "compensation":
         nearest = (value + tensor.float() * (1 - 2**-11)).to(param.dtype)
-        return torch.where(nearest == param.detach(), value + tensor.float(), value)
+        return torch.where(nearest == param, value + tensor.float(), value)
     beyond = ((value == 0) & (tensor < 0)) | (value.isinf() & (tensor > 0))
     return (value.view(torch.int32) + tensor.to(torch.int32).masked_fill(beyond, 0)).view(torch.float32)
 
@@ -266,10 +289,11 @@ def _check_partner(partner: str) -> None:
 
 def partner_of(exact: Tensor, param: Tensor, partner: str) -> Tensor:
     _check_partner(partner)
-    value = param.detach().float()
+    param = param.detach().to(exact.device)
+    value = param.float()
     if partner == "master":
         # The others round half a unit in another way; a master whose copy is not the param would be taken for edited.
-        return torch.where(exact.to(param.dtype) == param.detach(), exact, torch.nextafter(exact, value))
+        return torch.where(exact.to(param.dtype) == param, exact, torch.nextafter(exact, value))
     if partner == "compensation":
         return (exact - value).to(param.dtype)
     # Half a unit above an even param is one more than the lower half holds.

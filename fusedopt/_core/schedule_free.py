@@ -80,9 +80,9 @@ class ScheduleFree(Standalone):
     def _move_to_z(self, p: torch.Tensor, state: dict[str, Any], weight: float) -> None:
         partner = next((name for name in PARTNERS if name in state), None)
         if partner is None and state["z"].dtype == p.dtype:
-            p.lerp_(state["z"], weight)
+            p.lerp_(state["z"].to(p.device), weight)
         elif partner is None:
-            p.copy_(p.float().lerp_(state["z"].float(), weight))
+            p.copy_(p.float().lerp_(state["z"].to(p.device).float(), weight))
         else:
             exact = exact_param(p, partner, state[partner]).lerp(state["z"].float(), weight)
             p.copy_(exact)

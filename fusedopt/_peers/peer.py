@@ -17,7 +17,7 @@ State = Mapping[str, Any]
 # What groups have beside hyper-parameters, whoever made them.
 _BOOKKEEPING = ("params", "param_names", "initial_lr")
 # What is one for a whole optimizer of ours, and may be a key of theirs with another meaning.
-_OPTIONS = ("max_grad_norm", "ema_decay", "state_dtype", "master_weights", "rounding", "rounding_seed")
+_OPTIONS = ("max_grad_norm", "ema_decay", "state_dtype", "master_weights", "rounding", "rounding_seed", "offload")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch.optim.optimizer import ParamsT
 
 from .._core.arguments import Options
 from .._core.optimizer import FusedStep
-from .._core.precision import MasterWeights, Rounding, StateDtype
+from .._core.precision import MasterWeights, Offload, Rounding, StateDtype
 
 
 class Adadelta(FusedStep, torch.optim.Adadelta):
@@ -43,6 +43,9 @@ class Adadelta(FusedStep, torch.optim.Adadelta):
             the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
             "nearest".
         rounding_seed: where the draws of "stochastic" start. Default: 0.
+        offload: "cpu" has states of params on a GPU, and master weights, in host memory, where the CPU steps them:
+            gradients come and params go back in parts of 32 MiB, each while another is stepped; the same bits. Default:
+            None.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -79,8 +82,9 @@ class Adadelta(FusedStep, torch.optim.Adadelta):
         master_weights: MasterWeights | None = None,
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
+        offload: Offload | None = None,
     ) -> None:
         given = {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay}
         flags = {"capturable": capturable, "maximize": maximize, "differentiable": differentiable}
-        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed, offload)
         super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)

@@ -6,7 +6,7 @@ from torch.optim.optimizer import ParamsT
 
 from .._core.arguments import Options
 from .._core.optimizer import FusedStep
-from .._core.precision import MasterWeights, Rounding, StateDtype
+from .._core.precision import MasterWeights, Offload, Rounding, StateDtype
 
 
 class ASGD(FusedStep, torch.optim.ASGD):
@@ -47,6 +47,9 @@ class ASGD(FusedStep, torch.optim.ASGD):
             the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
             "nearest".
         rounding_seed: where the draws of "stochastic" start. Default: 0.
+        offload: "cpu" has states of params on a GPU, and master weights, in host memory, where the CPU steps them:
+            gradients come and params go back in parts of 32 MiB, each while another is stepped; the same bits. Default:
+            None.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -85,8 +88,9 @@ class ASGD(FusedStep, torch.optim.ASGD):
         master_weights: MasterWeights | None = None,
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
+        offload: Offload | None = None,
     ) -> None:
         given = {"lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay}
         flags = {"maximize": maximize, "differentiable": differentiable, "capturable": capturable}
-        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed, offload)
         super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .._core.arguments import Options, check_number
-from .._core.precision import MasterWeights, Rounding, StateDtype
+from .._core.precision import MasterWeights, Offload, Rounding, StateDtype
 from .._core.standalone import Standalone
 
 
@@ -52,6 +52,9 @@ class LAMB(Standalone):
             the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
             "nearest".
         rounding_seed: where the draws of "stochastic" start. Default: 0.
+        offload: "cpu" has states of params on a GPU, and master weights, in host memory, where the CPU steps them:
+            gradients come and params go back in parts of 32 MiB, each while another is stepped; the same bits. Default:
+            None.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -97,12 +100,13 @@ class LAMB(Standalone):
         master_weights: MasterWeights | None = None,
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
+        offload: Offload | None = None,
     ) -> None:
         given = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         more = {"grad_averaging": grad_averaging, "trust_clip": trust_clip, "always_adapt": always_adapt}
         flags = {"maximize": maximize, "capturable": capturable}
         beyond = {"decoupled_decay": decoupled_decay, "clamp_value": clamp_value}
-        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed, offload)
         super().__init__(params, {**given, **more, **flags, **beyond}, foreach=foreach, fused=fused, options=options)
 
     def _check_group(self, group: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from .._core.arguments import Options
 from .._core.optimizer import FusedStep
-from .._core.precision import MasterWeights, Rounding, StateDtype
+from .._core.precision import MasterWeights, Offload, Rounding, StateDtype
 
 
 class RMSprop(FusedStep, torch.optim.RMSprop):
@@ -56,6 +56,9 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
             the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
             "nearest".
         rounding_seed: where the draws of "stochastic" start. Default: 0.
+        offload: "cpu" has states of params on a GPU, and master weights, in host memory, where the CPU steps them:
+            gradients come and params go back in parts of 32 MiB, each while another is stepped; the same bits. Default:
+            None.
 
     Raises:
         ValueError: a hyper-parameter is out of range, or an option rounds what `centered` subtracts.
@@ -106,10 +109,11 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
         master_weights: MasterWeights | None = None,
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
+        offload: Offload | None = None,
     ) -> None:
         given = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
         flags = {"centered": centered, "capturable": capturable, "maximize": maximize, "differentiable": differentiable}
-        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed, offload)
         beyond = {"initial_accumulator_value": initial_accumulator_value, "eps_in_sqrt": eps_in_sqrt}
         beyond |= {"lr_in_momentum": lr_in_momentum, "decoupled_weight_decay": decoupled_weight_decay}
         super().__init__(params, {**given, **flags, **beyond}, foreach=foreach, fused=fused, options=options)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .._core.arguments import Options
-from .._core.precision import MasterWeights, Rounding, StateDtype
+from .._core.precision import MasterWeights, Offload, Rounding, StateDtype
 from .._core.schedule_free import ScheduleFree
 
 
@@ -49,6 +49,9 @@ class SGDScheduleFree(ScheduleFree):
             the mean is exact; "kahan", to nearest, with what that takes from a param kept beside it. Default:
             "nearest".
         rounding_seed: where the draws of "stochastic" start. Default: 0.
+        offload: "cpu" has states of params on a GPU, and master weights, in host memory, where the CPU steps them:
+            gradients come and params go back in parts of 32 MiB, each while another is stepped; the same bits. Default:
+            None.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -91,9 +94,10 @@ class SGDScheduleFree(ScheduleFree):
         master_weights: MasterWeights | None = None,
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
+        offload: Offload | None = None,
     ) -> None:
         given: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         given |= {"warmup_steps": warmup_steps, "r": r, "weight_lr_power": weight_lr_power}
         flags = {"maximize": maximize, "capturable": capturable}
-        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed)
+        options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed, offload)
         super().__init__(params, {**given, **flags}, foreach=foreach, fused=fused, options=options)

@@ -119,6 +119,7 @@ PYBIND11_MODULE(_emulator, m) {
   m.def("wait_stream", [](uintptr_t later, uintptr_t earlier) { wait_stream(stream(later), stream(earlier)); });
   m.def("drain", &drain);
   m.def("bytes_allocated", &bytes_allocated);
+  m.def("pinned_bytes", &pinned_bytes);
   m.def("inject_error", [](int error) { inject_error(static_cast<cudaError_t>(error)); });
   m.def("clear_error", &clear_error);
   m.def("fail_call", [](int64_t n) { fail_call(n); });

@@ -173,7 +173,7 @@ void defer(uint64_t seed) {
 
 void wait_stream(cudaStream_t later, cudaStream_t earlier) {
   const Lock lock(device().mutex);
-  device().streams.order(later, earlier);
+  device().streams.order(later, device().streams.given(earlier));
 }
 
 std::string drain() {
@@ -200,6 +200,13 @@ void used_on(const void* address, cudaStream_t stream) {
 size_t bytes_allocated() {
   const Lock lock(device().mutex);
   return device().streams.bytes();
+}
+
+size_t pinned_bytes() {
+  const Lock lock(device().mutex);
+  size_t bytes = 0;
+  for (const auto& [memory, its] : device().pinned) bytes += its;
+  return bytes;
 }
 
 void inject_error(cudaError_t error) {
@@ -291,6 +298,7 @@ void reset() {
   device().captures.clear();
   device().graphs.clear();
   device().objects.clear();
+  device().events.clear();
   device().streams.defer(0);
 }
 

@@ -43,6 +43,8 @@ void allocated(const void* address, size_t bytes, cudaStream_t stream);
 void freed(const void* address);
 void used_on(const void* address, cudaStream_t stream);
 size_t bytes_allocated();
+// Of the host's memory that is pinned.
+size_t pinned_bytes();
 
 // From now on whatever may report an earlier kernel's fault reports this, until clear_error() (as after a real fault).
 void inject_error(cudaError_t error);

@@ -162,6 +162,90 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
                          "a fill"});
 }
 
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned flags) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  if (memory == nullptr || bytes == 0 || flags != cudaHostAllocDefault) return report(cudaErrorInvalidValue);
+  constexpr size_t kPage = 4096;
+  *memory = std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage);
+  device().pinned[*memory] = bytes;
+  if (device().streams.deferred()) device().streams.allocated(*memory, bytes, nullptr, /*of_graph=*/false);
+  return cudaSuccess;
+}
+
+// The runtime waits for the device first.
+cudaError_t cudaFreeHost(void* memory) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  device().streams.wait_for_all();
+  device().streams.forget(memory);
+  device().pinned.erase(memory);
+  std::free(memory);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  if (stream == nullptr || flags != cudaStreamNonBlocking) return report(cudaErrorInvalidValue);
+  constexpr uintptr_t kFirst = 1'000'000;
+  *stream = reinterpret_cast<cudaStream_t>(kFirst + device().streams_made++);
+  return cudaSuccess;
+}
+
+// What it has been given is done all the same.
+cudaError_t cudaStreamDestroy(cudaStream_t) {
+  const Lock lock(device().mutex);
+  return refuse();
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  if (event == nullptr || flags != cudaEventDisableTiming) return report(cudaErrorInvalidValue);
+  *event = reinterpret_cast<cudaEvent_t>(++device().events_made);
+  device().events[*event] = {};
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  return device().events.erase(event) == 1 ? cudaSuccess : report(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  if (device().sticky != cudaSuccess) return device().sticky;
+  const auto found = device().events.find(event);
+  if (found == device().events.end()) return report(cudaErrorInvalidValue);
+  found->second = device().streams.given(stream);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  if (device().sticky != cudaSuccess) return device().sticky;
+  const auto found = device().events.find(event);
+  if (found == device().events.end() || flags != 0) return report(cudaErrorInvalidValue);
+  device().streams.order(stream, found->second);
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (device().wait_hook != nullptr) device().wait_hook();
+  const Lock lock(device().mutex);
+  if (const cudaError_t error = refuse(); error != cudaSuccess) return error;
+  ++device().counters.synchronizations;
+  if (device().sticky != cudaSuccess) return device().sticky;
+  const auto found = device().events.find(event);
+  if (found == device().events.end()) return report(cudaErrorInvalidValue);
+  device().streams.wait_for(found->second);
+  return device().sticky;
+}
+
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (device().wait_hook != nullptr) device().wait_hook();
   const Lock lock(device().mutex);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "block.h"
+#include "cuda_runtime_api.h"
 #include "emulator.h"
 #include "fibers.h"
 #include "shared.h"
@@ -64,6 +65,9 @@ struct Device {
   int graphs_made = 0;                               // so that no number comes twice
   std::vector<std::shared_ptr<UserObject>> objects;  // that the host holds
   Streams streams;
+  uintptr_t streams_made = 0, events_made = 0;   // beside those that tests have numbers for
+  std::map<const void*, size_t> pinned;          // bytes of the host's memory
+  std::map<cudaEvent_t, Streams::Clock> events;  // what they have been recorded after
   void (*wait_hook)() = nullptr;
   SharedMemory shared;
   bool shuffled = false;

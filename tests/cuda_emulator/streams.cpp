@@ -30,11 +30,6 @@ cudaError_t Streams::put(cudaStream_t stream, Work work) {
   return cudaSuccess;
 }
 
-void Streams::order(cudaStream_t later, cudaStream_t earlier) {
-  const Clock before = streams_[earlier].last;
-  join(streams_[later].last, before);
-}
-
 bool Streams::ready(const Operation& operation) const {
   return std::all_of(operation.before.begin(), operation.before.end(), [&](const auto& entry) {
     const auto found = streams_.find(entry.first);
@@ -58,14 +53,14 @@ void Streams::run_one() {
   its.done = operation.number;
 }
 
-void Streams::wait_for(cudaStream_t stream) {
-  Stream& its = streams_[stream];
-  while (!its.queue.empty()) run_one();
-  join(host_, its.last);
+void Streams::wait_for(Clock given) {
+  for (const auto& [stream, number] : given)
+    while (streams_[stream].done < number) run_one();
+  join(host_, given);
 }
 
 void Streams::wait_for_all() {
-  for (auto& entry : streams_) wait_for(entry.first);
+  for (auto& entry : streams_) wait_for(entry.second.last);
 }
 
 void Streams::allocated(const void* address, size_t bytes, cudaStream_t stream, bool of_graph) {
@@ -90,6 +85,11 @@ void Streams::freed(const void* address) {
                       },
                       "the next owner of freed memory"});
   buffer.freed = ++now_;
+}
+
+void Streams::forget(const void* address) {
+  latest_ = {0, nullptr};
+  buffers_.erase(reinterpret_cast<uintptr_t>(address));
 }
 
 void Streams::used_on(const void* address, cudaStream_t stream) {

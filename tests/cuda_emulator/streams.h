@@ -27,16 +27,23 @@ class Streams {
   bool deferred() const { return deferred_; }
 
   cudaError_t put(cudaStream_t stream, Work work);
-  // What `later` is given from now on comes after all that `earlier` has been given.
-  void order(cudaStream_t later, cudaStream_t earlier);
+  // How many of a stream's operations are known to come before.
+  using Clock = std::map<cudaStream_t, uint64_t>;
+  // All that a stream has been given, and what that comes after.
+  Clock given(cudaStream_t stream) { return streams_[stream].last; }
+  // What `later` is given from now on comes after that.
+  void order(cudaStream_t later, const Clock& earlier) { join(streams_[later].last, earlier); }
   // The host waits, for one stream or for all.
-  void wait_for(cudaStream_t stream);
+  void wait_for(Clock given);
+  void wait_for(cudaStream_t stream) { wait_for(given(stream)); }
   void wait_for_all();
 
   // Memory as torch's allocator has it: it belongs to a stream, and once given back to whoever asks there next. That of
   // a graph stays with the graph. Whoever gives it back leaves it as it is, readable, until the mode ends.
   void allocated(const void* address, size_t bytes, cudaStream_t stream, bool of_graph);
   void freed(const void* address);
+  // It is nobody's any more.
+  void forget(const void* address);
   // Giving it back waits for what this other stream has been given until then.
   void used_on(const void* address, cudaStream_t stream);
   size_t bytes() const;  // not given back
@@ -48,9 +55,6 @@ class Streams {
   const std::string& disorder() const { return disorder_; }
 
  private:
-  // How many of a stream's operations are known to come before.
-  using Clock = std::map<cudaStream_t, uint64_t>;
-
   struct Operation : Work {
     cudaStream_t stream;
     uint64_t number;  // in its stream
