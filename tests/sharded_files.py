@@ -246,6 +246,28 @@ def one_file_of_all_for_another_number_of_processes(rank: int) -> None:
 
 
 @case(ranks=4)
+def factors_go_on(rank: int) -> None:
+    """Adafactor's, of which every process has the whole: the same bits in any number of them, until the next sums."""
+    for kwargs, dtype in (({}, torch.float32), ({"master_weights": "float32", "ema_decay": 0.9}, torch.bfloat16)):
+
+        def make(params: Any, kwargs: Any = kwargs) -> Optimizer:
+            return fusedopt.Adafactor(params, lr=0.01, **kwargs)
+
+        runs = {"one": Runs(make, dtype)}
+        where = save(runs, 2)
+        for count in (1, 3, 4):
+            for its in resume(runs, count, where).values():
+                step(*its, 2, first=3)
+                for p, q in zip(params_of(its[1]), params_of(runs["one"].reference[1]), strict=True):
+                    rtol = 1e-2 if dtype == torch.bfloat16 else 2e-6
+                    torch.testing.assert_close(whole(p.detach()), q.detach(), rtol=rtol, atol=1e-6)
+                    mine, wanted = its[1].state[p], runs["one"].reference[1].state[q]
+                    assert sorted(mine) == sorted(wanted)
+                    for key in ("row_var", "col_var") if q.dim() > 1 else ():
+                        torch.testing.assert_close(whole(mine[key]), wanted[key], rtol=2e-6, atol=0)
+
+
+@case(ranks=4)
 def codes_are_numbers_in_a_file(rank: int) -> None:
     """Which any number of processes reads; each makes codes of its own blocks of them, as exact as codes are.
 
