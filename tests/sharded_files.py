@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -284,9 +285,17 @@ def codes_are_numbers_in_a_file(rank: int) -> None:
         plain = resume(all_runs, 4, where, make=lambda ps: fusedopt.AdamW(ps, lr=0.01))["one"]
         numbers_of = {key: whole(plain[1].state[params_of(plain[1])[0]][key]) for key in ("exp_avg", "exp_avg_sq")}
         for count in (1, 3):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="the state was saved under other options: .* is rounded")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
                 resumed = resume(all_runs, count, where)
+            told = {str(one.message) for one in caught if "the state was saved" in str(one.message)}
+            assert bool(told) == bool(resumed)
+            for one in told:
+                assert re.match(
+                    f"the state was saved by another number of processes, or not in codes: 'exp_avg(_sq)?' is rounded "
+                    rf"to u?{code} once more, in blocks of what this process has",
+                    one,
+                )
             for its in resumed.values():
                 weight = params_of(its[1])[0]
                 state = its[1].state[weight]

@@ -16,7 +16,7 @@ from .group_options import OF_GROUPS, of_class, precision_of, resolve
 from .max_grad_norm import ClippedStep
 from .precision import HALVES, Precision
 from .scaling import ScaledStep
-from .shards import close_state, open_state, places, replicated_like, summed
+from .shards import close_state, is_sharded, open_state, places, replicated_like, summed
 
 
 class Products(NamedTuple):
@@ -265,7 +265,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
             for p in group["params"] if precision.converts else ():
                 if self.state.get(p):
                     here, local = open_state(self.state[p], p, self._factors(p))
-                    losses += precision.pack(here, local)
+                    losses += precision.pack(here, local, is_sharded(p))
                     self.state[p].update(close_state(here, self.state[p], p, self._factors(p)))
         return losses
 
