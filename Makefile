@@ -90,9 +90,10 @@ mutants: $(BUILT)
 	$(BIN)/python tests/mutants/mutate.py
 
 # Lightning and Accelerate stay out of .venv. Both environments have one torch, so the extension built for the one serves.
-$(FRAMEWORKS)/.made: tests/frameworks/requirements.txt $(wildcard $(CONSTRAINTS))
+$(FRAMEWORKS)/.made: tests/frameworks/requirements.txt tests/frameworks/alone.txt $(wildcard $(CONSTRAINTS))
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -r $<
+	$(FRAMEWORKS)/bin/python -m pip install --no-deps -r tests/frameworks/alone.txt
 	touch $@
 
 test-frameworks: $(BUILT) $(FRAMEWORKS)/.made

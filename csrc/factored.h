@@ -51,6 +51,18 @@ struct FactoredSums {
   double* update;  // and of the update
   double* rows;    // of each row's chunks, where there are several
   void* cols;      // of each column's blocks, where there are several
+  // Of a tensor of which other processes have parts; else null. Sums of rows and columns go here and not into the
+  // states, [matrix][row] and [matrix][column]; and what row_var is divided by in each matrix, of the whole tensor.
+  double *part_rows, *part_cols;
+  const double* means;
+};
+
+// A process's part of a tensor, with what comes of all parts between the sweeps.
+struct FactoredPart : Factored {
+  double *sums_of_rows, *sums_of_cols;  // which begin with zeros
+  const double* means;
+  double squares[2];  // of the param, and of the update
+  int64_t whole;      // elements of the whole tensor
 };
 
 // The kernels of one instruction set; [0] for what computes in float, [1] in double. Tiles are [first, last).
@@ -63,7 +75,9 @@ struct FactoredKernels {
   void (*square[2])(const Factored& tensor, const FactoredSums& sums, int64_t first, int64_t last);
   // The scale of the update.
   void (*conclude)(Factored& tensor, const FactoredSums& sums);
-  void (*update[2])(const Factored& tensor, int64_t first, int64_t last);
+  void (*update[2])(const Factored& tensor, const FactoredSums& sums, int64_t first, int64_t last);
+  // Takes the sums of a whole tensor's rows and columns into its states, and tells what its rows are divided by.
+  void (*take[2])(const Factored& whole, const double* rows, const double* cols, double* means);
 };
 
 }  // namespace fusedopt

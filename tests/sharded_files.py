@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -246,6 +247,28 @@ def one_file_of_all_for_another_number_of_processes(rank: int) -> None:
 
 
 @case(ranks=4)
+def factors_go_on(rank: int) -> None:
+    """Adafactor's, of which every process has the whole: the same bits in any number of them, until the next sums."""
+    for kwargs, dtype in (({}, torch.float32), ({"master_weights": "float32", "ema_decay": 0.9}, torch.bfloat16)):
+
+        def make(params: Any, kwargs: Any = kwargs) -> Optimizer:
+            return fusedopt.Adafactor(params, lr=0.01, **kwargs)
+
+        runs = {"one": Runs(make, dtype)}
+        where = save(runs, 2)
+        for count in (1, 3, 4):
+            for its in resume(runs, count, where).values():
+                step(*its, 2, first=3)
+                for p, q in zip(params_of(its[1]), params_of(runs["one"].reference[1]), strict=True):
+                    rtol = 1e-2 if dtype == torch.bfloat16 else 2e-6
+                    torch.testing.assert_close(whole(p.detach()), q.detach(), rtol=rtol, atol=1e-6)
+                    mine, wanted = its[1].state[p], runs["one"].reference[1].state[q]
+                    assert sorted(mine) == sorted(wanted)
+                    for key in ("row_var", "col_var") if q.dim() > 1 else ():
+                        torch.testing.assert_close(whole(mine[key]), wanted[key], rtol=2e-6, atol=0)
+
+
+@case(ranks=4)
 def codes_are_numbers_in_a_file(rank: int) -> None:
     """Which any number of processes reads; each makes codes of its own blocks of them, as exact as codes are.
 
@@ -262,9 +285,17 @@ def codes_are_numbers_in_a_file(rank: int) -> None:
         plain = resume(all_runs, 4, where, make=lambda ps: fusedopt.AdamW(ps, lr=0.01))["one"]
         numbers_of = {key: whole(plain[1].state[params_of(plain[1])[0]][key]) for key in ("exp_avg", "exp_avg_sq")}
         for count in (1, 3):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="the state was saved under other options: .* is rounded")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
                 resumed = resume(all_runs, count, where)
+            told = {str(one.message) for one in caught if "the state was saved" in str(one.message)}
+            assert bool(told) == bool(resumed)
+            for one in told:
+                assert re.match(
+                    f"the state was saved by another number of processes, or not in codes: 'exp_avg(_sq)?' is rounded "
+                    rf"to u?{code} once more, in blocks of what this process has",
+                    one,
+                )
             for its in resumed.values():
                 weight = params_of(its[1])[0]
                 state = its[1].state[weight]

@@ -79,7 +79,8 @@ def a_mesh_whose_group_is_gone(rank: int) -> None:
         torch.distributed.destroy_process_group(group)
         return optimizer, param
 
-    for make in (lambda ps: fusedopt.AdamW(ps, max_grad_norm=1.0), lambda ps: fusedopt.LAMB(ps)):
+    makes: list[Any] = [lambda ps: fusedopt.AdamW(ps, max_grad_norm=1.0), fusedopt.LAMB, fusedopt.Adafactor]
+    for make in makes:
         optimizer, param = made(make)
         before = param.to_local().clone()
         with pytest.raises(Exception, match="process group"):

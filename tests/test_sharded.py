@@ -11,6 +11,7 @@ import data_parallel
 import pytest
 import ranks
 import sharded_docs
+import sharded_factored
 import sharded_files
 import sharded_input
 import sharded_norms
@@ -23,7 +24,7 @@ MODULES = [
     module.__name__
     for module in (
         *(sharded_steps, sharded_states, sharded_sums, sharded_norms, sharded_training, sharded_files),
-        *(data_parallel, sharded_input, sharded_docs),
+        *(data_parallel, sharded_factored, sharded_input, sharded_docs),
     )
 ]
 

@@ -167,7 +167,7 @@ Plan::Found Plan::collect(int slot, size_t at) {
   rows_changed_ = address(row, source) || rows_changed_;
   if (!source.settled) return Found::row;
   source.state_version = slots_[slot].state ? version_of(slots_[slot].state) : 1;
-  source.settled = source.state_version != 0 && !(source.sharded && needs_whole());
+  source.settled = source.state_version != 0;
   source.keys = param->key_set();
   source.param_type = param->dtype();
   source.grad_type = grad->dtype();
@@ -318,14 +318,14 @@ Plan::Found Plan::read_state(Row& row, Source& source) {
     if (!THPVariable_Check(found[k])) {
       fail(source, name() + "is not a tensor");
     }
-    TensorImpl* state =
-        source.sharded ? state_tensor(source, found[k], name()) : unpack(found[k]).unsafeGetTensorImpl();
+    TensorImpl* state = source.sharded ? state_tensor(source, found[k], name(), rule_->factored && row.variant == 0)
+                                       : unpack(found[k]).unsafeGetTensorImpl();
     const bool reachable = plain(*state) && state->device() == home_of(source);
     const bool codes = options.coded(k) && codes_of(*state, *source.param, row.state_dtype[k]);
     const bool fits =
         codes || (storage_of(*state, row.state_dtype[k]) && is_complex(*state) == is_complex(*source.param));
     if (!codes) row.state_dtype[k] = options.meant(k, row.state_dtype[k]);
-    const std::vector<int64_t> shape = state_shape(row, *source.param, k);
+    const std::vector<int64_t> shape = state_shape(row, source, k);
     if (!reachable || !fits || (!codes && !equal(state->sizes(), shape))) {
       if (state->is_inference()) state->bump_version();
       if (state->is_inference() || dispatches_to_python(*state)) return Found::leftover;

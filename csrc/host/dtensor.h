@@ -131,8 +131,8 @@ class EqualMeshes {
 inline std::string placements_of(PyObject* spec) { return py::str(py::getattr(spec, spec_names().placements)); }
 
 // Why a param and its gradient, one of them a DTensor, cannot be stepped as what this process has of them; empty if
-// they can. `whole`: the rule needs all of a tensor.
-inline std::string why_not_as_shards(PyObject* param, const at::Tensor& grad, bool whole) {
+// they can.
+inline std::string why_not_as_shards(PyObject* param, const at::Tensor& grad) {
   const Ref grad_object = wrap(grad);
   if (!is_dtensor(param) && !is_dtensor(grad_object.ptr())) return "";
   if (!is_dtensor(grad_object.ptr()))
@@ -145,9 +145,6 @@ inline std::string why_not_as_shards(PyObject* param, const at::Tensor& grad, bo
            "; redistribute() the gradient as the param is";
   std::vector<bool> dims;
   if (!divided_by(its.spec, dims)) return "it is a sum that has not been made yet; redistribute() it";
-  if (whole && !is_whole(its.spec))
-    return "its rule adds up over a whole tensor, of which this process has a shard; replicate it, or use an optimizer "
-           "that works element by element, as AdamW does";
   return "";
 }
 

@@ -4,40 +4,24 @@
 
 namespace fusedopt {
 
-// The shape of state k of a param: that of the param, but for the sums of its rows and columns.
-std::vector<int64_t> Plan::state_shape(const Row& row, const TensorImpl& param, int k) const {
-  std::vector<int64_t> shape = param.sizes().vec();
-  if (rule_->factored && row.variant == 0) shape[shape.size() - (k == 0 ? 1 : 2)] = 1;
+// The shape of state k of a param: that of what this process has of it, but for the sums of its rows and columns, which
+// are those of the whole.
+std::vector<int64_t> Plan::state_shape(const Row& row, const Source& source, int k) const {
+  if (!rule_->factored || row.variant == 1) return source.param->sizes().vec();
+  std::vector<int64_t> shape = unpack(slots_[source.slot].param).sizes().vec();
+  shape[shape.size() - (k == 0 ? 1 : 2)] = 1;
   return shape;
 }
 
-// Describes where the operands of a row lie. False if they have too many dimensions.
-bool Plan::describe(const Row& row, const Source& source, Factored& t) const {
-  TensorImpl* exact = exact_param(source);
-  const TensorImpl* operands[kFactoredOperands] = {exact, source.grad};
-  t.vector = row.variant == 1;
-  operands[kRowVar] = source.state[t.vector ? 2 : 0];
-  operands[kColVar] = t.vector ? nullptr : source.state[1];
-  operands[kFactoredPartner] = exact == source.param ? source.attached[kPartnerTensor] : source.param;
-  operands[kFactoredAverage] = source.attached[kAverageTensor];
+// Rows, columns and leading dimensions of matrices of these sizes. False if the latter are too many.
+bool describe_matrices(Factored& t, c10::IntArrayRef sizes, const TensorImpl* const (&operands)[kFactoredOperands]) {
   const auto each = [&](auto&& f) {
     for (int o = 0; o < kFactoredOperands; ++o)
       if (operands[o]) f(t.operand[o], *operands[o]);
   };
-  const c10::IntArrayRef sizes = exact->sizes();
   const int dims = static_cast<int>(sizes.size());
-  t.numel = row.numel;
   t.matrices = 1;
   t.leads = 0;
-  if (t.vector) {
-    t.rows = (t.numel + kChunk - 1) / kChunk;
-    t.cols = std::min<int64_t>(t.numel, kChunk);
-    each([&](FactoredOperand& operand, const TensorImpl& tensor) {
-      operand.col = dims == 1 ? tensor.strides()[0] : 1;
-      operand.row = kChunk * operand.col;
-    });
-    return true;
-  }
   t.rows = sizes[dims - 2];
   t.cols = sizes[dims - 1];
   each([&](FactoredOperand& operand, const TensorImpl& tensor) {
@@ -56,6 +40,31 @@ bool Plan::describe(const Row& row, const Source& source, Factored& t) const {
     int64_t& merged = t.lead_size[t.leads - 1];
     merged = merges ? merged * size : size;
     each([&](FactoredOperand& operand, const TensorImpl& tensor) { operand.lead[t.leads - 1] = tensor.strides()[d]; });
+  }
+  return true;
+}
+
+// Describes where the operands of a row lie, but for factors of which it needs a part. False if they have too many
+// dimensions.
+bool Plan::describe(const Row& row, const Source& source, Factored& t) const {
+  TensorImpl* exact = exact_param(source);
+  const TensorImpl* operands[kFactoredOperands] = {exact, source.grad};
+  t.vector = row.variant == 1;
+  const bool part = in_parts(source);
+  operands[kRowVar] = t.vector ? source.state[2] : part ? nullptr : source.state[0];
+  operands[kColVar] = t.vector || part ? nullptr : source.state[1];
+  operands[kFactoredPartner] = exact == source.param ? source.attached[kPartnerTensor] : source.param;
+  operands[kFactoredAverage] = source.attached[kAverageTensor];
+  t.numel = row.numel;
+  if (!t.vector) return describe_matrices(t, exact->sizes(), operands);
+  t.matrices = 1;
+  t.leads = 0;
+  t.rows = (t.numel + kChunk - 1) / kChunk;
+  t.cols = std::min<int64_t>(t.numel, kChunk);
+  for (int o = 0; o < kFactoredOperands; ++o) {
+    if (!operands[o]) continue;
+    t.operand[o].col = exact->dim() == 1 ? operands[o]->strides()[0] : 1;
+    t.operand[o].row = kChunk * t.operand[o].col;
   }
   return true;
 }
@@ -114,11 +123,17 @@ Factored Plan::factored_row(const Row& row, const Source& source) const {
 
 void Plan::run_factored(const Pass& pass) {
   std::vector<Factored> tensors;
+  std::vector<size_t> parts;
   int64_t work = 0;
   for (size_t i = pass.first; i < pass.last; ++i) {
+    if (in_parts(sources_[i])) {
+      parts.push_back(i);
+      continue;
+    }
     tensors.push_back(factored_row(rows_[i], sources_[i]));
     work += rows_[i].numel;
   }
+  if (adds_up_) run_parts(parts);
   if (pass.device == kHost)
     return without_gil(
         work, [&] { cpu::step_factored(tensors.data(), tensors.data() + tensors.size(), at::get_num_threads()); });

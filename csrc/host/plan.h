@@ -194,16 +194,14 @@ class Plan {
   bool settled(int slot, size_t at, bool& moved);
   bool all_settled();
   Found collect(int slot, size_t at);
-  // Of rules that add up over a tensor in other ways than by `sums`.
-  bool needs_whole() const { return rule_->factored; }
   void enter_shards(Source& source, const at::Tensor& grad) const;
   bool shards_as_before(const Source& source, TensorImpl*& param, TensorImpl*& grad) const;
-  TensorImpl* state_tensor(const Source& source, PyObject* value, const std::string& name) const;
+  TensorImpl* state_tensor(const Source& source, PyObject* value, const std::string& name, bool factor = false) const;
   TensorImpl* known_tensor(const Source& source, PyObject* value) const;
   Found read_state(Row& row, Source& source);
   Found collect_slices(Row& row, Source& source);
   bool lay_out_slices(Row& row, Source& source);
-  std::vector<int64_t> state_shape(const Row& row, const TensorImpl& param, int k) const;
+  std::vector<int64_t> state_shape(const Row& row, const Source& source, int k) const;
   bool describe(const Row& row, const Source& source, Factored& t) const;
   bool lay_out_factored(Row& row, Source& source) const;
   Factored factored_row(const Row& row, const Source& source) const;
@@ -252,6 +250,11 @@ class Plan {
   void run(Work& work, Row* first, Row* last, int device);
   void run_with_products(const Pass& pass);
   void run_factored(const Pass& pass);
+  bool in_parts(const Source& source) const { return !in_a_family_.empty() && in_a_family_[source.slot]; }
+  void find_wholes();
+  void run_parts(const std::vector<size_t>& rows);
+  std::vector<FactoredPart> parts_of(const std::vector<size_t>& rows) const;
+  at::Tensor sums_of_all(const at::Tensor& sums);
   template <class F>
   void without_gil(int64_t work, F&& f);
   struct Batch;
@@ -259,7 +262,8 @@ class Plan {
   void multiply(Batch& batch);
   void sweep(const Work& work, Row* first, Row* last);
   void find_families();
-  void check_family(const Source& source) const;
+  void check_family(const Source& source);
+  at::Tensor over_processes(const at::Tensor& every, const py::list& which);
   void exchange(at::Tensor totals);
   void come_without_rows();
   void gather(std::vector<Batch>& batches);
@@ -339,12 +343,26 @@ class Plan {
     Ref mesh;
     std::vector<bool> divided;
     std::vector<int> slots;
+    int64_t processes;  // that have a part each
   };
   std::vector<Family> families_;
   std::vector<Ref> specs_;         // by slot, what they were made of
   std::vector<bool> in_a_family_;  // by slot
-  // Whether this step has yet to add up over processes.
-  bool owes_sums_ = false;
+  // Of the factored rule, family by family: the whole of which a process has a part, and where its sums are among those
+  // of all, which are sums_ numbers: whether there is a gradient, then those of rows and of columns.
+  struct Whole {
+    int slot, family;
+    int64_t start;
+    int64_t matrices = 1, rows = 0, cols = 0;
+    cpu::PartPlaces at = {};
+  };
+  std::vector<Whole> wholes_;
+  std::vector<int> whole_of_;  // by slot
+  int64_t sums_ = 0;
+  int family_device_ = kNowhere;  // where their params are
+  static constexpr int kNowhere = -2;
+  // Whether this step has yet to add up over processes, and whether the pass that is under way does.
+  bool owes_sums_ = false, adds_up_ = false;
   bool giving_up_ = false;  // what this process sends is that it refuses its step
   static constexpr const char* kAnotherRefuses =
       "another process has refused its step, for a reason that it says, and what is made of tensors that it has parts "

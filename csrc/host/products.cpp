@@ -111,6 +111,7 @@ void Plan::gather(std::vector<Batch>& batches) {
 
 // What a process does whose step has no rows, while others wait for what it has of theirs.
 void Plan::come_without_rows() {
+  if (rule_->factored) return run_parts({});
   if (!products_) return exchange(at::Tensor());
   std::vector<Batch> none;
   gather(none);
@@ -158,7 +159,7 @@ void Plan::run_with_products(const Pass& pass) {
   for (cuda::Entry& entry : work_.step.entries) entry.wide = false;
   run(work_, rows.data(), rows.data() + rows.size(), pass.device);
 
-  if (owes_sums_ && pass.wave == 0) gather(batches);
+  if (adds_up_) gather(batches);
 
   Work after;
   after.wave = pass.wave;

@@ -83,9 +83,13 @@ void Plan::make_own(size_t i, py::dict& entry, StateScales& scales) {
       // torch makes a DTensor's where it is.
       const auto as = source.from == kHost ? param.options().dtype(storage)
                                            : param.options().dtype(storage).device(home_of(source));
-      value = rule_->factored && row.variant == 0
-                  ? param.new_zeros(state_shape(row, *source.param, k), as)
-                  : at::zeros_like(rule_->like_grad(k) ? grad_of(source.slot) : param, as);
+      const bool factor = rule_->factored && row.variant == 0;
+      value = factor ? source.sharded
+                           ? at::zeros(state_shape(row, source, k), tensor_of(source.param).options().dtype(storage))
+                           : param.new_zeros(state_shape(row, source, k), as)
+                     : at::zeros_like(rule_->like_grad(k) ? grad_of(source.slot) : param, as);
+      if (factor && source.sharded)
+        value = unpack(Ref(given_options_["replicated"](borrow(slot.param), wrap(value))).ptr());
     }
     const Ref object = wrap(value);
     const at::Tensor& local = local_tensor(object.ptr());
@@ -236,8 +240,7 @@ void Plan::sweep(const Work& work, Row* first, Row* last) {
     row->work_end = total += row->numel + cpu::kRowOverhead;
     row->scalars = const_cast<double*>(work.prepared[row->entry].scalars);
   }
-  if (!owes_sums_ || work.wave > 0)
-    return without_gil(total, [&] { cpu::sweep(*work.step.rule, first, last, at::get_num_threads()); });
+  if (!adds_up_) return without_gil(total, [&] { cpu::sweep(*work.step.rule, first, last, at::get_num_threads()); });
   // Other processes may take their time: nobody's memory is freed in it.
   without_gil(std::max(total, kReleaseGil), [&] {
     cpu::sweep(*work.step.rule, first, last, at::get_num_threads(), [&](const std::vector<cpu::ChunkSums>& sums) {
@@ -256,13 +259,14 @@ void Plan::run(Work& work, Row* first, Row* last, int device) {
 
 void Plan::run() {
   // Whoever has no gradients has part in the others' sums all the same.
-  if (owes_sums_ && std::none_of(passes_.begin(), passes_.end(), [](const Pass& pass) { return pass.wave == 0; }))
-    come_without_rows();
+  const auto divided = [&](const Source& source) { return in_parts(source); };
+  if (owes_sums_ && std::none_of(sources_.begin(), sources_.begin() + count_, divided)) come_without_rows();
   for (const Pass& pass : passes_) {
     if (pass.wave > 0)
       for (size_t i = pass.first; i < pass.last; ++i) read_counts(sources_[i]);
     prepare_rows(pass);
     work_.wave = pass.wave;
+    adds_up_ = owes_sums_ && std::any_of(sources_.begin() + pass.first, sources_.begin() + pass.last, divided);
     give_groups(work_.step);
     work_.step.rows_version = rows_version_;
     work_.step.multiplier = scaling_.multiplier();

@@ -12,7 +12,7 @@ inline void Plan::enter_shards(Source& source, const at::Tensor& grad) const {
   if (rule_->indexed || groups_[slots_[source.slot].group].differentiable) return;
   PyObject* param = slots_[source.slot].param;
   const Shard its = shard_of(param), of_grad = shard_of(grad);
-  if (!its.local || !of_grad.local || !why_not_as_shards(param, grad, needs_whole()).empty()) return;
+  if (!its.local || !of_grad.local || !why_not_as_shards(param, grad).empty()) return;
   source.sharded = true;
   source.spec = its.spec;
   if (of_grad.spec != its.spec) source.grad_spec = borrow(of_grad.spec);
@@ -35,12 +35,16 @@ inline TensorImpl* Plan::known_tensor(const Source& source, PyObject* value) con
   return (source.sharded ? local_tensor(value) : unpack(value)).unsafeGetTensorImpl();
 }
 
-// A state as the row's engine needs it. One in codes, and scales, are this process's own.
-inline TensorImpl* Plan::state_tensor(const Source& source, PyObject* value, const std::string& name) const {
+// A state as the row's engine needs it. One in codes, and scales, are this process's own; factors all processes have.
+inline TensorImpl* Plan::state_tensor(const Source& source, PyObject* value, const std::string& name,
+                                      bool factor) const {
   TensorImpl* own = unpack(value).unsafeGetTensorImpl();
   const Shard shard = shard_of(value);
   if (shard.local) {
-    if (!same_layout(source.spec, shard.spec) && !(is_whole(source.spec) && is_whole(shard.spec)))
+    if (factor && !is_whole(shard.spec))
+      fail(source,
+           name + "is placed as " + placements_of(shard.spec) + "; every process needs all of it: replicate it");
+    if (!factor && !same_layout(source.spec, shard.spec) && !(is_whole(source.spec) && is_whole(shard.spec)))
       fail(source, name + "is placed as " + placements_of(shard.spec) + " and itself as " + placements_of(source.spec) +
                        "; redistribute() the state as the param is");
     return unpack(shard.local).unsafeGetTensorImpl();
@@ -69,7 +73,7 @@ inline std::string Plan::why_left(const py::object& param) const {
   const at::Tensor& grad = tensor.unsafeGetTensorImpl()->grad();
   const bool ordinary = grad.defined() && !dispatches_to_python(*tensor.unsafeGetTensorImpl()) &&
                         !dispatches_to_python(*grad.unsafeGetTensorImpl());
-  return !grad.defined() || ordinary ? "" : why_not_as_shards(param.ptr(), grad, needs_whole());
+  return !grad.defined() || ordinary ? "" : why_not_as_shards(param.ptr(), grad);
 }
 
 }  // namespace fusedopt

@@ -7,7 +7,9 @@ namespace fusedopt {
 // All params count, also those without a gradient here, so that every process has the same list.
 void Plan::find_families() {
   owes_sums_ = false;
-  const auto measures = [&](const Group& group) { return products_ || rule_->measures(group.variant); };
+  const auto measures = [&](const Group& group) {
+    return products_ || rule_->factored || rule_->measures(group.variant);
+  };
   if (std::none_of(groups_.begin(), groups_.end(), measures)) {
     specs_.clear();
     families_.clear();
@@ -23,6 +25,7 @@ void Plan::find_families() {
   }
   if (!same) {
     families_.clear();
+    family_device_ = kNowhere;
     in_a_family_.assign(slots_.size(), false);
     EqualMeshes meshes;
     for (size_t slot = 0; slot < slots_.size(); ++slot) {
@@ -32,15 +35,26 @@ void Plan::find_families() {
       const Ref mesh = meshes.first(py::getattr(spec, spec_names().mesh));
       size_t f = 0;
       while (f < families_.size() && !(families_[f].mesh.is(mesh) && families_[f].divided == divided)) ++f;
-      if (f == families_.size()) families_.push_back({mesh, divided, {}});
+      if (f == families_.size()) {
+        families_.push_back({mesh, divided, {}, 1});
+        for (size_t d = 0; d < divided.size(); ++d)
+          if (divided[d]) families_[f].processes *= mesh.attr("size")(d).cast<int64_t>();
+      }
       families_[f].slots.push_back(static_cast<int>(slot));
       in_a_family_[slot] = true;
     }
+    if (rule_->factored) find_wholes();
   }
   owes_sums_ = !families_.empty();
 }
 
-void Plan::check_family(const Source& source) const {
+void Plan::check_family(const Source& source) {
+  if (family_device_ != kNowhere && family_device_ != source.device)
+    fail(
+        source,
+        "its rule adds up over a tensor of which this process has a shard, once a step for all of them, and others are "
+        "on another device; step them with an optimizer of their own");
+  family_device_ = source.device;
   if (slots_[source.slot].wave > 0)
     fail(source,
          "its rule adds up over a tensor of which this process has a shard, once a step, and it is in the list twice; "
@@ -51,24 +65,34 @@ void Plan::check_family(const Source& source) const {
          "it, or use an optimizer that works element by element, as AdamW does");
 }
 
-// Adds `totals`, [slot][sum], up over processes, in place; undefined: this one has nothing to add. Throws, on every
-// process, if one of them refuses its step.
-void Plan::exchange(at::Tensor totals) {
+// Numbers added up over processes: `which` says for each family which of them are its own, and the last is nobody's but
+// says whether a process refuses its step. Then this throws, on every process; what one that gives up itself is
+// returned is undefined.
+at::Tensor Plan::over_processes(const at::Tensor& every, const py::list& which) {
   owes_sums_ = false;
-  const int64_t slots = static_cast<int64_t>(slots_.size());
-  const at::Tensor every = at::zeros(
-      {slots + 1, rule_->sums}, totals.defined() ? totals.options() : at::TensorOptions(at::kCPU).dtype(at::kDouble));
-  if (totals.defined()) every.narrow(0, 0, slots).copy_(totals);
-  if (giving_up_) every.select(0, slots).fill_(1);
+  const int64_t last = every.size(0) - 1;
+  if (giving_up_) every.select(0, last).fill_(1);
   py::list families;
-  for (const Family& family : families_)
-    families.append(py::make_tuple(family.mesh, py::tuple(py::cast(family.divided)), py::cast(family.slots)));
+  for (size_t f = 0; f < families_.size(); ++f)
+    families.append(py::make_tuple(families_[f].mesh, py::tuple(py::cast(families_[f].divided)), which[f]));
   const auto sum = given_options_["sum"](families, wrap(every));
-  const at::Tensor& made = unpack(sum.ptr());
-  if (giving_up_) return;
-  if (made.select(0, slots).select(0, 0).item().toDouble() != 0)
+  const at::Tensor made = unpack(sum.ptr());
+  if (giving_up_) return {};
+  if (made.select(0, last).sum().item().toDouble() != 0)
     throw std::runtime_error(std::string(kAnotherRefuses) + " here");
-  if (totals.defined()) totals.copy_(made.narrow(0, 0, slots));
+  return made.narrow(0, 0, last);
+}
+
+// Adds `totals`, [slot][sum], up over processes, in place; undefined: this one has nothing to add.
+void Plan::exchange(at::Tensor totals) {
+  const int64_t slots = static_cast<int64_t>(slots_.size());
+  const int64_t sums = totals.defined() ? totals.size(1) : rule_->sums;
+  const at::Tensor every = at::zeros({slots + 1, sums}, at::kDouble);
+  if (totals.defined()) every.narrow(0, 0, slots).copy_(totals);
+  py::list which;
+  for (const Family& family : families_) which.append(py::cast(family.slots));
+  const at::Tensor made = over_processes(every, which);
+  if (totals.defined()) totals.copy_(made);
 }
 
 void Plan::give_up() noexcept {

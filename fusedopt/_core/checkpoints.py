@@ -127,9 +127,10 @@ class Checkpointed(KeptState):
             # A user may have keys of these names, too.
             ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}
             if ours & set(PARTNERS) and param.dtype in HALVES:
-                here, local = open_state(its, param)
+                factors = self._factors(param)
+                here, local = open_state(its, param, factors)
                 losses.append(precisions[id(param)].match_partner(here, local))
-                here = close_state(here, its, param)
+                here = close_state(here, its, param, factors)
                 if here is not its:
                     its.clear()
                     its.update(here)
@@ -147,8 +148,9 @@ def _unpack(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     state = dict(state_dict["state"])
     for index, param in zip(saved, params, strict=True):
         if isinstance(state.get(index), dict):
-            here, local = open_state(state[index], param)
-            state[index] = close_state(precisions[id(param)].unpack(here, local), state[index], param)
+            factors = ours._factors(param)
+            here, local = open_state(state[index], param, factors)
+            state[index] = close_state(precisions[id(param)].unpack(here, local), state[index], param, factors)
             half = state[index].get("remainder")
             if is_sharded(half) and half.dtype == torch.int16:
                 state[index] = {**state[index], "remainder": half.to(torch.int32)}

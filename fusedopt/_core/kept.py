@@ -16,7 +16,7 @@ from .group_options import OF_GROUPS, of_class, precision_of, resolve
 from .max_grad_norm import ClippedStep
 from .precision import HALVES, Precision, at_home
 from .scaling import ScaledStep
-from .shards import close_state, open_state, summed
+from .shards import close_state, is_sharded, open_state, places, replicated_like, summed
 
 
 class Products(NamedTuple):
@@ -236,7 +236,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         refused = {name for name in Options._fields if name not in {*own, *getattr(self, "defaults", ())}}
         options = {**self._precision.for_plan(self._copies), "flags": _flags(cls), "refused": refused}
         options |= {"options": own, "seed": self._given.rounding_seed, "optional": self._optional}
-        options |= {"sum": summed, "gather": gathered, "part": part_of}
+        options |= {"sum": summed, "gather": gathered, "part": part_of, "places": places, "replicated": replicated_like}
         kinds = _C.states(self._rule)
         options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
         if products := self._products():
@@ -270,6 +270,11 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         if self._plan is not None:
             self._plan.refresh(self)
 
+    def _factors(self, param: torch.Tensor) -> set[str]:
+        """The states of a param that are sums of rows or columns; a vector is not factored."""
+        kinds = _C.states(self._rule) if param.dim() > 1 else {}
+        return {name for name, kind in kinds.items() if kind == "factor"}
+
     def _pack_states(self, groups: Iterable[dict[str, Any]]) -> list[str]:
         """Bring states that torch has made to their devices and storages; say what that rounds."""
         losses: list[str] = []
@@ -280,9 +285,9 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
                     self.state[p][key] = at_home(value, p) if isinstance(value, torch.Tensor) else value
             for p in group["params"] if precision.converts else ():
                 if self.state.get(p):
-                    here, local = open_state(self.state[p], p)
-                    losses += precision.pack(here, local)
-                    self.state[p].update(close_state(here, self.state[p], p))
+                    here, local = open_state(self.state[p], p, self._factors(p))
+                    losses += precision.pack(here, local, is_sharded(p))
+                    self.state[p].update(close_state(here, self.state[p], p, self._factors(p)))
         return losses
 
     def __repr__(self) -> str:

@@ -161,7 +161,7 @@ class Precision:
 
     # Conversions of a param's state dict, for what was saved under other options or made by torch.
 
-    def pack(self, state: dict[str, Any], param: Tensor) -> Iterator[str]:
+    def pack(self, state: dict[str, Any], param: Tensor, sharded: bool = False) -> Iterator[str]:
         """Bring states that are numbers, none of them roots, to their storages in place; say which that rounds."""
         unnamed = self.new_states.get(_name(param.dtype))
         for name in self.names:
@@ -184,7 +184,8 @@ class Precision:
             else:
                 state[name] = kept = value.to(torch.complex32 if value.is_complex() else _TENSORS[storage])
             if not torch.allclose(kept.to(value.dtype), value, rtol=0, atol=0, equal_nan=True):
-                yield f"'{name}' is rounded to {storage.removesuffix('_root')}"
+                loss = f"'{name}' is rounded to {storage.removesuffix('_root')}"
+                yield Recoded(loss) if sharded and storage in _CODES else loss
 
     def unpack(self, state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
         """A param's state as torch.optim can load it: the numbers that codes and roots stand for."""
@@ -318,7 +319,18 @@ def from_root(root: Tensor) -> Tensor:
     return root.float().square()
 
 
+class Recoded(str):
+    """A loss that other blocks of codes suffice for: those of another number of processes."""
+
+    __slots__ = ()
+
+
 def warn_of_losses(losses: Iterable[str | None]) -> None:
     for loss in dict.fromkeys(losses):
-        if loss:
+        if isinstance(loss, Recoded):
+            warn(
+                f"the state was saved by another number of processes, or not in codes: {loss} once more, in blocks of "
+                "what this process has of it now; as many processes as saved it would have its codes"
+            )
+        elif loss:
             warn(f"the state was saved under other options: {loss}; give the options it was saved with to keep all")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -42,8 +42,11 @@ def grads_placed_as_params(params: Iterable[Tensor]) -> Iterator[bool]:
             p.grad = grad
 
 
-def open_state(state: Mapping[str, Any], param: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """A param's state and the param as this process has them: itself, or of DTensors copies of both with local ones."""
+def open_state(state: Mapping[str, Any], param: Tensor, factors: Collection[str] = ()) -> tuple[dict[str, Any], Tensor]:
+    """A param's state and the param as this process has them: itself, or of DTensors copies of both with local ones.
+
+    `factors` are states of which every process has the whole.
+    """
     if not is_sharded(param):
         return cast(dict[str, Any], state), param
     whole = cast(Any, param)
@@ -52,30 +55,41 @@ def open_state(state: Mapping[str, Any], param: Tensor) -> tuple[dict[str, Any],
     with torch.no_grad():
         for name, value in state.items():
             if is_sharded(value):
-                same = value.placements == whole.placements
-                here[name] = (value if same else value.redistribute(whole.device_mesh, whole.placements)).to_local()
-                continue
-            here[name] = value
-            if isinstance(value, Tensor) and value.dim() and value.shape == param.shape and value.dtype not in _CODES:
+                wanted = _everywhere(param) if name in factors else whole.placements
+                same = tuple(value.placements) == tuple(wanted)
+                here[name] = (value if same else value.redistribute(whole.device_mesh, wanted)).to_local()
+            elif isinstance(value, Tensor) and value.dim() and value.shape == param.shape and value.dtype not in _CODES:
                 raise ValueError(
                     f"the state {name!r} of a param that is a DTensor is a whole tensor; distribute it as the param "
                     "is, as torch.distributed.checkpoint does"
                 )
+            else:
+                here[name] = value
         return here, whole.to_local()
 
 
-def close_state(here: dict[str, Any], state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
-    """The counterpart of `open_state`, after changes: DTensors of the param's spec, but for codes and their scales."""
+def close_state(
+    here: dict[str, Any], state: Mapping[str, Any], param: Tensor, factors: Collection[str] = ()
+) -> dict[str, Any]:
+    """The counterpart of `open_state`, after changes: DTensors of the param's spec, but for codes and their scales.
+
+    And factors, which are replicated.
+    """
     if not is_sharded(param):
         return here
     whole = cast(Any, param)
 
     def close(name: str, value: Any) -> Any:
         before: Any = state.get(name)
-        if not isinstance(value, Tensor) or value is before or value.dtype in _CODES or value.shape != shape:
+        if not isinstance(value, Tensor) or value is before or value.dtype in _CODES:
             return value
-        if is_sharded(before) and before.placements == whole.placements and before.to_local() is value:
+        wanted = _everywhere(param) if name in factors else whole.placements
+        if is_sharded(before) and tuple(before.placements) == tuple(wanted) and before.to_local() is value:
             return before
+        if name in factors:
+            return replicated_like(param, value)
+        if value.shape != shape:
+            return value
         return type(whole).from_local(
             value, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
         )
@@ -135,6 +149,34 @@ def summed(families: Sequence[tuple[Any, tuple[bool, ...], list[int]]], totals: 
         for part in reduced(shares, 1.0):
             made += part
     return made
+
+
+def places(param: Any) -> list[Tensor]:
+    """Of each dimension of a DTensor which places of it this process has, in their order. Nothing is sent."""
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    mesh, found = param.device_mesh, []
+    with torch.no_grad():
+        for dim, size in enumerate(param.shape):
+            along = [p if not p.is_replicate() and p.dim == dim else Replicate() for p in param.placements]
+            shape = [size if d == dim else 1 for d in range(param.dim())]
+            every = torch.arange(size, device=mesh.device_type).view(shape)
+            placed: Any = distribute_tensor(every, mesh, along, src_data_rank=None)
+            found.append(placed.to_local().flatten().cpu())
+    return found
+
+
+def replicated_like(param: Any, tensor: Tensor) -> Tensor:
+    """A DTensor of the param's mesh, of which every process has this tensor."""
+    kind: Any = type(param.data)
+    placed: Tensor = kind.from_local(tensor, param.device_mesh, _everywhere(param), run_check=False)
+    return placed
+
+
+def _everywhere(param: Any) -> list[Any]:
+    from torch.distributed.tensor import Replicate
+
+    return [Replicate()] * param.device_mesh.ndim
 
 
 def _all_reduced(total: Tensor, group: Any, norm_type: float) -> Tensor:

@@ -47,6 +47,7 @@ def _run(cls: Any, **kwargs: Any) -> tuple[list[Any], torch.Tensor]:
     return seen, param.detach()
 
 
+@pytest.mark.slot("fp16: `AcceleratedOptimizer` with a GradScaler, schedules", "accelerate")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_skipped_step_is_seen(name: str) -> None:
     theirs = getattr(torch.optim, name, torch.optim.AdamW)
@@ -59,6 +60,7 @@ def test_a_skipped_step_is_seen(name: str) -> None:
         torch.testing.assert_close(end, reference)
 
 
+@pytest.mark.slot("bf16: `prepare`, `accumulate`, `clip_grad_norm_`", "accelerate")
 def test_prepared_by_an_accelerator() -> None:
     ends = []
     for package in (fusedopt, torch.optim):

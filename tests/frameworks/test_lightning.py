@@ -68,6 +68,7 @@ def _train(module: Module, precision: str | None, **kwargs: Any) -> lightning.Tr
     return trainer
 
 
+@pytest.mark.slot("automatic and manual, `gradient_clip_val`; float32, `bf16-mixed`, `16-mixed`", "lightning")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
 @pytest.mark.parametrize("precision", [None, "bf16-mixed", "16-mixed"])
@@ -84,6 +85,7 @@ def test_trains_as_torchs_with_clipping(name: str, precision: str | None, manual
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slot("`16-mixed`: a step that overflows", "lightning")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_overflow_is_skipped_as_with_torchs(name: str) -> None:
@@ -97,6 +99,11 @@ def test_an_overflow_is_skipped_as_with_torchs(name: str) -> None:
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slot(
+    "`16-mixed` with `fused=True` and `gradient_clip_val`",
+    "lightning",
+    comes_to="Lightning refuses it, torch's class as well; `max_grad_norm=` does it",
+)
 @pytest.mark.filterwarnings("ignore")
 def test_clipping_in_the_step_of_an_optimizer_that_unscales() -> None:
     """Lightning refuses to clip scaled gradients, ours and torch's alike; `max_grad_norm` is the way."""
@@ -115,9 +122,27 @@ def _fused(cls: Any) -> Callable[..., torch.optim.Optimizer]:
     return lambda params, **kwargs: cls(params, fused=True, **kwargs)
 
 
+@pytest.mark.slot("manual under autocast: Adafactor", "lightning")
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_under_autocast_is_one_in_float32() -> None:
     """Of manual optimisation, which runs the whole training step under autocast."""
     module = Module(fusedopt.Adafactor, manual=True)
     _train(module, "16-mixed")
     assert all(p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.slot("`bf16-true`", "lightning")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_params_in_bfloat16(name: str) -> None:
+    """As exact as the params are; with master weights they move where torch's stand still."""
+    ours, theirs = (Module(getattr(package, name)) for package in (fusedopt, torch.optim))
+    for module in (ours, theirs):
+        _train(module, "bf16-true", gradient_clip_val=0.5)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert p.dtype == torch.bfloat16
+        torch.testing.assert_close(p, q, rtol=2e-2, atol=2e-2)
+    masters = Module(lambda params, **kwargs: fusedopt.AdamW(params, master_weights="float32", **kwargs))
+    _train(masters, "bf16-true")
+    states = masters.optimizers().optimizer.state  # type: ignore[union-attr]
+    assert all(state["master"].dtype == torch.float32 for state in states.values())

@@ -58,13 +58,13 @@ template <class T>
 class FactoredKernel {
  public:
   static void measure(const Factored& t, const FactoredSums& sums, int64_t first, int64_t last) {
-    const FactoredKernel kernel(t);
+    const FactoredKernel kernel(t, sums);
     for (int64_t tile = first; tile < last; ++tile)
       t.vector ? kernel.measure_vector(sums, tile) : kernel.measure_tile(sums, tile);
   }
 
   static void finish(const Factored& t, const FactoredSums& sums, int64_t share, int64_t of) {
-    const FactoredKernel kernel(t);
+    const FactoredKernel kernel(t, sums);
     const Tiling& tiling = kernel.tiling_;
     if (t.vector) return;
     if (tiling.chunks > 1) {
@@ -83,7 +83,7 @@ class FactoredKernel {
 
   static void square(const Factored& t, const FactoredSums& sums, int64_t first, int64_t last) {
     if (t.vector) return;  // it is measured already
-    const FactoredKernel kernel(t);
+    const FactoredKernel kernel(t, sums);
     Factors factors;
     alignas(64) T buffer[kChunk], sum[kAccumulators];
     const TileOperand<T> grad = kernel.row_.grad(buffer);
@@ -110,8 +110,8 @@ class FactoredKernel {
     }
   }
 
-  static void update(const Factored& t, int64_t first, int64_t last) {
-    const FactoredKernel kernel(t);
+  static void update(const Factored& t, const FactoredSums& sums, int64_t first, int64_t last) {
+    const FactoredKernel kernel(t, sums);
     const T keep = static_cast<T>(kernel.scalars_.keep), scale = static_cast<T>(t.scale);
     const T limit = kernel.limit_, multiplier = kernel.multiplier_;
     Factors factors;
@@ -143,6 +143,17 @@ class FactoredKernel {
     }
   }
 
+  static void take(const Factored& whole, const double* rows, const double* cols, double* means) {
+    const FactoredKernel kernel(whole, {});
+    for (int64_t matrix = 0; matrix < whole.matrices; ++matrix) {
+      for (int64_t row = 0; row < whole.rows; ++row) kernel.set_row(matrix, row, rows[matrix * whole.rows + row]);
+      for (int64_t col = 0; col < whole.cols; col += kChunk)
+        kernel.set_cols(matrix, col, whole.cols - col < kChunk ? whole.cols - col : kChunk,
+                        cols + matrix * whole.cols + col);
+      means[matrix] = kernel.mean(matrix);
+    }
+  }
+
  private:
   // What turns a gradient into its update, for the columns of one chunk of one matrix.
   struct Factors {
@@ -151,8 +162,11 @@ class FactoredKernel {
     alignas(64) T col[kChunk];
   };
 
-  explicit FactoredKernel(const Factored& t)
+  FactoredKernel(const Factored& t, const FactoredSums& sums)
       : t_(t),
+        part_rows_(sums.part_rows),
+        part_cols_(sums.part_cols),
+        means_(sums.means),
         tiling_(t),
         scalars_(scalars_of(t)),
         eps1_(Adafactor::eps1(scalars_, t.eps)),
@@ -268,6 +282,10 @@ class FactoredKernel {
   }
 
   void set_row(int64_t matrix, int64_t row, double sum) const {
+    if (part_rows_) {
+      part_rows_[matrix * t_.rows + row] = sum;
+      return;
+    }
     const FactoredOperand& operand = t_.operand[fusedopt::kRowVar];
     const int64_t at = element_start(t_, fusedopt::kRowVar, matrix, row, 0);
     T buffer = 0;
@@ -278,6 +296,10 @@ class FactoredKernel {
 
   template <class Sum>
   void set_cols(int64_t matrix, int64_t col, int64_t n, const Sum* sum) const {
+    if (part_cols_) {
+      for (int64_t i = 0; i < n; ++i) part_cols_[matrix * t_.cols + col + i] = static_cast<double>(sum[i]);
+      return;
+    }
     const FactoredOperand& operand = t_.operand[fusedopt::kColVar];
     const int64_t at = element_start(t_, fusedopt::kColVar, matrix, 0, col);
     const double rows = static_cast<double>(t_.rows);
@@ -303,7 +325,7 @@ class FactoredKernel {
   void find(Factors& factors, const Strip& strip) const {
     const bool same_matrix = factors.matrix == strip.matrix;
     if (same_matrix && factors.chunk == strip.chunk) return;
-    if (!same_matrix) factors.mean = mean(strip.matrix);
+    if (!same_matrix) factors.mean = means_ ? means_[strip.matrix] : mean(strip.matrix);
     factors.matrix = strip.matrix;
     factors.chunk = strip.chunk;
     const FactoredOperand& operand = t_.operand[fusedopt::kColVar];
@@ -337,6 +359,8 @@ class FactoredKernel {
   }
 
   const Factored& t_;
+  double *const part_rows_, *const part_cols_;
+  const double* const means_;
   const Tiling tiling_;
   const Adafactor::Scalars<double> scalars_;
   const double eps1_;
@@ -353,11 +377,9 @@ inline void conclude_factored(Factored& t, const FactoredSums& sums) {
 const fusedopt::FactoredKernels& factored_kernels() {
   using F = FactoredKernel<float>;
   using D = FactoredKernel<double>;
-  static const fusedopt::FactoredKernels kernels = {{F::measure, D::measure},
-                                                    {F::finish, D::finish},
-                                                    {F::square, D::square},
-                                                    conclude_factored,
-                                                    {F::update, D::update}};
+  static const fusedopt::FactoredKernels kernels = {{F::measure, D::measure}, {F::finish, D::finish},
+                                                    {F::square, D::square},   conclude_factored,
+                                                    {F::update, D::update},   {F::take, D::take}};
   return kernels;
 }
 
