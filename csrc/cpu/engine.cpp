@@ -160,9 +160,11 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads, con
   const auto measures = [&](const Row& row) { return rule.measures(row.variant); };
   // Others may wait for what this process adds to their sums, be it nothing.
   if (rule.sums > 0 && (between || std::any_of(first, last, measures))) {
+    double total[kMaxSums];
     std::vector<int64_t> chunks = {0};  // before each row
     for (const Row* row = first; row < last; ++row)
-      chunks.push_back(chunks.back() + (measures(*row) ? (row->numel + kChunk - 1) / kChunk : 0));
+      // Of an empty shard, too: others have what is added to it.
+      chunks.push_back(chunks.back() + (measures(*row) ? std::max<int64_t>(1, (row->numel + kChunk - 1) / kChunk) : 0));
     std::vector<double> sums(chunks.back() * rule.sums);
     const auto of_row = [&](const Row& row) { return sums.data() + chunks[&row - first] * rule.sums; };
     all(kChunk, [&](const Row& row, int64_t begin, int64_t end) {
@@ -172,11 +174,20 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads, con
     const auto chunks_of = [&](const Row& row) { return chunks[&row - first + 1] - chunks[&row - first]; };
     if (between) {
       std::vector<ChunkSums> of_all;
-      for (const Row* row = first; row < last; ++row) of_all.push_back({of_row(*row), chunks_of(*row)});
+      for (const Row* row = first; row < last; ++row) {
+        of_all.push_back({of_row(*row), chunks_of(*row)});
+        if (!rule.joint || of_all.back().chunks == 0) continue;
+        rule.add_up(of_row(*row), of_all.back().chunks, total);
+        std::copy_n(total, rule.sums, of_row(*row));
+        of_all.back().chunks = 1;
+      }
       between(of_all);
     }
-    for (const Row* row = first; row < last; ++row)
-      if (measures(*row)) rule.conclude[is_wide(*row)](of_row(*row), chunks_of(*row), row->scalars);
+    for (const Row* row = first; row < last && !rule.joint; ++row) {
+      if (!measures(*row)) continue;
+      rule.add_up(of_row(*row), chunks_of(*row), total);
+      rule.conclude[is_wide(*row)](total, row->counters, row->scalars);
+    }
   }
   all(kUpdateGrain,
       [&](const Row& row, int64_t begin, int64_t end) { rule.sweep[row.variant][is_wide(row)](row, begin, end); });

@@ -51,6 +51,7 @@ class FactoredKernelsOf final : public fusedopt::cuda::RuleKernels {
   }
   cudaError_t measure(Config&, int, const UpdateArguments&) const override { return cudaErrorNotSupported; }
   cudaError_t conclude(Config&, int, const UpdateArguments&) const override { return cudaErrorNotSupported; }
+  cudaError_t conclude_all(Config&, const JointArguments&) const override { return cudaErrorNotSupported; }
 
  private:
   using Kernel = void (*)(UpdateArguments);
