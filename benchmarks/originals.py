@@ -64,6 +64,10 @@ RULES = [
     Rule("StableAdamW", "optimi.StableAdamW", 9),
     # g and last_grad, or p, g and m, are read for the sums as well.
     Rule("MARS", "timm.optim.mars.Mars", 11, {}, {"optimize_1d": True}),
+    # g is read for the norm as well; then g, and p and m both ways.
+    Rule("NovoGrad", "timm.optim.nvnovograd.NvNovoGrad", 6),
+    # p, g, s and p0 are read for the sums as well; the update writes p0, too.
+    Rule("Prodigy", "prodigyopt.Prodigy", 15),
     Rule("AdamW", "timm.optim.adamw.AdamWLegacy", 10, {"caution": True}, {"caution": True}),
     Rule("Lion", "timm.optim.lion.Lion", 7, {"caution": True}, {"caution": True}),
     Rule("Adan", "timm.optim.adan.Adan", 13, {"caution": True}, {"caution": True}),

@@ -20,8 +20,9 @@ constexpr int kMaxSums = 2;
 constexpr int kChunk = 1024;
 constexpr int kAccumulators = 256;
 
-// What kind of number a state is: rules/rule.h.
+// What kind of number a state is, and what a hyper-parameter is to the groups: rules/rule.h.
 enum class Kind : uint8_t;
+enum class Scope : uint8_t;
 
 // r16 is the square root of what is never negative, in f16. The last four are the codes of precision.h, with and
 // without a sign, of 8 bits and of 4. All five occur as states alone.
@@ -87,6 +88,7 @@ struct Row {
   int64_t numel;
   int64_t work_end;  // running total of `work` up to and with this row: where threads find their share
   double* scalars;   // for the CPU: [0] the gradient multiplier, then what the rule's prepare() returned
+  double* counters;  // for the CPU: after the step, which a rule that remembers sums completes
   uint32_t entry;    // for CUDA: which of the step's entries it shares
   uint32_t slot;     // the param's place among all of the optimizer
   Dtype param_dtype, grad_dtype, state_dtype[kMaxStates];
@@ -108,8 +110,11 @@ struct Number {
 using Sweep = void (*)(const Row& row, int64_t begin, int64_t end);
 // The sums of a row's chunks, from the one that begins with element `begin` on.
 using Measure = void (*)(const Row& row, int64_t begin, int64_t end, double* sums);
-// Adds the sums of all chunks and lets the rule change the scalars after the multiplier.
-using Conclude = void (*)(const double* sums, int64_t chunks, double* scalars);
+// Adds up `count` sets of sums, [set][sum], in the order above.
+using AddUp = void (*)(const double* sums, int64_t count, double* total);
+// Lets the rule change the scalars after the multiplier and, beside them, what it keeps of its sums: a tensor's
+// counters or, of a joint rule, hyper-parameters.
+using Conclude = void (*)(const double* total, double* kept, double* scalars);
 
 struct Rule {
   const char* name;
@@ -119,7 +124,10 @@ struct Rule {
   const Kind* state_kinds;       // null: all are of kind other
   const double* hyper_defaults;  // null: there are none
   int hypers, states, counters, scalars, variants, sums;
-  bool indexed;   // it steps the rows that a sparse gradient holds
+  bool indexed;         // it steps the rows that a sparse gradient holds
+  bool remembers;       // sums in counters: on CUDA they have to be on the device
+  bool joint;           // its sums are over all tensors of the optimizer
+  const Scope* scopes;  // of a joint rule: of each of its hyper-parameters
   bool factored;  // its states are sums of rows and columns (variant 0), or of a vector's elements (1): factored.h
   int (*variant)(const double* hypers);
   bool (*keeps)(int variant, int state);
@@ -130,6 +138,7 @@ struct Rule {
   // [variant][0: float, 1: double params]
   Sweep sweep[kMaxVariants][2];
   Measure measure[kMaxVariants][2];  // null for variants without sums
+  AddUp add_up;                      // null for rules without sums, as are the next
   Conclude conclude[2];
 
   bool measures(int variant) const { return measure[variant][0]; }

@@ -63,6 +63,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Muon": {"lr": 0.005},
     "NAdam": {"lr": 0.005},
     "NAdamW": {"lr": 0.01},
+    "NovoGrad": {"lr": 0.01},
     "RAdam": {"lr": 0.02},
     "RAdamScheduleFree": {"lr": 0.02},
     "RMSprop": {"lr": 0.003},

@@ -35,6 +35,8 @@ from .optimizers.lion import Lion
 from .optimizers.mars import MARS
 from .optimizers.nadam import NAdam
 from .optimizers.nadamw import NAdamW
+from .optimizers.novograd import NovoGrad
+from .optimizers.prodigy import Prodigy
 from .optimizers.radam import RAdam
 from .optimizers.radam_schedule_free import RAdamScheduleFree
 from .optimizers.rmsprop import RMSprop
@@ -71,6 +73,8 @@ __all__ = [
     "Lion",
     "NAdam",
     "NAdamW",
+    "NovoGrad",
+    "Prodigy",
     "RAdam",
     "RAdamScheduleFree",
     "RMSprop",

@@ -281,6 +281,8 @@ def _checked(optimizer: Optimizer) -> FusedStep:
     name = type(optimizer).__name__
     if isinstance(optimizer, LBFGS):
         raise TypeError("LBFGS cannot step in backward: its direction is made of the gradients of all params together")
+    if isinstance(optimizer, FusedStep) and _C.joint(optimizer._rule):
+        raise TypeError(f"{name} cannot step in backward: its step is made of sums over the gradients of all params")
     if not isinstance(optimizer, FusedStep):
         raise TypeError(f"{type(optimizer).__module__}.{name} cannot step in backward; use an optimizer of fusedopt's")
     if type(optimizer).step is not FusedStep.step:

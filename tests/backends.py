@@ -90,7 +90,7 @@ def usual_launches(optimizer: Any) -> int:
     """Of a step in steady state: counters, the sums over whole tensors that some rules have, the update."""
     measures = _C.rules()[optimizer._rule]["measures"]
     cautious = any(measures) and any(group.get("caution") for group in optimizer.param_groups)
-    return 4 if all(measures) or cautious else 2
+    return 4 + _C.joint(optimizer._rule) if all(measures) or cautious else 2
 
 
 class Backend:
@@ -326,11 +326,12 @@ class Twins:
         self.check()
 
     def set_lr(self, lr: Any) -> None:
-        """Of every group another."""
+        """Of every group another, as far as the rule has them differ."""
+        joint = _C.joint(self.cpu._rule)
 
         def change(optimizer: Any, params: list[Any]) -> None:
             for i, group in enumerate(optimizer.param_groups):
-                group["lr"] = lr * (i + 1)
+                group["lr"] = lr if joint else lr * (i + 1)
 
         self.edit(change)
 

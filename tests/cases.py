@@ -43,6 +43,15 @@ class Case:
         """The names that the rule gives its hyper-parameters, states and counters."""
         return _C.rules()[self.cls._rule]
 
+    @property
+    def joint(self) -> bool:
+        """Whether its sums are over all params, so that groups cannot differ in what is for all."""
+        return _C.joint(self.cls._rule)
+
+    def own(self, lr: float) -> dict[str, Any]:
+        """What a group may have for itself: a learning rate, if that is not for all."""
+        return {"weight_decay": 0.3} if self.joint else {"lr": lr}
+
     def takes(self, argument: str) -> bool:
         """Whether the constructor has this argument."""
         return argument in inspect.signature(self.cls).parameters
@@ -292,6 +301,25 @@ CASES = [
     _case("LAMB", "decoupled", lr=2e-3, weight_decay=0.1, decoupled_decay=True, clamp_value=0.5),
     _case("MARS", lr=2e-3),
     _case("MARS", "decay-maximize", lr=2e-3, betas=(0.6, 0.8), eps=1e-6, weight_decay=0.1, gamma=0.3, maximize=True),
+    _case("NovoGrad", lr=2e-3),
+    _case("NovoGrad", "decay-maximize", lr=2e-3, betas=(0.6, 0.8), eps=1e-4, weight_decay=0.1, maximize=True),
+    _case("NovoGrad", "decoupled", lr=2e-3, weight_decay=0.1, grad_averaging=True, decoupled_decay=True),
+    _case("Prodigy", lr=1.0, d0=1e-3),
+    _case(
+        "Prodigy",
+        "l2-maximize",
+        lr=0.5,
+        betas=(0.6, 0.8),
+        beta3=0.7,
+        eps=1e-4,
+        weight_decay=0.1,
+        decouple=False,
+        use_bias_correction=True,
+        d0=1e-2,
+        growth_rate=1.2,
+        maximize=True,
+    ),
+    _case("Prodigy", "safeguard", lr=1.0, weight_decay=0.1, safeguard_warmup=True, d0=1e-2, d_coef=0.5),
     _case("LARS", lr=0.5, momentum=0.9, weight_decay=0.02, trust_coeff=0.02),
     _case("LARS", "plain", lr=0.05),
     _case(
@@ -320,6 +348,10 @@ CASES = [
 # The one without a suffix, unless another shows more.
 _SHOWN_BY = {"SGD": "sgd-momentum"}
 ONE_PER_OPTIMIZER = [case for case in CASES if case.name == _SHOWN_BY.get(case.optimizer, case.optimizer.lower())]
+
+# Those of which a param's step knows of no other param.
+APART = [case for case in CASES if not case.joint]
+ONE_PER_APART = [case for case in ONE_PER_OPTIMIZER if not case.joint]
 
 # Where torch's own class says what is right.
 TWINS = [case for case in CASES if case.has_twin]

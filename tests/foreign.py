@@ -211,6 +211,21 @@ FORMS = [
         {**_ADAM, **_TENSORFLOW, "momentum": 0.9},
         {"alpha": 0.99, "eps": 1e-8, "centered": False, "decoupled_decay": False, "lr_in_momentum": True},
     ),
+    Form(
+        "timm.NvNovoGrad",
+        "NovoGrad",
+        _ADAM,
+        {"amsgrad": False, "grad_averaging": False, "decoupled_decay": False, "corrected_weight_decay": False},
+        state=lambda s: {"step": _step(s), "exp_avg": s["exp_avg"], "exp_avg_sq": s["exp_avg_norm_sq"]},
+    ),
+    Form(
+        "prodigyopt.Prodigy",
+        "Prodigy",
+        {"d0": 1e-3, "weight_decay": 0.1},
+        {"slice_p": 1, "fsdp_in_use": False},
+        {key: key for key in fusedopt.Prodigy([torch.zeros(1)]).defaults},
+        lambda s: {**s, "step": _step(s), "s": s["s"].flatten(), "p0": s["p0"].flatten()},
+    ),
     Form("timm.NAdamW", "NAdamW", _ADAM, {"caution": False}),
     Form(
         "timm.LaProp",
@@ -250,6 +265,15 @@ FORMS = [
         {"lr": 0.01, "weight_decay": 0.1},
         {"weight_decay": 0.002},
         told={"decoupled_wd": True, "_init_lr": 0.02},
+    ),
+    Form(
+        "pytorch_optimizer.NovoGrad",
+        "NovoGrad",
+        {**_ADAM, "decoupled_decay": True},
+        {"grad_averaging": False, "fixed_decay": False},
+        {"decoupled_decay": "weight_decouple"},
+        lambda s: {"moments": s["exp_avg"], "grads_ema": s["exp_avg_norm_sq"]},
+        group_step=True,
     ),
     Form(
         "pytorch_optimizer.Adan",

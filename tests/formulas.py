@@ -308,6 +308,22 @@ def mars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     return (1 - lr * h["weight_decay"]) * p - change
 
 
+def novograd(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, beta2 = h["betas"]
+    lr = float(h["lr"])
+    s["step"] = float(s.get("step", 0)) + 1
+    before, norm_sq = float(s.get("exp_avg_norm_sq", 0)), float((g * g).sum())
+    v = s["exp_avg_norm_sq"] = beta2 * before + (1 - beta2) * norm_sq if before else norm_sq
+    along = g / (math.sqrt(v) + h["eps"])
+    if h["decoupled_decay"]:
+        p = p * (1 - lr * h["weight_decay"])
+    else:
+        along = penalised(p, along, h["weight_decay"])
+    weight = 1 - beta1 if h["grad_averaging"] else 1
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", torch.zeros_like(p)) + weight * along
+    return p - lr * m
+
+
 def lars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     lr, decay = float(h["lr"]), h["weight_decay"]
     if decay != 0 or h["always_adapt"]:
@@ -322,6 +338,7 @@ RULES: dict[str, Rule] = {
     "Adamax": adamax, "NAdam": nadam, "RAdam": radam, "ASGD": asgd, "Rprop": rprop, "Lion": lion, "Adan": adan,
     "AdEMAMix": ademamix, "ADOPT": adopt, "AdamAtan2": adam_atan2, "LAMB": lamb, "LARS": lars,
     "NAdamW": nadamw, "LaProp": laprop, "AdaBelief": adabelief, "StableAdamW": stable_adamw, "MARS": mars,
+    "NovoGrad": novograd,
     "AdamWScheduleFree": adamw_schedule_free, "RAdamScheduleFree": radam_schedule_free,
     "SGDScheduleFree": sgd_schedule_free,
 }  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from formulas import RULES, State
+from formulas_joint import JOINT, Part
 from references import twin
 from support import COUNTERS
 from torch import Tensor
@@ -20,8 +21,9 @@ class Oracle:
 
     def __init__(self, optimizer: str, kwargs: Mapping[str, Any], params: Sequence[Tensor]) -> None:
         # The twin supplies the defaults of the arguments, never any arithmetic.
-        defaults = twin(optimizer, kwargs)([torch.zeros(1)], **kwargs).defaults
-        self.rule = RULES[optimizer]
+        made = twin(optimizer, kwargs)([torch.zeros(1)], **kwargs)
+        defaults = {**made.defaults, **{k: v for k, v in made.param_groups[0].items() if k != "params"}}
+        self.rule, self.joint = RULES.get(optimizer), JOINT.get(optimizer)
         self.hypers: dict[str, Any] = {"decoupled_weight_decay": optimizer == "AdamW", **defaults}
         self.params = [float64(p) for p in params]
         self.state: list[State] = [{} for _ in params]
@@ -32,13 +34,19 @@ class Oracle:
         self.state = [{k: v if k in COUNTERS else float64(v) for k, v in s.items() if v is not None} for s in states]
 
     def step(self, grads: Sequence[Tensor | None], grad_scale: float = 1.0) -> None:
-        for i, grad in enumerate(grads):
-            if grad is None:
-                continue
-            g = float64(grad) / grad_scale
-            if self.hypers["maximize"]:
-                g = -g
-            self.params[i] = self.rule(self.params[i], g, self.state[i], self.hypers)
+        sign = -1 if self.hypers["maximize"] else 1
+        parts = {
+            i: Part(self.params[i], sign * float64(grad) / grad_scale, self.state[i], self.hypers)
+            for i, grad in enumerate(grads)
+            if grad is not None
+        }
+        if self.joint is not None:
+            results = self.joint(list(parts.values()), [self.hypers]) if parts else []
+        else:
+            assert self.rule is not None
+            results = [self.rule(*part) for part in parts.values()]
+        for i, result in zip(parts, results, strict=True):
+            self.params[i] = result
 
 
 def float64(tensor: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from formulas import RULES
+from formulas_joint import JOINT, Part
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -41,17 +43,31 @@ class Reference(Optimizer):
                 loss = closure()
         # torch's SGD looks for buffers before it updates any param, so that one listed twice begins twice.
         new = {p for group in self.param_groups for p in group["params"] if not self.state.get(p)}
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step(p, p.grad, group, () if p not in new else self.like_grad)
+        parts = [
+            (p, self._part(p, p.grad, group, () if p not in new else self.like_grad))
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        if (joint := JOINT.get(type(self).__name__)) is not None:
+            results = joint([part for _, part in parts], self.param_groups) if parts else []
+            for (p, part), result in zip(parts, results, strict=True):
+                self._keep(p, part, result)
+            return loss
+        for p, part in parts:
+            # One that is listed twice goes on from where its first step has left it.
+            here = self._part(p, p.grad, part.h, () if p not in new else self.like_grad)
+            self._keep(p, here, RULES[type(self).__name__](*here))
         return loss
 
-    def _step(self, p: Tensor, g: Tensor, group: dict[str, Any], begins: tuple[str, ...]) -> None:
-        state = dict(self.state.get(p, {}))
-        # The formula replaces values by others; here they go back into the tensors that there are.
+    def _part(self, p: Tensor, g: Tensor, group: dict[str, Any], begins: tuple[str, ...]) -> Part:
+        # The formula replaces values by others; they go back into the tensors that there are.
+        state = self.state.get(p, {})
         values = {k: _real(v) for k, v in state.items() if isinstance(v, Tensor) and k not in begins}
-        result = RULES[type(self).__name__](_real(p), _real(-g if group["maximize"] else g), values, group)
+        return Part(_real(p), _real(-g if group["maximize"] else g), values, group)
+
+    def _keep(self, p: Tensor, part: Part, result: Tensor) -> None:
+        state, values, group = dict(self.state.get(p, {})), part.s, part.h
         for key, value in values.items():
             if key not in state:
                 state[key] = self._like_grad_or_param(key, p) if isinstance(value, Tensor) else _counter(p, group)
@@ -127,6 +143,38 @@ class LAMB(Reference):
 
 class MARS(Reference):
     arguments: ClassVar = {"lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "gamma": 0.025}
+
+
+class NovoGrad(Reference):
+    arguments: ClassVar = {
+        "lr": 1e-3,
+        "betas": (0.95, 0.98),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "grad_averaging": False,
+        "decoupled_decay": False,
+    }
+
+
+class Prodigy(Reference):
+    arguments: ClassVar = {
+        "lr": 1.0,
+        "betas": (0.9, 0.999),
+        "beta3": None,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "decouple": True,
+        "use_bias_correction": False,
+        "safeguard_warmup": False,
+        "d0": 1e-6,
+        "d_coef": 1.0,
+        "growth_rate": math.inf,
+    }
+
+    def __init__(self, params: ParamsT, **kwargs: Any) -> None:
+        super().__init__(params, **kwargs)
+        for group in self.param_groups:
+            group.update({"d": group["d0"], "d_max": group["d0"], "d_numerator": 0.0, "k": 0})
 
 
 class LARS(Reference):

@@ -32,7 +32,7 @@ import fusedopt
 
 Make = Callable[[list[Any]], Optimizer]
 
-ELEMENTWISE = [c for c in ONE_PER_OPTIMIZER if c.optimizer not in ("LAMB", "LARS", "MARS")]
+ELEMENTWISE = [c for c in ONE_PER_OPTIMIZER if c.optimizer not in ("LAMB", "LARS", "MARS", "NovoGrad", "Prodigy")]
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, ONE_PER_OPTIMIZER, ONE_PER_TWIN, TWINS, Case
+from cases import APART, CASES, ONE_PER_OPTIMIZER, ONE_PER_TWIN, TWINS, Case
 from support import (
     COUNTERS,
     assert_close,
@@ -273,7 +273,7 @@ def test_plain_tensors_that_require_no_grad() -> None:
     assert_identical(snapshot(ours), snapshot(expected))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", APART, ids=str)
 def test_duplicates_are_stepped_twice(case: Case) -> None:
     p, q = make_params([(67,), (4, 3)])
     r, s = clone_params([p, q])

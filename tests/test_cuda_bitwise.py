@@ -182,7 +182,7 @@ def test_many_groups(backend: Backend, case: Case) -> None:
     def build(params: list[Any]) -> Any:
         groups, first = [], 0
         for i in range(200):
-            groups.append({"params": params[first : first + i % 3], "lr": 0.001 * (i // 2 + 1)})
+            groups.append({"params": params[first : first + i % 3], **case.own(0.001 * (i // 2 + 1))})
             first += i % 3
         return case.ours(groups)
 
@@ -192,7 +192,7 @@ def test_many_groups(backend: Backend, case: Case) -> None:
 
         def change(optimizer: Any, params: list[Any]) -> None:
             for i, group in enumerate(optimizer.param_groups):
-                group["lr"] *= 1 + i % (round_ + 2)  # noqa: B023
+                group["weight_decay" if case.joint else "lr"] *= 1 + i % (round_ + 2)  # noqa: B023
                 group["maximize"] = i % 5 == round_  # noqa: B023
 
         twins.edit(change)

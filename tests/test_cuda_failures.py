@@ -87,7 +87,9 @@ def test_every_call_of_a_step(emulated: Emulated, case: Case, steps: int, there:
         before, keys = copies(twins.ours), keys_of(twins.ours)
     # Only once the device has counted, or the first of several kernels that write is on its way.
     if case.optimizer not in ("ASGD", "Adafactor"):
-        assert any(partly) == (there and case.counters != [])
+        # What sums decide on is on the device in any case.
+        kept_there = there or case.optimizer in ("NovoGrad", "Prodigy")
+        assert any(partly) == (kept_there and case.counters != [])
 
 
 @pytest.mark.parametrize("arguments", [FIXED, WOLFE], ids=["fixed", "strong_wolfe"])

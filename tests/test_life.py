@@ -53,7 +53,7 @@ def _hooked(register: str) -> Callable[[Subject, Any], Any]:
 
 
 def _add_param_group(s: Subject, optimizer: Any) -> Any:
-    optimizer.add_param_group({"params": s.params(seed=5), **({} if s.name == "LBFGS" else {"lr": 0.05})})
+    optimizer.add_param_group({"params": s.params(seed=5), **({} if s.name in ("LBFGS", "Prodigy") else {"lr": 0.05})})
     s.step(optimizer, 7)
     return len(optimizer.param_groups)
 

@@ -83,7 +83,7 @@ def test_dtypes(case: Case, dtype: torch.dtype) -> None:
 @one_per_optimizer
 def test_groups_share_one_norm(case: Case) -> None:
     def build() -> Any:
-        return case.ours([{"params": make_params()}, {"params": make_params(seed=1), "lr": 0.01}, {"params": []}])
+        return case.ours([{"params": make_params()}, {"params": make_params(seed=1), **case.own(0.01)}, {"params": []}])
 
     ours, expected = build(), build()
     ours.max_grad_norm = 0.5

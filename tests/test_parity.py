@@ -93,6 +93,7 @@ REFUSED = [
     *[(name, optimizer + "ScheduleFree") for name in ("betas0", "beta1-0") for optimizer in ("AdamW", "RAdam")],
     ("beta1-0", "AdaBelief"),
     ("beta2-0", "MARS"),
+    ("eps0", "Prodigy"),
 ]
 EXTREME_KWARGS = [
     *[

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, ONE_PER_OPTIMIZER, Case, named
+from cases import APART, ONE_PER_APART, Case, named
 from options import OPTIONS, Options
 from support import assert_identical, params_of, save_and_load, snapshot, versions
 from torch import Tensor, nn
@@ -71,13 +71,13 @@ def both(make: Make, train: Callable[[nn.Module, Any], None] = loop, dtype: torc
         assert all(not torch.equal(value, start[name]) for name, value in released.state_dict().items())
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", APART, ids=str)
 def test_same_bits_as_the_usual_loop(case: Case) -> None:
     both(case.ours)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+@pytest.mark.parametrize("case", ONE_PER_APART, ids=str)
 def test_same_bits_in_other_dtypes(case: Case, dtype: torch.dtype) -> None:
     both(case.ours, dtype=dtype)
 
@@ -186,7 +186,7 @@ def test_peak_of_gradient_memory() -> None:
     assert 0 < peaks[1] < peaks[0] / 4
 
 
-@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+@pytest.mark.parametrize("case", ONE_PER_APART, ids=str)
 def test_accumulation_steps_on_the_sum(case: Case) -> None:
     def accumulate(model: nn.Module, optimizer: Any) -> None:
         for i in range(0, 9, 3):
@@ -246,7 +246,7 @@ def test_steps_tell_autograd_of_their_writes() -> None:
         loss.backward()
 
 
-@pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
+@pytest.mark.parametrize("case", ONE_PER_APART, ids=str)
 def test_groups_schedules_and_checkpoints(case: Case) -> None:
     def groups(params: Iterable[Any]) -> list[dict[str, Any]]:
         first, *rest = params

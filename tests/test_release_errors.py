@@ -72,6 +72,11 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], Any], type[Exception], str]] = {
         TypeError,
         "LBFGS cannot step in backward: its direction is made of the gradients of all params together",
     ),
+    "joint": (
+        lambda model: fusedopt.Prodigy(model.parameters()),
+        TypeError,
+        "Prodigy cannot step in backward: its step is made of sums over the gradients of all params",
+    ),
     "overriding": (
         lambda model: Overriding(model.parameters(), lr=0.1),
         TypeError,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import os
 import pydoc
 import re
@@ -239,7 +240,7 @@ def test_docstrings_say_each_default(thing: Any) -> None:
         found = re.fullmatch(r".* Default: (.+)\.", f". {texts[parameter.name]}")
         assert bool(found) == (parameter.default is not parameter.empty), parameter.name
         if found:
-            default = ast.literal_eval(found.group(1))
+            default = math.inf if found.group(1) == "inf" else ast.literal_eval(found.group(1))
             assert (type(default), default) == (type(parameter.default), parameter.default)
 
 

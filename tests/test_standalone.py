@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ one_per_optimizer = pytest.mark.parametrize("case", [c for c in ONE_PER_OPTIMIZE
 # The arguments of the references in their order, less those that clip all gradients, make other methods or choose an
 # implementation: google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars, bitsandbytes' AdEMAMix,
 # the authors' ADOPT with timm's exponent in the place of a function,
-# lucidrains' AdamAtan2, timm's NAdamW, LaProp, AdaBelief and Mars, optimi's StableAdamW, schedulefree's three.
+# lucidrains' AdamAtan2, timm's NAdamW, LaProp, AdaBelief, Mars and NvNovoGrad, optimi's StableAdamW,
+# schedulefree's three, prodigyopt's Prodigy.
 ADAPTIVE: dict[str, Any] = {"lr": 0.0025, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 SIGNATURES: dict[str, dict[str, Any]] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
@@ -62,6 +64,20 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "decouple": False,
     },
     "AdamAtan2": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "a": 1.27, "b": 1.0},
+    "NovoGrad": {**ADAPTIVE, "lr": 1e-3, "betas": (0.95, 0.98), "grad_averaging": False, "decoupled_decay": False},
+    "Prodigy": {
+        "lr": 1.0,
+        "betas": (0.9, 0.999),
+        "beta3": None,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "decouple": True,
+        "use_bias_correction": False,
+        "safeguard_warmup": False,
+        "d0": 1e-6,
+        "d_coef": 1.0,
+        "growth_rate": math.inf,
+    },
     "NAdamW": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2},
     "LaProp": {"lr": 4e-4, "betas": (0.9, 0.999), "eps": 1e-15, "weight_decay": 0.0},
     "AdaBelief": {
@@ -127,7 +143,8 @@ def test_arguments_are_the_references(case: Case) -> None:
     beyond = BEYOND.get(case.optimizer, {})
     assert keywords == {**flags, **beyond, **Options()._asdict()}
     optimizer = case.cls(make_params())
-    modes = {"train_mode": True} if "ScheduleFree" in case.optimizer else {}
+    kept = {"d": 1e-6, "d_max": 1e-6, "d_numerator": 0.0, "k": 0} if case.optimizer == "Prodigy" else {}
+    modes = {"train_mode": True} if "ScheduleFree" in case.optimizer else kept
     flags = {"maximize": False, "capturable": False, "differentiable": False}
     assert optimizer.defaults == {**positional, **flags, **modes}
     assert repr(optimizer).startswith(f"{case.optimizer} (\nParameter Group 0\n")
@@ -217,7 +234,7 @@ def test_other_keywords_are_refused(case: Case) -> None:
 
 @every_case
 def test_checkpoint_round_trip(case: Case) -> None:
-    whole = case.ours([{"params": make_params()}, {"params": make_params(seed=1), "lr": 1e-3}])
+    whole = case.ours([{"params": make_params()}, {"params": make_params(seed=1), **case.own(1e-3)}])
     train(whole)
     file = save_and_load(whole.state_dict())
     copies = clone_params(params_of(whole))

@@ -181,7 +181,9 @@ NEW_HYPERS: list[dict[str, Any]] = [
     *({"t_alpha": 3}, {"t_beta3": 3}, {"clip_exp": 0.5}, {"decouple": True}, {"a": 0.7}, {"b": 0.5}),
     *({"rectify": False}, {"decoupled_decay": False}, {"rectify": True, "degenerated_to_sgd": False}),
     *({"fixed_decay": True, "decoupled_decay": True}, {"warmup_steps": 30}, {"r": 1.0}, {"weight_lr_power": 1.0}),
-    *({"silent_sgd_phase": False}, {"gamma": 0.5}, {"lr": 0.0}),
+    *({"silent_sgd_phase": False}, {"gamma": 0.5}, {"grad_averaging": True}, {"beta3": 0.5}, {"d_coef": 2.0}),
+    *({"use_bias_correction": True}, {"safeguard_warmup": True}, {"decoupled_decay": True}, {"d": 2e-3, "d_max": 2e-3}),
+    *({"d_numerator": 0.01}, {"k": 7}, {"d0": 1e-2}, {"growth_rate": 1.02}, {"lr": 0.0}),
 ]
 # These change which states there are, or only what they start from.
 NOT_CHANGED = {"amsgrad", "centered", "initial_accumulator_value"}
@@ -265,7 +267,8 @@ def test_amsgrad_and_rmsprop_variants_may_be_switched_off() -> None:
 
 # Each edits an optimizer in mid training; `fresh` makes the params it may bring in.
 def _add_group(optimizer: Optimizer, fresh: list[Parameter]) -> None:
-    optimizer.add_param_group({"params": fresh, "lr": 0.01})
+    own = {"weight_decay": 0.3} if "d_coef" in optimizer.defaults else {"lr": 0.01}
+    optimizer.add_param_group({"params": fresh, **own})
 
 
 def _append(optimizer: Optimizer, fresh: list[Parameter]) -> None:

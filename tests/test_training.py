@@ -106,9 +106,9 @@ def test_groups_with_their_own_settings(case: Case) -> None:
         head = weights.pop()
         optimizer = make(
             [
-                {"params": weights, "weight_decay": 0.1, "lr": 0.05},
+                {"params": weights, "weight_decay": 0.1, **case.own(0.05)},
                 {"params": others, "weight_decay": 0.0},
-                {"params": head, "lr": 0.2, "maximize": False},
+                {"params": head, **case.own(0.2), "maximize": False},
             ],
             lr=0.01,
         )
@@ -116,7 +116,8 @@ def test_groups_with_their_own_settings(case: Case) -> None:
             optimizer.zero_grad(set_to_none=i % 2 == 0)
             model(x).square().mean().backward()
             optimizer.step()
-            optimizer.param_groups[i % 3]["lr"] *= 0.5
+            for group in optimizer.param_groups if case.joint else [optimizer.param_groups[i % 3]]:
+                group["lr"] *= 0.5
         return model
 
     assert_same_tensors(run(case.ours).parameters(), run(case.torchs).parameters())
@@ -136,7 +137,7 @@ def test_filtered_list_freezing_and_unfreezing(case: Case) -> None:
             if i == 4:
                 model[3].requires_grad_(True)
                 first.requires_grad_(True)
-                optimizer.add_param_group({"params": first.parameters(), "lr": 0.01})
+                optimizer.add_param_group({"params": first.parameters(), **case.own(0.01)})
             if i == 6:
                 model[5].bias.requires_grad_(False)
             optimizer.zero_grad()

@@ -182,7 +182,9 @@ const Rule* find_rule(const std::string& name) {
 }
 
 void conclude(const Rule& rule, const Row& row, const ChunkSums& sums) {
-  rule.conclude[is_wide(row)](sums.sums, sums.chunks, row.scalars);
+  double total[kMaxSums];
+  rule.add_up(sums.sums, sums.chunks, total);
+  rule.conclude[is_wide(row)](total, row.counters, row.scalars);
 }
 
 void measure(const Rule& rule, const Part* first, const Part* last, int threads,
@@ -200,15 +202,23 @@ void sweep(const Rule& rule, const Row* first, const Row* last, int threads, con
   if (rule.sums > 0 && first != last && (between || std::any_of(first, last, measures))) {
     std::vector<int64_t> chunks = {0};  // before each row
     for (const Row* row = first; row < last; ++row)
-      chunks.push_back(chunks.back() + (measures(*row) ? (row->numel + kChunk - 1) / kChunk : 0));
+      // Of an empty shard, too: others have what is added to it.
+      chunks.push_back(chunks.back() + (measures(*row) ? std::max<int64_t>(1, (row->numel + kChunk - 1) / kChunk) : 0));
     std::vector<double> sums(chunks.back() * rule.sums);
     const auto of_row = [&](const Row& row) { return sums.data() + chunks[&row - first] * rule.sums; };
     measure_all(rule, first, last, threads, of_row);
     std::vector<ChunkSums> of_all;
     for (const Row* row = first; row < last; ++row)
       of_all.push_back({of_row(*row), chunks[row - first + 1] - chunks[row - first]});
+    for (ChunkSums& its : of_all) {
+      if (!rule.joint || its.chunks == 0) continue;
+      double total[kMaxSums];
+      rule.add_up(its.sums, its.chunks, total);
+      std::copy_n(total, rule.sums, its.sums);
+      its.chunks = 1;
+    }
     if (between) between(of_all);
-    for (const Row* row = first; row < last; ++row)
+    for (const Row* row = first; row < last && !rule.joint; ++row)
       if (measures(*row)) conclude(rule, *row, of_all[row - first]);
   }
   update_all(rule, first, last, threads);

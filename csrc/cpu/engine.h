@@ -39,12 +39,13 @@ std::vector<const Rule*> built_rules();
 // A rule of the chosen instruction set, one from a shared object included, or nullptr.
 const Rule* find_rule(const std::string& name);
 
-// The sums of a row's chunks, [chunk][sum], between the sweep that makes them and what is concluded from them.
+// The sums of a row's chunks, [chunk][sum], between the sweep that makes them and what is concluded from them. Of a
+// joint rule they are added up already, as if there were one chunk, or none.
 struct ChunkSums {
   double* sums;
   int64_t chunks;
 };
-// May change those of all rows.
+// May change those of all rows; of a joint rule it concludes.
 using Between = std::function<void(const std::vector<ChunkSums>&)>;
 
 // Sweeps rows [first, last), all of `rule`; their work_end must be running totals. Results do not depend on `threads`.

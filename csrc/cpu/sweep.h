@@ -277,16 +277,26 @@ struct Entry {
     std::memcpy(scalars, &c, sizeof(c));
   }
 
-  template <class T>
-  static void conclude(const double* sums, int64_t chunks, double* scalars) {
-    double total_of[R::sums];
+  static void add_up(const double* sums, int64_t count, double* total_of) {
     for (int k = 0; k < R::sums; ++k) {
       double sum[fusedopt::kAccumulators] = {};
-      for (int64_t i = 0; i < chunks; ++i) sum[i % fusedopt::kAccumulators] += sums[i * R::sums + k];
+      for (int64_t i = 0; i < count; ++i) sum[i % fusedopt::kAccumulators] += sums[i * R::sums + k];
       total_of[k] = total(sum);
     }
+  }
+
+  template <class T>
+  static void conclude(const double* total_of, double* kept, double* scalars) {
     auto c = Shape<R>::template scalars<T>(scalars);
-    R::conclude(total_of, c);
+    if constexpr (R::joint) {
+      auto hypers = Shape<R>::hypers(kept);
+      R::conclude(total_of, hypers, c);
+      std::memcpy(kept, &hypers, sizeof(hypers));
+    } else if constexpr (R::remembers) {
+      R::conclude(total_of, kept, c);
+    } else {
+      R::conclude(total_of, c);
+    }
     T fields[Shape<R>::kScalars];
     std::memcpy(fields, &c, sizeof(c));
     for (int i = 0; i < Shape<R>::kScalars; ++i) scalars[1 + i] = static_cast<double>(fields[i]);
@@ -306,6 +316,8 @@ struct Entry {
   }
 
   static fusedopt::Rule rule() {
+    static_assert(R::sums > 0 || !(R::joint || R::remembers));
+    static_assert(!(R::joint && R::remembers), "what is made of sums has one place to stay");
     fusedopt::Rule rule = {};
     rule.name = key_of<R>();
     rule.hyper_names = R::hyper_names;
@@ -320,6 +332,9 @@ struct Entry {
     rule.variants = R::variants;
     rule.sums = R::sums;
     rule.indexed = R::indexed;
+    rule.remembers = R::remembers;
+    rule.joint = R::joint;
+    rule.scopes = R::scopes;
     rule.variant = variant;
     rule.keeps = keeps;
     rule.like_grad = like_grad;
@@ -327,6 +342,7 @@ struct Entry {
     rule.initial_counter = initial_counter;
     rule.prepare = prepare;
     if constexpr (R::sums > 0) {
+      rule.add_up = add_up;
       rule.conclude[0] = conclude<float>;
       rule.conclude[1] = conclude<double>;
     }

@@ -201,29 +201,51 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
     state.advance<kSmallPatch>(step, place, kernels);
   for (const Entry& entry : step.entries)
     for (int c = 0; c < step.rule->counters; ++c) wrote = wrote || entry.counter[c].device;
-  for (const Mirror::Launch& launch : state.mirror.launches()) {
-    if (launch.chunks == 0) continue;
-    const uint32_t slots = static_cast<uint32_t>(step.slots);
-    const int warps = step.factored ? 1 : fusedopt_cuda::warps_of(launch.kernel);
-    const unsigned threads = step.factored ? fusedopt_cuda::kFactoredThreads : warps * kLanes;
-    const uint32_t blocks = (launch.chunks + warps - 1) / warps;
-    const UpdateArguments arguments = {state.mirror.view(state.memory),
-                                       launch.starts,
-                                       launch.sums,
-                                       step.factored ? static_cast<uint32_t>(step.last - step.first) : slots,
-                                       launch.chunks,
-                                       step.found_inf.device ? step.skipped : nullptr,
-                                       step.key,
-                                       step.first_slot};
-    using Config = const cudaLaunchConfig_t;
-    const int kernel = launch.kernel;
-    if (launch.measures) {
-      put(place, blocks, threads, [&](Config& c) { return kernels.measure(c, kernel, arguments); });
-      put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, kernel, arguments); });
+  const uint32_t slots = static_cast<uint32_t>(step.slots);
+  const uint32_t* skipped = step.found_inf.device ? step.skipped : nullptr;
+  using Config = const cudaLaunchConfig_t;
+  // f(launch, blocks, threads, arguments) for each launch that has something to do.
+  const auto each = [&](auto&& f) {
+    for (const Mirror::Launch& launch : state.mirror.launches()) {
+      if (launch.chunks == 0 && !step.rule->joint) continue;
+      const int warps = step.factored ? 1 : fusedopt_cuda::warps_of(launch.kernel);
+      const unsigned threads = step.factored ? fusedopt_cuda::kFactoredThreads : warps * kLanes;
+      const UpdateArguments arguments = {state.mirror.view(state.memory),
+                                         launch.starts,
+                                         launch.sums,
+                                         launch.totals,
+                                         step.factored ? static_cast<uint32_t>(step.last - step.first) : slots,
+                                         launch.chunks,
+                                         skipped,
+                                         step.key,
+                                         step.first_slot};
+      f(launch, (launch.chunks + warps - 1) / warps, threads, arguments);
     }
-    put(place, blocks, threads, [&](Config& c) { return kernels.update(c, kernel, arguments); });
+  };
+  const auto measure = [&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
+    const int kernel = launch.kernel;
+    if (blocks > 0) put(place, blocks, threads, [&](Config& c) { return kernels.measure(c, kernel, a); });
+    put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, kernel, a); });
+  };
+  if (step.rule->joint && slots > 0) {
+    each(measure);
+    const auto& launches = state.mirror.launches();
+    const JointArguments arguments = {state.mirror.view(state.memory),
+                                      launches.empty() ? 0 : launches[0].totals,
+                                      static_cast<uint32_t>(launches.size()),
+                                      slots,
+                                      static_cast<uint32_t>(step.groups.size()),
+                                      static_cast<uint32_t>(step.entries.size()),
+                                      skipped};
+    put(place, 1, kAccumulators, [&](Config& c) { return kernels.conclude_all(c, arguments); });
     wrote = true;
   }
+  each([&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
+    if (blocks == 0) return;
+    if (launch.measures && !step.rule->joint) measure(launch, blocks, threads, a);
+    put(place, blocks, threads, [&](Config& c) { return kernels.update(c, launch.kernel, a); });
+    wrote = true;
+  });
 }
 
 }  // namespace fusedopt::cuda

@@ -24,6 +24,7 @@ class KernelTable : public fusedopt::cuda::RuleKernels {
     for (auto* kernel : update_) also(kernel);
     for (auto* kernel : measure_) also(kernel);
     for (auto* kernel : conclude_) also(kernel);
+    if constexpr (R::joint) also(fusedopt_cuda::conclude_all<R>);
     return error;
   }
   cudaError_t use(int device) const override {
@@ -46,6 +47,10 @@ class KernelTable : public fusedopt::cuda::RuleKernels {
   }
   cudaError_t conclude(Config& config, int kernel, const UpdateArguments& a) const override {
     return cudaLaunchKernelEx(&config, conclude_[is_wide(kernel)], a);
+  }
+  cudaError_t conclude_all([[maybe_unused]] Config& config, [[maybe_unused]] const JointArguments& a) const override {
+    if constexpr (R::joint) return cudaLaunchKernelEx(&config, fusedopt_cuda::conclude_all<R>, a);
+    return cudaErrorNotSupported;
   }
 
  protected:

@@ -15,8 +15,10 @@ using fusedopt::Dtype;
 using fusedopt::kChunk;
 using fusedopt::cuda::AdvanceArguments;
 using fusedopt::cuda::DeviceNumber;
+using fusedopt::cuda::JointArguments;
 using fusedopt::cuda::kLanes;
 using fusedopt::cuda::TableRow;
+using fusedopt::cuda::TableView;
 using fusedopt::cuda::UpdateArguments;
 
 __device__ inline double read_number(const void* at, Dtype dtype) {
@@ -31,38 +33,70 @@ __device__ inline double read_number(uint64_t word, unsigned kind) {
   return read_number(reinterpret_cast<const void*>(word), static_cast<Dtype>(kind - 1));
 }
 
+constexpr unsigned kKindMask = (1u << fusedopt::cuda::kKindBits) - 1;
+
+// A number to where it came from, if that is in device memory: the others the host advances itself.
+__device__ inline void write_number(uint64_t word, unsigned kind, double number) {
+  if (kind == fusedopt::cuda::kind_of(Dtype::f32)) *reinterpret_cast<float*>(word) = static_cast<float>(number);
+  if (kind == fusedopt::cuda::kind_of(Dtype::f64)) *reinterpret_cast<double*>(word) = number;
+}
+
+// A group's hyper-parameters.
+template <class R>
+struct GroupNumbers {
+  const uint64_t* words;
+  __device__ GroupNumbers(const TableView& table, uint32_t index)
+      : words(table.words + table.groups + index * fusedopt::cuda::group_words(Shape<R>::kHypers)) {}
+
+  __device__ unsigned kind(int i) const {
+    return static_cast<unsigned>(words[0] >> (i * fusedopt::cuda::kKindBits)) & kKindMask;
+  }
+  __device__ void read(double* hypers) const {
+    for (int i = 0; i < Shape<R>::kHypers; ++i) hypers[i] = read_number(words[2 + i], kind(i));
+  }
+  __device__ void write(int i, double hyper) const { write_number(words[2 + i], kind(i), hyper); }
+};
+
+// An entry's counters, each a number in the table or in the memory of its param's state.
+template <class R>
+struct Counters {
+  uint64_t* entry;
+  uint32_t flags;
+  __device__ Counters(const TableView& table, uint32_t index)
+      : entry(table.words + table.entries + index * fusedopt::cuda::entry_words(R::counters)),
+        flags(static_cast<uint32_t>(entry[0] >> 32)) {}
+
+  __device__ unsigned kind(int c) const {
+    return flags >> (fusedopt::cuda::kCounterKinds + c * fusedopt::cuda::kKindBits) & kKindMask;
+  }
+  __device__ void read(double* counters) const {
+    for (int c = 0; c < R::counters; ++c) counters[c] = read_number(entry[1 + c], kind(c));
+  }
+  __device__ void write(const double* counters) const {
+    for (int c = 0; c < R::counters; ++c) write_number(entry[1 + c], kind(c), counters[c]);
+  }
+};
+
 // Counts the step of one entry and makes its scalars.
 template <class R>
 __device__ void advance_entry(const AdvanceArguments& a, uint32_t index, double multiplier) {
-  constexpr unsigned kMask = (1u << fusedopt::cuda::kKindBits) - 1;
-  uint64_t* entry = a.table.words + a.table.entries + index * fusedopt::cuda::entry_words(R::counters);
-  const uint32_t flags = static_cast<uint32_t>(entry[0] >> 32);
-  const uint64_t* group =
-      a.table.words + a.table.groups + static_cast<uint32_t>(entry[0]) * fusedopt::cuda::group_words(Shape<R>::kHypers);
+  const Counters<R> kept(a.table, index);
+  const GroupNumbers<R> group(a.table, static_cast<uint32_t>(kept.entry[0]));
 
   double hypers[Shape<R>::kHypers];
-  for (int i = 0; i < Shape<R>::kHypers; ++i)
-    hypers[i] = read_number(group[2 + i], static_cast<unsigned>(group[0] >> (i * fusedopt::cuda::kKindBits)) & kMask);
-  const auto kind = [flags](int c) {
-    return flags >> (fusedopt::cuda::kCounterKinds + c * fusedopt::cuda::kKindBits) & kMask;
-  };
+  group.read(hypers);
   double counters[R::counters > 0 ? R::counters : 1];
-  for (int c = 0; c < R::counters; ++c) counters[c] = read_number(entry[1 + c], kind(c));
+  kept.read(counters);
 
-  const auto scalars = R::prepare(Shape<R>::hypers(hypers), counters, (flags & fusedopt::cuda::kFirst) != 0);
+  const auto scalars = R::prepare(Shape<R>::hypers(hypers), counters, (kept.flags & fusedopt::cuda::kFirst) != 0);
 
-  // Counters that the host keeps it advances itself.
-  for (int c = 0; c < R::counters; ++c) {
-    if (kind(c) == fusedopt::cuda::kind_of(Dtype::f32))
-      *reinterpret_cast<float*>(entry[1 + c]) = static_cast<float>(counters[c]);
-    if (kind(c) == fusedopt::cuda::kind_of(Dtype::f64)) *reinterpret_cast<double*>(entry[1 + c]) = counters[c];
-  }
+  kept.write(counters);
   double numbers[1 + Shape<R>::kScalars];
-  numbers[0] = bit_cast<double>(group[1]) * multiplier;
+  numbers[0] = bit_cast<double>(group.words[1]) * multiplier;
   memcpy(numbers + 1, &scalars, sizeof(scalars));
   uint64_t* out = a.table.words + a.table.scalars + index * fusedopt::cuda::scalar_words(Shape<R>::kScalars);
   for (int i = 0; i <= Shape<R>::kScalars; ++i) {
-    if (flags & fusedopt::cuda::kWide)
+    if (kept.flags & fusedopt::cuda::kWide)
       reinterpret_cast<double*>(out)[i] = numbers[i];
     else
       reinterpret_cast<float*>(out)[i] = static_cast<float>(numbers[i]);

@@ -74,37 +74,104 @@ __global__ void __launch_bounds__(kAnyWarps* kLanes) measure_any(const __grid_co
   });
 }
 
+// The sums over everything for which one(i, k) gives sum k of part i, in [first, last), by a block of kAccumulators
+// threads. True in its first warp, which has them.
+template <class R, class F>
+__device__ bool add_up(uint32_t first, uint32_t last, double (&all)[R::sums], F&& one) {
+  __shared__ double partial[R::sums][fusedopt::kAccumulators];
+  for (int k = 0; k < R::sums; ++k) {
+    double sum = 0;
+    for (uint32_t i = first + threadIdx.x; i < last; i += fusedopt::kAccumulators) sum += one(i, k);
+    partial[k][threadIdx.x] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x >= kLanes) return false;
+  for (int k = 0; k < R::sums; ++k) {
+    double mine[kSumsPerLane];
+    for (int j = 0; j < kSumsPerLane; ++j) mine[j] = partial[k][j * kLanes + threadIdx.x];
+    all[k] = total(mine);
+  }
+  return true;
+}
+
+template <class R, class T>
+__device__ T* numbers_of(const TableView& table, uint32_t entry) {
+  return reinterpret_cast<T*>(table.words + table.scalars + entry * fusedopt::cuda::scalar_words(Shape<R>::kScalars));
+}
+
 // A block for each row of a launch, a thread for each accumulator: adds the sums of the row's chunks and lets the rule
-// change the scalars.
+// change the scalars, or notes them for conclude_all.
 template <class R, class T>
 __global__ void __launch_bounds__(fusedopt::kAccumulators) conclude(const __grid_constant__ UpdateArguments a) {
   if (a.skipped && *a.skipped) return;
   const uint32_t* starts = reinterpret_cast<const uint32_t*>(a.table.words + a.starts);
   const uint32_t first = starts[blockIdx.x], last = starts[blockIdx.x + 1];
   // Slots without chunks in this launch may hold what an earlier step has left.
-  if (first == last) return;
+  if (first == last && !R::joint) return;
   const double* sums = reinterpret_cast<const double*>(a.table.words + a.sums);
-  __shared__ double partial[R::sums][fusedopt::kAccumulators];
-  for (int k = 0; k < R::sums; ++k) {
-    double sum = 0;
-    for (uint32_t i = first + threadIdx.x; i < last; i += fusedopt::kAccumulators) sum += sums[i * R::sums + k];
-    partial[k][threadIdx.x] = sum;
-  }
-  __syncthreads();
-  if (threadIdx.x >= kLanes) return;
   double all[R::sums];
-  for (int k = 0; k < R::sums; ++k) {
-    double mine[kSumsPerLane];
-    for (int j = 0; j < kSumsPerLane; ++j) mine[j] = partial[k][j * kLanes + threadIdx.x];
-    all[k] = total(mine);
+  if (!add_up<R>(first, last, all, [&](uint32_t i, int k) { return sums[i * R::sums + k]; }) || threadIdx.x > 0) return;
+  if constexpr (R::joint) {
+    memcpy(a.table.words + a.totals + blockIdx.x * R::sums, all, sizeof(all));
+  } else {
+    const auto* row = reinterpret_cast<const TableRow<Shape<R>::kStates>*>(a.table.words + a.table.rows) + blockIdx.x;
+    T* numbers = numbers_of<R, T>(a.table, row->entry);
+    auto scalars = Shape<R>::template scalars<T>(numbers);
+    if constexpr (R::remembers) {
+      const Counters<R> kept(a.table, row->entry);
+      double counters[R::counters];
+      kept.read(counters);
+      R::conclude(all, counters, scalars);
+      kept.write(counters);
+    } else {
+      R::conclude(all, scalars);
+    }
+    memcpy(numbers + 1, &scalars, sizeof(scalars));
   }
-  if (threadIdx.x > 0) return;
-  const auto* row = reinterpret_cast<const TableRow<Shape<R>::kStates>*>(a.table.words + a.table.rows) + blockIdx.x;
-  T* numbers = reinterpret_cast<T*>(a.table.words + a.table.scalars +
-                                    row->entry * fusedopt::cuda::scalar_words(Shape<R>::kScalars));
+}
+
+template <class R, class T>
+__device__ void conclude_entry(const JointArguments& a, uint32_t entry, const double* all, const double* hypers) {
+  T* numbers = numbers_of<R, T>(a.table, entry);
   auto scalars = Shape<R>::template scalars<T>(numbers);
-  R::conclude(all, scalars);
+  auto group = Shape<R>::hypers(hypers);
+  R::conclude(all, group, scalars);
   memcpy(numbers + 1, &scalars, sizeof(scalars));
+}
+
+// One block: adds the sums of all rows, each of which has its chunks in one launch, and lets the rule change the
+// scalars of all entries, then what groups keep.
+template <class R>
+__global__ void __launch_bounds__(fusedopt::kAccumulators) conclude_all(const __grid_constant__ JointArguments a) {
+  if (a.skipped && *a.skipped) return;
+  const double* totals = reinterpret_cast<const double*>(a.table.words + a.totals);
+  double all[R::sums];
+  const bool has_them = add_up<R>(0, a.rows, all, [&](uint32_t row, int k) {
+    double sum = 0;
+    for (uint32_t launch = 0; launch < a.launches; ++launch) sum += totals[(launch * a.rows + row) * R::sums + k];
+    return sum;
+  });
+  if (!has_them) return;
+  double hypers[Shape<R>::kHypers];
+  for (uint32_t e = threadIdx.x; e < a.entries; e += kLanes) {
+    const Counters<R> entry(a.table, e);
+    GroupNumbers<R>(a.table, static_cast<uint32_t>(entry.entry[0])).read(hypers);
+    if (entry.flags & fusedopt::cuda::kWide)
+      conclude_entry<R, double>(a, e, all, hypers);
+    else
+      conclude_entry<R, float>(a, e, all, hypers);
+  }
+  __syncwarp();
+  for (uint32_t g = threadIdx.x; g < a.groups; g += kLanes) {
+    const GroupNumbers<R> group(a.table, g);
+    group.read(hypers);
+    auto kept = Shape<R>::hypers(hypers);
+    typename R::template Scalars<double> unused = {};
+    R::conclude(all, kept, unused);
+    memcpy(hypers, &kept, sizeof(kept));
+    for (int i = 0; i < Shape<R>::kHypers; ++i)
+      if (R::scopes[i] == Scope::kept) group.write(i, hypers[i]);
+  }
 }
 
 }  // namespace FUSEDOPT_NAMESPACE

@@ -17,7 +17,7 @@ class Mirror {
   struct Launch {
     int kernel;
     bool measures;
-    uint32_t starts, chunks, sums;
+    uint32_t starts, chunks, sums, totals;
   };
 
   // Finds room for everything in a step; `kernel_of` names the update kernel of a row. Returns 0, or the words that the
@@ -46,13 +46,14 @@ class Mirror {
       const int kernel = kernel_of(*row);
       size_t launch = 0;
       while (launch < launches_.size() && launches_[launch].kernel != kernel) ++launch;
-      if (launch == launches_.size()) launches_.push_back({kernel, rule.measures(row->variant), 0, 0, 0});
+      if (launch == launches_.size()) launches_.push_back({kernel, rule.measures(row->variant), 0, 0, 0, 0});
       if (rule.measures(row->variant)) sums += (row->numel + kChunk - 1) / kChunk * rule.sums;
       launch_of_.push_back(static_cast<uint8_t>(launch));
       if (row->layout) layouts += layout_words(row->layout->dims, rule.states);
       if (row->extras) extras += extras_words(rule.states);
     }
     if (!step.factored) starts = launches_.size() * starts_words(step.slots);
+    if (rule.joint) sums += launches_.size() * step.slots * rule.sums;
     const size_t need[kSections] = {step.groups.size() * group_words(rule.hypers),
                                     step.entries.size() * entry_words(rule.counters),
                                     rows,
@@ -201,6 +202,10 @@ class Mirror {
       if (launches_[l].measures) sums += launches_[l].chunks * step.rule->sums;
       for (uint32_t w = 0; w < words; ++w) put(at++, halves(starts[2 * w], starts[2 * w + 1]));
     }
+    for (Launch& launch : launches_) {
+      launch.totals = sums;
+      if (step.rule->joint) sums += static_cast<uint32_t>(step.slots) * step.rule->sums;
+    }
   }
 
   void compose_factored(const Step& step) {
@@ -218,7 +223,7 @@ class Mirror {
     const auto with_starts = [&](auto&& blocks) {
       starts_.assign(2 * starts_words(count), 0);
       for (size_t i = 0; i < count; ++i) starts_[i + 1] = starts_[i] + static_cast<uint32_t>(blocks(step.factored[i]));
-      const Launch launch = {0, false, at, starts_[count], 0};
+      const Launch launch = {0, false, at, starts_[count], 0, 0};
       for (uint32_t w = 0; w < starts_words(count); ++w) put(at++, halves(starts_[2 * w], starts_[2 * w + 1]));
       return launch;
     };

@@ -25,6 +25,8 @@ class RuleKernels {
   // Of variants that have sums.
   virtual cudaError_t measure(Config& config, int kernel, const UpdateArguments& a) const = 0;
   virtual cudaError_t conclude(Config& config, int kernel, const UpdateArguments& a) const = 0;
+  // Of joint rules.
+  virtual cudaError_t conclude_all(Config& config, const JointArguments& a) const = 0;
 
  protected:
   ~RuleKernels() = default;

@@ -112,10 +112,18 @@ struct UpdateArguments {
   TableView table;
   uint32_t starts;  // the word where this launch's starts begin
   uint32_t sums;    // and its chunks' sums
+  uint32_t totals;  // and, of a joint rule, where its sums of each row are to go
   uint32_t rows, chunks;
   const uint32_t* skipped;  // null: known to be 0
   uint64_t key;             // of this step's draws
   uint32_t first_slot;      // the slot of the table's first row among the params that draw
+};
+
+// Of a joint rule, once a step: what follows from the totals, [launch][row][sum], of all launches.
+struct JointArguments {
+  TableView table;
+  uint32_t totals, launches, rows, groups, entries;
+  const uint32_t* skipped;  // null: known to be 0
 };
 
 }  // namespace fusedopt::cuda

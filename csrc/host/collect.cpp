@@ -12,7 +12,9 @@ void Plan::read_counts(Source& source) const {
       continue;
     }
     const bool wide = is_double(*source.counter[c]);
-    if (source.device != kHost && number_on_device(*source.counter[c]))
+    // What sums decide on a kernel alone knows.
+    const bool remembered = rule_->remembers && device_index(*source.counter[c]) == source.device;
+    if (source.device != kHost && (remembered || number_on_device(*source.counter[c])))
       before = {0, source.count[c], wide ? Dtype::f64 : Dtype::f32};
     else
       before = {wide ? *static_cast<double*>(source.count[c]) : *static_cast<float*>(source.count[c])};

@@ -2,6 +2,8 @@
 #include "graph_memory.h"
 #include "plan.h"
 
+#include "../rules/rule.h"
+
 namespace fusedopt {
 
 // Looks at every device that the step will use. Throws if it cannot take place there.
@@ -51,6 +53,11 @@ void Plan::make_ready(const py::object& optimizer) {
       if (!sources_[i].before[c].device)
         fail(sources_[i], std::string("its state '") + rule_->counter_names[c] +
                               "' is on the CPU, where a graph cannot advance it; take one step before the capture");
+  for (const Group& group : groups_)
+    for (int i = 0; rule_->joint && i < rule_->hypers; ++i)
+      if (rule_->scopes[i] == Scope::kept && !group.hypers[i].device)
+        throw std::runtime_error("param_groups' '" + std::string(py::str(names_.hypers[i].key)) +
+                                 "' is on the CPU, where a graph cannot advance it; take one step before the capture");
 }
 
 // Whether the host must know found_inf and what gradients are divided by: to step params on the CPU or leave some to
@@ -63,10 +70,12 @@ bool Plan::host_needs_scaling(bool leftover) const {
 }
 
 // Whether a param's counters belong on its device: where torch has them there, where the host cannot know whether a
-// step takes place, and where one of them is there already, since loading a checkpoint moves all but `step`.
+// step takes place, where sums decide on them, and where one of them is there already, since loading a checkpoint moves
+// all but `step`.
 bool Plan::counts_on_device(const Source& source) const {
   if (source.device == kHost || counts_in_python(source)) return false;
-  bool one = scaling_.known_there_alone() || device_counters_ || groups_[slots_[source.slot].group].device_counters;
+  bool one = scaling_.known_there_alone() || device_counters_ || rule_->remembers ||
+             groups_[slots_[source.slot].group].device_counters;
   for (int c = 0; c < rule_->counters; ++c) one = one || source.before[c].device;
   return one;
 }

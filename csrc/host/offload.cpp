@@ -151,8 +151,8 @@ void Plan::send_home(Source& source) const {
     fail(source,
          "it is a DTensor, and offload='cpu' steps ordinary tensors; leave the option out, or have fully_shard offload "
          "it with CPUOffloadPolicy");
-  if (rule_->indexed || rule_->factored || products_)
-    fail(source, std::string("offload='cpu' steps params element by element, which rule '") + rule_->name +
+  if (rule_->indexed || rule_->factored || products_ || rule_->joint)
+    fail(source, std::string("offload='cpu' steps one param after the other by its elements, which rule '") + rule_->name +
                      "' does not; leave the option out");
   source.from = std::exchange(source.device, kHost);
 }
@@ -198,6 +198,7 @@ void Plan::run_offloaded(const Pass& pass) {
   std::vector<std::vector<double>> sums;
   for (Row* row = first; row < last; ++row) {
     row->scalars = work_.prepared[row->entry].scalars;
+    row->counters = work_.prepared[row->entry].after;
     const int64_t chunks = measures(*row) ? (row->numel + kChunk - 1) / kChunk : 0;
     sums.emplace_back(chunks * rule_->sums);
     sums_of.push_back({sums.back().data(), chunks});

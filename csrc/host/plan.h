@@ -260,7 +260,7 @@ class Plan {
   struct Batch;
   std::vector<Batch> batches_of(const Pass& pass) const;
   void multiply(Batch& batch);
-  void sweep(const Work& work, Row* first, Row* last);
+  void sweep(Work& work, Row* first, Row* last);
   void find_families();
   void check_family(const Source& source);
   at::Tensor over_processes(const at::Tensor& every, const py::list& which);
@@ -268,6 +268,11 @@ class Plan {
   void come_without_rows();
   void gather(std::vector<Batch>& batches);
   void add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, const Row* first);
+  void check_groups_agree() const;
+  void check_one_pass() const;
+  void conclude_together(const std::vector<cpu::ChunkSums>& of_rows, const Row* first, Work& work);
+  void keep_in_groups();
+  void keep_on_device(int device);
   void launch(Work& work, int device);
   void give_groups(cuda::Step& step) const;
   void give_batches(Work& work) const;
@@ -364,6 +369,8 @@ class Plan {
   // Whether this step has yet to add up over processes, and whether the pass that is under way does.
   bool owes_sums_ = false, adds_up_ = false;
   bool giving_up_ = false;  // what this process sends is that it refuses its step
+  std::vector<std::array<double, kMaxHypers>>
+      concluded_;  // of a joint rule: of each group, what a step made of its sums
   static constexpr const char* kAnotherRefuses =
       "another process has refused its step, for a reason that it says, and what is made of tensors that it has parts "
       "of cannot be made; nothing has been written";

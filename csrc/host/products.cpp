@@ -112,6 +112,11 @@ void Plan::gather(std::vector<Batch>& batches) {
 // What a process does whose step has no rows, while others wait for what it has of theirs.
 void Plan::come_without_rows() {
   if (rule_->factored) return run_parts({});
+  if (rule_->joint && !giving_up_) {
+    work_.prepared.clear();
+    conclude_together({}, nullptr, work_);
+    return keep_in_groups();
+  }
   if (!products_) return exchange(at::Tensor());
   std::vector<Batch> none;
   gather(none);

@@ -19,6 +19,7 @@ void Plan::read_groups(PyObject* groups) {
     group.same_as = equal ? groups_[g - 1].same_as : g;
     has_options_ = has_options_ || options_of(g).beyond_torch();
   }
+  if (rule_->joint) check_groups_agree();
   if (!products_) return;
   products_->groups.resize(groups_.size());
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g)

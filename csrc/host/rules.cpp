@@ -90,6 +90,9 @@ void bind_rules(py::module_& m) {
       },
       py::arg("rule"), "The per-param counters of any rule, one from a shared object included.");
   m.def(
+      "joint", [](const std::string& name) { return rule_named(name)->joint; }, py::arg("rule"),
+      "Whether the sums of any rule, one from a shared object included, are over all params of an optimizer.");
+  m.def(
       "states", [](const std::string& name) { return kinds_of(*rule_named(name)); }, py::arg("rule"),
       "The names of any rule's states and their kinds, one from a shared object included.");
 }

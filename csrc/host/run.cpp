@@ -177,7 +177,7 @@ void Plan::prepare_rows(const Pass& pass) {
     const cuda::Entry* known = entries.empty() ? nullptr : &entries.back();
     if (!known || known->group != group || known->first != source.first || known->wide != wide ||
         !std::equal(source.before, source.before + rule_->counters, known->counter) ||
-        rule_->measures(rows_[i].variant)) {
+        (rule_->measures(rows_[i].variant) && !rule_->joint)) {
       cuda::Entry& entry = entries.emplace_back();
       Prepared& prepared = work_.prepared.emplace_back();
       entry.group = group;
@@ -234,11 +234,19 @@ void Plan::bump_versions() const {
 }
 
 // Steps rows on the CPU.
-void Plan::sweep(const Work& work, Row* first, Row* last) {
+void Plan::sweep(Work& work, Row* first, Row* last) {
   int64_t total = 0;
   for (Row* row = first; row < last; ++row) {
     row->work_end = total += row->numel + cpu::kRowOverhead;
-    row->scalars = const_cast<double*>(work.prepared[row->entry].scalars);
+    row->scalars = work.prepared[row->entry].scalars;
+    row->counters = work.prepared[row->entry].after;
+  }
+  if (rule_->joint) {
+    without_gil(owes_sums_ ? std::max(total, kReleaseGil) : total, [&] {
+      cpu::sweep(*work.step.rule, first, last, at::get_num_threads(),
+                 [&](const std::vector<cpu::ChunkSums>& sums) { conclude_together(sums, first, work); });
+    });
+    return keep_in_groups();
   }
   if (!adds_up_) return without_gil(total, [&] { cpu::sweep(*work.step.rule, first, last, at::get_num_threads()); });
   // Other processes may take their time: nobody's memory is freed in it.
@@ -260,8 +268,11 @@ void Plan::run(Work& work, Row* first, Row* last, int device) {
 void Plan::run() {
   // Whoever has no gradients has part in the others' sums all the same.
   const auto divided = [&](const Source& source) { return in_parts(source); };
-  if (owes_sums_ && std::none_of(sources_.begin(), sources_.begin() + count_, divided)) come_without_rows();
+  const bool takes_part =
+      rule_->joint ? count_ > 0 : std::any_of(sources_.begin(), sources_.begin() + count_, divided);
+  if (owes_sums_ && !takes_part) come_without_rows();
   for (const Pass& pass : passes_) {
+    if (rule_->joint && pass.device != kHost) keep_on_device(pass.device);
     if (pass.wave > 0)
       for (size_t i = pass.first; i < pass.last; ++i) read_counts(sources_[i]);
     prepare_rows(pass);
@@ -357,6 +368,7 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
     leftover = collect_all();
   }
   if (listed_anew || (count_ == 0 && leftover.empty())) refuse_replaced();
+  if (rule_->joint) check_one_pass();
   make_ready(optimizer);
   if (host_needs_scaling(!leftover.empty())) scaling_.fetch();
   const bool skipped = scaling_.skips();

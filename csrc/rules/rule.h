@@ -33,6 +33,11 @@
 //   measure<variant>(p, g, s, c, terms)
 //                           one element's terms of these sums; the changes it makes to its arguments are dropped
 //   conclude(sums, c)       changes the scalars of the tensor, once
+//   remembers               what it makes of sums outlives the step: then it is conclude(sums, counters, c), and may
+//                           change the tensor's counters after prepare() has
+//   joint                   sums are over all tensors of the optimizer: then it is conclude(sums, hypers, c), and may
+//                           change what `scopes` says is kept of the hyper-parameters of each group
+//   scopes[]                of such a rule, what each of hyper_names is to its groups (Scope, below)
 //   measures(variant)       whether a variant needs them; unless it says so all do
 //
 // Every rounding is written out: fma where one is meant, contraction off in all compilers. With IEEE sqrt and division
@@ -56,6 +61,14 @@ enum class Kind : uint8_t {
   factor,     // one of many rows or columns: it takes so little that fewer bits would save nothing
 };
 
+// What a hyper-parameter is to the groups of an optimizer whose sums are of all of them.
+enum class Scope : uint8_t {
+  own,             // each group's
+  shared,          // the same in all
+  shared_or_zero,  // the same in all that are not to move
+  kept,            // the same in all, and what a step concludes from its sums
+};
+
 }  // namespace fusedopt
 
 #ifdef __CUDACC__
@@ -73,6 +86,7 @@ enum class Kind : uint8_t {
 namespace FUSEDOPT_NAMESPACE {
 
 using fusedopt::Kind;
+using fusedopt::Scope;
 
 struct RuleDefaults {
   static constexpr int counters = 1;
@@ -96,6 +110,9 @@ struct RuleDefaults {
   static constexpr const double* hyper_defaults = nullptr;
   static constexpr int sums = 0;
   FUSEDOPT_HD static constexpr bool measures(int) { return true; }
+  static constexpr bool remembers = false;
+  static constexpr bool joint = false;
+  static constexpr const Scope* scopes = nullptr;
   static constexpr bool indexed = false;
 };
 

@@ -143,9 +143,11 @@ class FusedStep(Checkpointed):
                 if any_made:
                     leftover = plan.step(self, divisor=divisor)
                 if leftover:
+                    done = None
                     if not self._keeps_more_than_torch(self.param_groups[index] for index, _ in leftover):
-                        self._step_leftover(leftover, divisor)
-                    plan.step(self, engine_only=True, divisor=divisor)
+                        done = self._step_leftover(leftover, divisor)
+                    if not done:
+                        plan.step(self, engine_only=True, divisor=divisor)
         self.grad_norm = norm
         if zero_grad and (not in_pass or plan.shares_grads):
             self._clear_grads()
@@ -155,7 +157,7 @@ class FusedStep(Checkpointed):
         self,
         closure: Callable[[], Any] | None,
         zero_grad: bool,
-        step_all: Callable[[float, float | torch.Tensor | None], None],
+        step_all: Callable[[float, float | torch.Tensor | None], object],
     ) -> Any:
         """A step of what is no plan: `step_all` gets a factor of the gradients, and its inverse if they are clipped."""
         loss = None
@@ -220,7 +222,8 @@ class FusedStep(Checkpointed):
                     name = type(self).__name__
                     raise RuntimeError(f"{label_of(group, index, place)} is no param that {name} can step: {why}")
 
-    def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
+    def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> bool | None:
+        """Step what no engine takes as it is; true if the rest had to be stepped with it."""
         refuse_wrapped((p for _, params in leftover for p in params), self.state)
         refuse_beyond(self, (index for index, _ in leftover))
         # Sparse gradients first: most of torch's optimizers refuse them, and then nothing has been written yet.
@@ -233,6 +236,7 @@ class FusedStep(Checkpointed):
             if groups:
                 with self._only(groups), self._plain_grads(groups, divisor):
                     self._torch_step()
+        return None
 
     def _leftover_group(self, group: dict[str, Any], params: list[torch.Tensor], sparse: bool) -> dict[str, Any]:
         group = {**group, "params": params}

@@ -45,7 +45,7 @@ class Standalone(FusedStep):
         refuse_text({name: group[name] for name in names if isinstance(group.get(name), str)})
         check_common(group, sum(name.startswith("betas.") for name in names))
 
-    def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> None:
+    def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> bool | None:
         refuse_wrapped((p for _, params in leftover for p in params), self.state)
         try:
             self._refuse_shards(leftover)
@@ -55,8 +55,12 @@ class Standalone(FusedStep):
         groups = [{**self.param_groups[index], "params": params} for index, params in leftover]
         with self._only(groups), self._plain_grads(groups, divisor), self._float_counters(groups):
             refused = self._planned().step(self)
+        # What a step concludes may be kept in its groups.
+        for (index, _), group in zip(leftover, groups, strict=True):
+            self.param_groups[index].update((key, value) for key, value in group.items() if key != "params")
         if refused:
             raise RuntimeError(self._refusal(groups[refused[0][0]], [p for _, params in refused for p in params]))
+        return None
 
     @contextmanager
     def _float_counters(self, groups: list[dict[str, Any]]) -> Iterator[None]:

@@ -34,6 +34,12 @@ def _refused_lars(group: Group) -> str | None:
     return _refused(group)
 
 
+def _refused_novograd(group: Group) -> str | None:
+    if group["grad_averaging"]:
+        return "with grad_averaging=True it begins with the whole of the first step, ours with 1 - beta1 of it"
+    return _refused(group)
+
+
 PEERS = {
     "Lion": Peer("Lion", attributes=_ATTRIBUTES, refused=_refused),
     "AdaMax": Peer("Adamax", attributes=_ATTRIBUTES, group_step=True, refused=_refused),
@@ -52,6 +58,14 @@ PEERS = {
         group_step=True,
         refused=_refused,
         once=lambda group: {"max_grad_norm": group["max_grad_norm"] or None},
+    ),
+    "NovoGrad": Peer(
+        "NovoGrad",
+        attributes=_ATTRIBUTES,
+        hypers={"weight_decouple": "decoupled_decay"},
+        states={"grads_ema": "exp_avg_norm_sq", "moments": "exp_avg"},
+        group_step=True,
+        refused=_refused_novograd,
     ),
     "LARS": Peer(
         "LARS",

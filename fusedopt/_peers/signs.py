@@ -14,7 +14,7 @@ _STATES: tuple[tuple[frozenset[Any], str], ...] = (
     (frozenset({"state1"}), "bitsandbytes"),
     (frozenset({"kahan_comp"}), "optimi"),
     (frozenset({0}), "heavyball"),
-    (frozenset({"p0", "s"}), "Prodigy"),
+    (frozenset({"p0", "s"}), "prodigyopt"),
     (frozenset({"x0", "s"}), "dadaptation"),
     (frozenset({"exp_avg_sq_row"}), "Adafactor of transformers or timm"),
     (frozenset({"previous_grad"}), "pytorch_optimizer"),
@@ -26,7 +26,7 @@ _STATES: tuple[tuple[frozenset[Any], str], ...] = (
 _GROUPS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"t_alpha"}), "bitsandbytes"),
     (frozenset({"decouple_lr", "max_lr"}), "optimi"),
-    (frozenset({"d_coef"}), "Prodigy"),
+    (frozenset({"d_coef"}), "prodigyopt"),
     (frozenset({"numerator_weighted"}), "dadaptation"),
     (frozenset({"weight_lr_power"}), "schedulefree"),
     (frozenset({"scale_parameter"}), "transformers"),
@@ -37,11 +37,7 @@ _GROUPS: tuple[tuple[frozenset[str], str], ...] = (
 
 
 # Those whose files fusedopt.load_foreign reads; tests/test_foreign_files.py holds it to the registry.
-CONVERTED = frozenset(name for _, name in (*_STATES, *_GROUPS)) - {
-    "heavyball",
-    "Prodigy",
-    "dadaptation",
-}
+CONVERTED = frozenset(name for _, name in (*_STATES, *_GROUPS)) - {"heavyball", "dadaptation"}
 
 
 def whose(keys: Collection[Any], group: Collection[Any] = ()) -> str | None:
@@ -76,7 +72,7 @@ class Setting:
 
 
 _CAUTIOUS = "it leaves out elements whose update and gradient differ in sign"
-_OTHER_RULE = "it scales its steps by a distance that it estimates, which ours have no state for"
+_OTHER_RULE = "it scales its steps by a distance that it estimates, which this class has no state for"
 _APART = "it decays p by 1 - lr * weight_decay, where this class adds weight_decay * p to the gradient"
 _ADDED = "it adds weight_decay * p to the gradient, where this class decays p by 1 - lr * weight_decay"
 _WITHIN = "it takes the root of square_avg + eps, where this class by its groups adds eps to the root"

@@ -39,6 +39,10 @@ def _refused_mars(group: Group) -> str | None:
     return None
 
 
+def _refused_novograd(group: Group) -> str | None:
+    return "with amsgrad=True it divides by the largest second moment so far" if group["amsgrad"] else None
+
+
 PEERS = {
     # It clips by the constructor's argument, whatever the groups say.
     "Lamb": Peer("LAMB", group_step=True, once=lambda group: {"max_grad_norm": group["max_grad_norm"]}),
@@ -56,6 +60,7 @@ PEERS = {
     ),
     "NAdamW": Peer("NAdamW"),
     "Mars": Peer("MARS", refused=_refused_mars),
+    "NvNovoGrad": Peer("NovoGrad", states={"exp_avg_sq": "exp_avg_norm_sq"}, refused=_refused_novograd),
     "LaProp": Peer("LaProp", more_states=_averaged_rates),
     "AdaBelief": Peer("AdaBelief"),
     "Adafactor": Peer(

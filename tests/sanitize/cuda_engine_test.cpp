@@ -3,16 +3,13 @@
 // of storages, placement in memory and awkward size; it grows, leaves params out, skips steps and is captured.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <deque>
 #include <exception>
 #include <set>
 
 #include "../../csrc/cpu/engine.h"
 #include "../../csrc/cuda/engine.h"
 #include "../cuda_emulator/emulator.h"
-#include "operands.h"
+#include "worlds.h"
 
 using namespace fusedopt;
 using namespace operands;
@@ -25,122 +22,6 @@ constexpr bool kFew = true;
 #else
 constexpr bool kFew = false;
 #endif
-
-// Where a param and what belongs to it lie: densely, densely but some of it off the vectors' alignment, or as strides
-// say: with gaps, the gradient transposed, the gradient expanded from one row.
-enum Place { kDense, kOffset, kGaps, kTransposed, kExpanded, kPlaces };
-
-struct Param {
-  int group;
-  Mix mix;
-  Place place;
-  int64_t numel;
-};
-
-// One engine's copy of all operands.
-struct World {
-  std::vector<Bytes> memory;
-  std::vector<std::pair<size_t, int>> owners;  // of memory: a slot and which of its operands
-  std::vector<Row> rows;
-  std::deque<Layout> layouts;
-};
-
-Layout layout_of(Place place, int64_t numel, int operands) {
-  Layout layout = {};
-  if (place == kGaps) {
-    layout.dims = 1;
-    layout.size[0] = numel;
-    for (int o = 0; o < operands; ++o) layout.stride[o][0] = o == kParam ? 3 : o == kGrad ? 1 : 2;
-    return layout;
-  }
-  int64_t rows = static_cast<int64_t>(std::sqrt(static_cast<double>(numel)));
-  while (numel % rows != 0) --rows;
-  const int64_t columns = numel / rows;
-  layout.dims = 2;
-  layout.size[0] = rows;
-  layout.size[1] = columns;
-  for (int o = 0; o < operands; ++o) {
-    layout.stride[o][0] = o >= kState ? columns + 1 : columns;
-    layout.stride[o][1] = 1;
-  }
-  layout.stride[kGrad][0] = place == kTransposed ? 1 : 0;
-  layout.stride[kGrad][1] = place == kTransposed ? rows : 1;
-  return layout;
-}
-
-World make_world(const Rule& rule, const std::vector<Param>& params, const std::vector<std::vector<double>>& hypers) {
-  World world;
-  std::mt19937 random(11);
-  for (size_t slot = 0; slot < params.size(); ++slot) {
-    const Param& param = params[slot];
-    const int operands = kState + rule.states;
-    Row row = {};
-    row.numel = param.numel;
-    row.slot = static_cast<uint32_t>(slot);
-    row.variant = static_cast<uint8_t>(rule.variant(hypers[param.group].data()));
-    const bool strided = param.place > kOffset && param.numel > 0;
-    if (strided) row.layout = &world.layouts.emplace_back(layout_of(param.place, param.numel, operands));
-    for (int o = 0; o < operands; ++o) {
-      if (o >= kState && !rule.keeps(row.variant, o - kState)) continue;
-      const Dtype dtype = param.mix.of(o);
-      // By one element, in turns for each operand.
-      const int64_t front = param.place == kOffset && (param.numel + o) % 3 == 0;
-      const int64_t elements = strided ? span(row.layout->dims, row.layout->size, row.layout->stride[o]) : param.numel;
-      world.memory.push_back(random_operand(random, dtype, front + elements));
-      world.owners.emplace_back(slot, o);
-      void* data = world.memory.back().data.get() + front * element_size(dtype);
-      (o == kParam ? row.param_dtype : o == kGrad ? row.grad_dtype : row.state_dtype[o - kState]) = dtype;
-      if (o == kGrad)
-        row.grad = data;
-      else
-        (o == kParam ? row.param : row.state[o - kState]) = data;
-    }
-    world.rows.push_back(row);
-  }
-  return world;
-}
-
-// A number in memory of its own.
-struct Cell {
-  Bytes bytes;
-  Dtype dtype;
-
-  Cell(Dtype dtype, double value) : bytes(element_size(dtype)), dtype(dtype) { set(value); }
-  void set(double value) {
-    const float narrow = static_cast<float>(value);
-    std::memcpy(bytes.data.get(), dtype == Dtype::f64 ? static_cast<const void*>(&value) : &narrow, bytes.size);
-  }
-  double get() const {
-    float narrow = 0;
-    double wide = 0;
-    std::memcpy(dtype == Dtype::f64 ? static_cast<void*>(&wide) : &narrow, bytes.data.get(), bytes.size);
-    return dtype == Dtype::f64 ? wide : narrow;
-  }
-  double rounded(double value) const { return dtype == Dtype::f64 ? value : static_cast<float>(value); }
-  Number number() const { return {0, bytes.data.get(), dtype}; }
-};
-
-void expect(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "does not hold: %s\n", what);
-  std::exit(1);
-}
-
-// A table and the memory that it asked for.
-struct Bound {
-  cuda::Table table;
-  std::unique_ptr<Bytes> memory;
-
-  void provide(const cuda::Step& step) {
-    const size_t bytes = table.lacks(step);
-    if (bytes == 0) return;
-    // As where there was no memory to give, and the step is tried again.
-    expect(table.lacks(step) == bytes, "the table lacks what it was not given");
-    memory = std::make_unique<Bytes>(bytes);
-    std::memset(memory->data.get(), 0, bytes);
-    table.bind(memory->data.get());
-  }
-};
 
 struct Options {
   size_t groups;    // the first of them take part
@@ -161,7 +42,12 @@ class Trial {
     for (size_t group = 0; group < hypers_.size(); ++group) {
       rates_.emplace_back(group % 2 == 0 ? Dtype::f32 : Dtype::f64, 0);
       numbers_.emplace_back();
-      for (const double hyper : hypers_[group]) numbers_[group].push_back({hyper});
+      for (int i = 0; i < rule_.hypers; ++i) {
+        numbers_[group].push_back({hypers_[group][i]});
+        if (!rule_.joint || rule_.scopes[i] != Scope::kept) continue;
+        kept_.emplace_back(Dtype::f64, hypers_[group][i]);
+        numbers_[group][i] = kept_.back().number();
+      }
       set_rate(group, 0.1);
       add_params(static_cast<int>(group));
     }
@@ -171,6 +57,7 @@ class Trial {
         counters_.emplace_back(counters_.size() % 3 == 0 ? Dtype::f64 : Dtype::f32, initial);
         counts_.push_back(counters_.back().get());
       }
+    for (const double hyper : hypers_[0]) idle_.push_back({hyper});
     cpu_ = make_world(rule_, params_, hypers_);
     cuda_ = make_world(rule_, params_, hypers_);
     has_state_.resize(params_.size());
@@ -241,7 +128,7 @@ class Trial {
     step_.rule = &rule_;
     for (size_t group = 0; group < options.groups; ++group)
       step_.groups.push_back({numbers_[group].data(), group % 2 == 0 ? 1.0 : -1.0});
-    for (size_t i = 0; i < options.idle_groups; ++i) step_.groups.push_back({numbers_[0].data(), 1});
+    for (size_t i = 0; i < options.idle_groups; ++i) step_.groups.push_back({idle_.data(), 1});
     step_.slots = 0;
     leaders_.clear();
     cpu_rows_.clear();
@@ -256,12 +143,12 @@ class Trial {
       cuda::Entry entry = {param.group, !has_state_[slot], param.mix.param == Dtype::f64, {}};
       for (int c = 0; c < rule_.counters; ++c) {
         const Cell& counter = counters_[slot * rule_.counters + c];
-        entry.counter[c] = on_device_ ? counter.number() : Number{counter.get()};
+        entry.counter[c] = counts_there() ? counter.number() : Number{counter.get()};
       }
       const cuda::Entry* last = step_.entries.empty() ? nullptr : &step_.entries.back();
       if (!last || last->group != entry.group || last->first != entry.first || last->wide != entry.wide ||
           !std::equal(entry.counter, entry.counter + rule_.counters, last->counter) ||
-          rule_.measures(cuda_.rows[slot].variant)) {
+          (rule_.measures(cuda_.rows[slot].variant) && !rule_.joint)) {
         step_.entries.push_back(entry);
         leaders_.push_back(slot);
       }
@@ -304,14 +191,42 @@ class Trial {
     }
     for (Row& row : cpu_rows_) {
       row.scalars = &scalars[row.entry * kMaxScalars];
+      row.counters = &after[row.entry * kMaxCounters];
       has_state_[row.slot] = true;
     }
-    cpu::sweep(rule_, cpu_rows_.data(), cpu_rows_.data() + cpu_rows_.size(), 1);
+    const cpu::Between together = [&](const std::vector<cpu::ChunkSums>& sums) {
+      const std::vector<double> of_slots = by_slot(rule_, cpu_rows_, sums);
+      double total[kMaxSums], unused[kMaxScalars] = {};
+      rule_.add_up(of_slots.data(), static_cast<int64_t>(of_slots.size() / rule_.sums), total);
+      for (size_t e = 0; e < step_.entries.size(); ++e) {
+        std::vector<double> hypers = hypers_[step_.entries[e].group];
+        rule_.conclude[step_.entries[e].wide](total, hypers.data(), &scalars[e * kMaxScalars]);
+      }
+      for (size_t group = 0; group < options_.groups; ++group) rule_.conclude[1](total, hypers_[group].data(), unused);
+    };
+    cpu::sweep(rule_, cpu_rows_.data(), cpu_rows_.data() + cpu_rows_.size(), 1,
+               rule_.joint ? together : cpu::Between());
+    keep();
     for (const Row& row : cpu_rows_) {
       for (int c = 0; c < rule_.counters; ++c) {
         const size_t at = row.slot * rule_.counters + c;
         counts_[at] = counters_[at].rounded(after[row.entry * kMaxCounters + c]);
-        if (!on_device_) counters_[at].set(counts_[at]);
+        if (!counts_there()) counters_[at].set(counts_[at]);
+      }
+    }
+  }
+
+  // What a rule remembers of sums a device has to keep where it makes them.
+  bool counts_there() const { return on_device_ || rule_.remembers; }
+
+  // What groups keep of a joint rule's step: here as the device has it, which a host without it never sees.
+  void keep() {
+    if (!rule_.joint) return;
+    for (size_t group = 0; group < options_.groups; ++group) {
+      for (int i = 0; i < rule_.hypers; ++i) {
+        if (rule_.scopes[i] != Scope::kept) continue;
+        const double number = *static_cast<const double*>(numbers_[group][i].device);
+        expect(number == hypers_[group][i], "groups keep the same");
       }
     }
   }
@@ -339,7 +254,8 @@ class Trial {
   bool on_device_;
   std::vector<std::vector<double>> hypers_;   // of each group, as the CPU sees them
   std::vector<std::vector<Number>> numbers_;  // as the device does
-  std::deque<Cell> rates_, counters_;
+  std::vector<Number> idle_;                  // of groups without params
+  std::deque<Cell> rates_, counters_, kept_;
   std::vector<double> counts_;
   std::vector<Param> params_;
   std::vector<bool> has_state_;

@@ -1,6 +1,7 @@
 // Sweeps every rule and variant over every mix of storages, sizes, layouts, instruction sets and thread counts: each
 // instruction set and each thread count gives the bits of the generic one on one thread. All buffers are exactly sized
 // and on the heap, for ASan and UBSan to watch.
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 
@@ -47,6 +48,20 @@ const Bytes& numbers(Dtype dtype, bool is_state) {
   return all[2 * static_cast<int>(dtype) + is_state];
 }
 
+// What follows from the sums of all rows, of a joint rule.
+cpu::Between conclusion_of(const Rule& rule, const std::vector<Row>& rows, std::vector<double> hypers) {
+  if (!rule.joint) return {};
+  return [&rule, &rows, hypers](const std::vector<cpu::ChunkSums>& sums) {
+    const std::vector<double> of_rows = by_slot(rule, rows, sums);
+    double total[kMaxSums];
+    rule.add_up(of_rows.data(), static_cast<int64_t>(of_rows.size() / rule.sums), total);
+    for (const Row& row : rows) {
+      std::vector<double> kept = hypers;
+      rule.conclude[row.param_dtype == Dtype::f64](total, kept.data(), row.scalars);
+    }
+  };
+}
+
 // Two steps over fresh copies of the same operands; returns all the memory afterwards.
 std::vector<Operand> run(const Job& job, const char* isa, int threads) {
   cpu::use_isa(isa);
@@ -64,6 +79,7 @@ std::vector<Operand> run(const Job& job, const char* isa, int threads) {
   std::vector<Row> rows;
   // A rule that has sums changes each row's own.
   std::vector<double> scalars(job.sizes.size() * kMaxScalars);
+  std::vector<std::array<double, kMaxCounters>> after(job.sizes.size());
   int64_t work = 0;
   for (size_t r = 0; r < job.sizes.size(); ++r) {
     const int64_t n = job.sizes[r];
@@ -80,6 +96,7 @@ std::vector<Operand> run(const Job& job, const char* isa, int threads) {
     for (int k = 0; k < rule.states; ++k)
       if (rule.keeps(variant, k)) row.state[k] = operand(row.state_dtype[k] = job.mix.state, 1, true);
     row.numel = n;
+    row.slot = static_cast<uint32_t>(r);
     row.variant = static_cast<uint8_t>(variant);
     row.work_end = work += n + cpu::kRowOverhead;
     row.scalars = scalars.data() + r * kMaxScalars;
@@ -93,8 +110,11 @@ std::vector<Operand> run(const Job& job, const char* isa, int threads) {
     rows.push_back(row);
   }
   for (int step = 0; step < 2; ++step) {
-    for (Row& row : rows) std::memcpy(row.scalars, prepared[step], sizeof prepared[step]);
-    cpu::sweep(rule, rows.data(), rows.data() + rows.size(), threads);
+    for (size_t r = 0; r < rows.size(); ++r) {
+      std::memcpy(rows[r].scalars, prepared[step], sizeof prepared[step]);
+      rows[r].counters = after[r].data();
+    }
+    cpu::sweep(rule, rows.data(), rows.data() + rows.size(), threads, conclusion_of(rule, rows, job.hypers));
   }
   return memory;
 }

@@ -2,6 +2,7 @@
 // heap buffers of exactly their size, so that the first byte beyond one is an error.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -10,7 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/step.h"
+#include "../../csrc/cpu/engine.h"
+#include "../../csrc/rules/rule.h"
 
 namespace operands {
 
@@ -144,6 +146,11 @@ inline const std::vector<Variant> kVariants = {
     {"lamb", {0.1, 0.6, 0.8, 1e-4, 0, 0, 0, 1, 1, 0, -1}},
     {"lamb", {0.1, 0.6, 0.8, 1e-4, 0.1, 1, 1, 0, 0, 1, 2}},
     {"mars", {0.1, 0.9, 0.99, 1e-8, 0.1, 0.025}},
+    {"novograd", {0.1, 0.95, 0.98, 1e-8, 0, 0, 0}},
+    {"novograd", {0.1, 0.6, 0.8, 1e-4, 0.1, 1, 0}},
+    {"novograd", {0.1, 0.6, 0.8, 1e-4, 0.1, 0, 1}},
+    {"prodigy", {0.1, 0.9, 0.999, -1, 1e-8, 0.1, 1e-3, 1e-3, 1e-3, 0, 1, 0, 1.2, 0, 1, 0}},
+    {"prodigy", {0.1, 0.9, 0.999, -1, 1e-6, 0.1, 1e-3, 1e-3, 1e-3, 0, 1, 0, 1.2, 0, 0, 1}},
     {"lars", {0.5, 0, 0, 0, 0, 0.02, 1e-8, 0, 1}},
     {"lars", {0.5, 0.9, 0.3, 0.1, 0, 0.02, 1e-6, 1, 0}},
     {"lars", {0.5, 0.7, 0, 0.1, 1, 0.02, 1e-8, 0, 0}},
@@ -151,5 +158,14 @@ inline const std::vector<Variant> kVariants = {
     {"muon_momentum", {0.95, 1}},
     {"muon_update", {0.1, 0.2, 0.1}},
 };
+
+// The sums of rows by their slots, with nothing for those that have none.
+inline std::vector<double> by_slot(const fusedopt::Rule& rule, const std::vector<fusedopt::Row>& rows,
+                                   const std::vector<fusedopt::cpu::ChunkSums>& sums) {
+  std::vector<double> made(rows.empty() ? 0 : (rows.back().slot + 1) * rule.sums);
+  for (size_t i = 0; i < rows.size(); ++i)
+    if (sums[i].chunks > 0) std::copy_n(sums[i].sums, rule.sums, made.data() + rows[i].slot * rule.sums);
+  return made;
+}
 
 }  // namespace operands
