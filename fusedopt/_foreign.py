@@ -1,17 +1,18 @@
-"""Moving in from other packages' optimizers: a live one, or a file of one."""
+"""Moving in from other packages' optimizers, a live one or a file of one, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
 
+from ._core.callers import warn
 from ._core.optimizer import FusedStep
 from ._core.origin import kind_of
-from ._core.precision import HALVES
+from ._core.precision import HALVES, PARTNERS
 from ._peers.peer import Peer, why_not
 from ._peers.registry import OTHERS, PEERS, name_of
 
@@ -59,20 +60,112 @@ def load_foreign(
         ([1.0, 1.0], (0.5, 0.5))
     """
     name = name_of(source)
-    peer = _known(name)
-    unknown = constructed_with.keys() - peer.attributes.keys()
-    if unknown:
-        raise TypeError(
-            f"{name} has no {sorted(unknown)[0]!r} beside its groups; give any of {sorted(peer.attributes) or 'none'}"
-        )
+    told = _told(name, constructed_with)
     params = [group["params"] for group in optimizer.param_groups]
-    converted = _convert(name, state_dict, params, {**peer.attributes, **constructed_with})
+    converted = _convert(name, state_dict, params, told)
     if not isinstance(optimizer, _classes_for(converted)):
         raise TypeError(
             f"{name} steps as fusedopt.{converted.rule} does; load its file into one of these, not into a "
             f"{type(optimizer).__name__}"
         )
     optimizer.load_state_dict(converted.file)
+
+
+def foreign_state_dict(optimizer: Optimizer, target: str | type, **constructed_with: Any) -> dict[str, Any]:
+    """What another package's optimizer would have saved where one of ours is, for its `load_state_dict`.
+
+    For bitsandbytes in 32 bits, DeepSpeedCPUAdam and DeepSpeedCPUAdagrad, lion_pytorch, and timm's AdamWLegacy, Lamb
+    and Lion. What is written is read back as `load_foreign` reads it, and refused where that is another rule.
+
+    Args:
+        optimizer: one of ours, of the class whose rule the other has. What its options keep beside that (master
+            weights, an average of the params, a maximal norm) stays behind, which a warning says.
+        target: the other's class, or its name such as "bitsandbytes.AdamW".
+        constructed_with: what the other's constructor will be given of those things that are not in its files, as for
+            `load_foreign`.
+
+    Returns:
+        A state dict, whose tensors are this optimizer's where theirs have the same type, as those of `state_dict()`.
+
+    Raises:
+        TypeError: the other has another rule, or cannot read what would be written, or nothing of the name in
+            `constructed_with` is known of it.
+        ValueError: a setting has no place in the other's groups, or params that share a group there have taken
+            different numbers of steps.
+
+    Example:
+        >>> param = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = fusedopt.Lion([param], lr=0.1)
+        >>> param.grad = torch.ones(2)
+        >>> optimizer.step()
+        >>> fusedopt.foreign_state_dict(optimizer, "bitsandbytes.Lion")["param_groups"][0]["betas"]
+        (0.9, 0.99)
+    """
+    if not isinstance(optimizer, FusedStep):
+        raise TypeError(f"this is a {type(optimizer).__name__}; give one of ours, as fusedopt.replace() makes it")
+    name, cls = name_of(target), type(optimizer)
+    told, peer = _told(name, constructed_with), PEERS[name]
+    back = peer.back
+    if back is None:
+        others = sorted(other for other, its in PEERS.items() if its.back is not None and ".Paged" not in other)
+        raise TypeError(f"nothing is written for {name}; there is a way back to {', '.join(others)}")
+    ours = optimizer.state_dict()
+    numbers = {key: value for key, value in ours.items() if key not in ("state", "param_groups")}
+    groups, state = [], {}
+    for index, group in enumerate(ours["param_groups"]):
+        mine = {**cls._beyond, **numbers, **told, **group}
+        its = {at: ours["state"][at] for at in group["params"] if ours["state"].get(at)}
+        steps = {float(kept["step"]) for kept in its.values() if "step" in kept}
+        if peer.group_step and len(steps) > 1:
+            raise ValueError(
+                f"{name} counts the steps of a group, and params of group {index} have taken {sorted(map(int, steps))}"
+            )
+        groups.append(peer.their_group(back, mine, steps))
+        for at, kept in its.items():
+            rules = {key: value for key, value in kept.items() if key in kind_of(cls).state.known}
+            if rules and (made := peer.their_state(back, rules, mine)):
+                state[at] = made
+    file = {"state": state, "param_groups": groups}
+    read = _convert(name, file, [group["params"] for group in optimizer.param_groups], told)
+    if not isinstance(optimizer, _classes_for(read)):
+        remedy = f", as it is constructed with {told}" if told else ""
+        raise TypeError(f"{name} steps as fusedopt.{read.rule} does{remedy}, and this is a {cls.__name__}")
+    _refuse_losses(name, cls, ours, read.file)
+    kept_beside = {key for its in ours["state"].values() for key in its} & {*PARTNERS, "ema"}
+    lost = sorted(kept_beside | {key for key, value in numbers.items() if read.file.get(key) != value})
+    if lost:
+        warn(f"{', '.join(lost)} of this optimizer has no place in a file of {name} and stays behind")
+    return file
+
+
+def _refuse_losses(name: str, cls: type[FusedStep], ours: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+    """Raise ValueError for a number of ours, or a state, that is another or none once theirs is read."""
+    kind = kind_of(cls)
+    for index, (mine, found) in enumerate(zip(ours["param_groups"], read["param_groups"], strict=True)):
+        for key in sorted(kind.group.known | {"maximize"}):
+            absent = cls._beyond.get(key)
+            here, there = mine.get(key, absent), found.get(key, absent)
+            if here != there:
+                raise ValueError(
+                    f"{name} has no {key}={here!r}, by which param_groups[{index}] steps; its file would be read as "
+                    f"{key}={there!r}"
+                )
+        for at in mine["params"]:
+            lacks = (ours["state"].get(at, {}).keys() & kind.state.known) - read["state"].get(at, {}).keys()
+            if lacks:
+                raise ValueError(f"{name} has no place for {sorted(lacks)} of a param of param_groups[{index}]")
+
+
+def class_of_file(state_dict: Mapping[str, Any], source: str, **constructed_with: Any) -> type:
+    """The class of ours that goes on from another package's file."""
+    told = _told(name_of(source), constructed_with)
+    group: Mapping[str, Any] = next(iter(state_dict["param_groups"]), {})
+    return _class(PEERS[name_of(source)].rule_of({**told, **group}))
+
+
+def shape_in(source: str, state: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of a param, by what another package keeps of it."""
+    return PEERS[name_of(source)].shape(state)
 
 
 def take_over(optimizer: Optimizer) -> FusedStep | None:
@@ -104,6 +197,17 @@ def take_over(optimizer: Optimizer) -> FusedStep | None:
     del new.defaults["params"]
     optimizer.state = new.state
     return new
+
+
+def _told(name: str, constructed_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What the other's constructor was given of what its groups do not have."""
+    attributes = _known(name).attributes
+    unknown = constructed_with.keys() - attributes.keys()
+    if unknown:
+        raise TypeError(
+            f"{name} has no {sorted(unknown)[0]!r} beside its groups; give any of {sorted(attributes) or 'none'}"
+        )
+    return {**attributes, **constructed_with}
 
 
 def _known(name: str) -> Peer:
@@ -145,12 +249,25 @@ def _convert(
         # As our constructors have it, groups have no key for what is torch's rule.
         groups.append({key: value for key, value in made.items() if key not in beyond or value != beyond[key]})
         for position, param in zip(saved[index]["params"], group["params"], strict=True):
-            made = peer.state(state_dict["state"].get(position, {}), group, param, kind.state.known)
+            kept = state_dict["state"].get(position, {})
+            made = peer.state(kept, group, param, kind.state.known)
+            _refuse_unread(name, position, kept, made.keys() & kind.state.known)
             if made:
                 state[position] = made
     file = {"state": state, "param_groups": groups, **peer.once({**theirs[0], **(defaults or {})})}
     options = next(filter(None, (peer.options(group) for group in theirs)), {})
     return _Converted(rule, file, options)
+
+
+def _refuse_unread(name: str, position: Any, theirs: Mapping[str, Any], made: Set[str]) -> None:
+    """Raise ValueError where nothing of a state would go on: it is another class's."""
+    # What has lost bits is kept beside a rule without states, too.
+    unread = {key for key, value in theirs.items() if isinstance(value, (torch.Tensor, Mapping))} - {"kahan_comp"}
+    if unread - {"step"} and not made - {"step"}:
+        raise ValueError(
+            f"the state of param {position} is not one of {name}, by its keys: {sorted(map(str, theirs))}; give the "
+            "class whose file it is"
+        )
 
 
 def _class(rule: str) -> Any:

@@ -69,6 +69,12 @@ def _bnb(*names: str) -> Callable[[State], State]:
     return write
 
 
+def _mixed(state: State) -> State:
+    """Both averages of the gradient in one tensor."""
+    averages = torch.stack([state["exp_avg"], state["exp_avg_slow"]])
+    return {"step": 3, "__bnb_optimizer_quant_state__": {"state1": averages, "state2": state["exp_avg_sq"]}}
+
+
 def _optimi(**betas: float) -> Callable[[State], State]:
     """Its averages are divided by 1 - beta^t already."""
 
@@ -118,6 +124,13 @@ _TE = {"dtype": torch.bfloat16, "group_step": True}
 FORMS = [
     Form("bitsandbytes.optim.AdamW", "AdamW", _ADAM, {"alpha": 0.0}, state=_bnb("exp_avg", "exp_avg_sq")),
     Form("bitsandbytes.PagedAdam32bit", "AdamW", _ADAM, {"t_alpha": None}, state=_bnb("exp_avg", "exp_avg_sq")),
+    Form(
+        "bitsandbytes.AdEMAMix",
+        "AdEMAMix",
+        {**_ADAM, "alpha": 3.0, "t_alpha": 9, "t_beta3": 7},
+        {"alpha": 3.0, "t_alpha": 9, "t_beta3": 7},
+        state=_mixed,
+    ),
     Form("bitsandbytes.Lion", "Lion", _ADAM, {"eps": 0.0}, state=_bnb("exp_avg")),
     Form(
         "bitsandbytes.SGD",

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.cuh"
+#include "measure.cuh"
 #include "rule_kernels.h"
 
 namespace FUSEDOPT_NAMESPACE {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .peer import Group, Peer, State
+from .peer import Back, Group, Peer, State, largest_shape
 
 # Its files have the tensors of a state in a dict of their own, a live optimizer has not.
 _WRAPPER = "__bnb_optimizer_quant_state__"
@@ -37,25 +38,84 @@ def _states(*names: str) -> Any:
     return convert
 
 
+def _averages(state: State, group: Group, param: Tensor) -> Mapping[str, Any]:
+    """AdEMAMix has both averages of the gradient in one tensor, and scales of their own for codes of each."""
+    tensors = {**state, **state.get(_WRAPPER, {})}
+    if "state1" not in tensors:
+        return {}
+    fast, slow = (
+        _decode({**tensors, "state1": tensors["state1"][i], "absmax1": tensors.get("absmax1", (None, None))[i]}, "1")
+        for i in (0, 1)
+    )
+    return {"exp_avg": fast, "exp_avg_slow": slow, "exp_avg_sq": _decode(tensors, "2")}
+
+
+def _shape(state: State) -> tuple[int, ...]:
+    return largest_shape({**state, **state.get(_WRAPPER, {})})
+
+
+# Its classes in 8 bits would go on in 32 with such a state.
+def _back(group: Mapping[str, Any], *names: str, betas: str | None = None) -> Back:
+    def write(state: State, group: Group) -> Mapping[str, Any]:
+        kept = {f"state{i}": state[name].float().contiguous() for i, name in enumerate(names, 1) if name in state}
+        # Where ours count no steps it only asks whether there has been one. It takes states in the order of a
+        # contiguous param.
+        return {"step": state.get("step", 1), _WRAPPER: kept} if kept else {}
+
+    hypers = (lambda ours: {"betas": (ours[betas], 0)}) if betas else (lambda ours: {})
+    return Back({"lr": 1e-3, "betas": (0.0, 0.0), "eps": 0.0, "weight_decay": 0.0, **group}, hypers, write)
+
+
+def _joined(state: State, group: Group) -> Mapping[str, Any]:
+    if "exp_avg" not in state:
+        return {}
+    fast, slow, squares = (state[key].float().contiguous() for key in ("exp_avg", "exp_avg_slow", "exp_avg_sq"))
+    return {"step": state["step"], _WRAPPER: {"state1": torch.stack([fast, slow]), "state2": squares}}
+
+
+_MIX = {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
+_ADAMW = Peer(
+    "AdamW",
+    more_states=_states("exp_avg", "exp_avg_sq"),
+    back=_back(_MIX, "exp_avg", "exp_avg_sq"),
+)
 _RULES = {
     # Its Adam decays apart from the gradient, too.
-    "Adam": Peer("AdamW", more_states=_states("exp_avg", "exp_avg_sq")),
-    "AdamW": Peer("AdamW", more_states=_states("exp_avg", "exp_avg_sq")),
-    "Lion": Peer("Lion", more_states=_states("exp_avg")),
+    "Adam": _ADAMW,
+    "AdamW": _ADAMW,
+    "AdEMAMix": Peer(
+        "AdEMAMix",
+        more_states=_averages,
+        shape=lambda state: _shape(state)[1:],
+        back=replace(_back(_MIX), state=_joined),
+    ),
+    "Lion": Peer("Lion", more_states=_states("exp_avg"), back=_back({}, "exp_avg")),
     # It does not read nesterov and dampening.
-    "SGD": Peer("SGD", more_states=_states("momentum_buffer"), more_hypers=lambda g: {"momentum": g["betas"][0]}),
+    "SGD": Peer(
+        "SGD",
+        more_states=_states("momentum_buffer"),
+        more_hypers=lambda group: {"momentum": group["betas"][0]},
+        back=_back({}, "momentum_buffer", betas="momentum"),
+    ),
     # It does not read momentum.
-    "RMSprop": Peer("RMSprop", more_states=_states("square_avg"), more_hypers=lambda g: {"alpha": g["betas"][0]}),
-    "Adagrad": Peer("Adagrad", more_states=_states("sum")),
+    "RMSprop": Peer(
+        "RMSprop",
+        more_states=_states("square_avg"),
+        more_hypers=lambda group: {"alpha": group["betas"][0]},
+        back=_back({}, "square_avg", betas="alpha"),
+    ),
+    "Adagrad": Peer("Adagrad", more_states=_states("sum"), back=_back({}, "sum")),
 }
 PEERS = {
-    f"{paged}{name}{bits}": peer
+    f"{paged}{name}{bits}": replace(
+        peer, shape=peer.shape if name == "AdEMAMix" else _shape, back=None if bits == "8bit" else peer.back
+    )
     for name, peer in _RULES.items()
     for paged in ("", "Paged")
     for bits in ("", "8bit", "32bit")
 }
 OTHERS = {
-    "LAMB": "p decays first, and the ratio min(1, max_unorm * norm p / norm u) never raises a step",
+    "LAMB": "the ratio min(1, norm p / norm u) is of p before its decay and never raises a step; on a CPU u counts as "
+    "it is before its bias correction",
     "LARS": "the ratio min(1, max_unorm * norm p / norm b) is of the momentum b, after it has been summed",
-    "AdEMAMix": "its state has both averages of the gradient in one tensor, where ours has two",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,25 @@ State = Mapping[str, Any]
 _BOOKKEEPING = ("params", "param_names", "initial_lr")
 # What is one for a whole optimizer of ours, and may be a key of theirs with another meaning.
 _OPTIONS = ("max_grad_norm", "ema_decay", "state_dtype", "master_weights", "rounding", "rounding_seed", "offload")
+
+
+def largest_shape(state: State) -> tuple[int, ...]:
+    """That of the tensor with the most elements, which is like the param wherever there is one."""
+    return max((tuple(v.shape) for v in state.values() if isinstance(v, Tensor)), key=math.prod, default=())
+
+
+@dataclass(frozen=True)
+class Back:
+    """How one of theirs is written out of one of ours, by the names that Peer has for the way here."""
+
+    # All keys of their groups, with what they are where ours has no number for them.
+    group: Mapping[str, Any]
+    # What is more than another name: of a group of ours, hyper-parameters of theirs; of a state of ours, whose keys
+    # are theirs already, and its group, the state as they keep it.
+    hypers: Callable[[Group], Mapping[str, Any]] = lambda group: {}
+    state: Callable[[State, Group], Mapping[str, Any]] = lambda state, group: state
+    # What they count steps in.
+    counter: Callable[[float], Any] = int
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,10 @@ class Peer:
     # Numbers that ours keep once, and constructor's options of ours that are to go with it.
     once: Callable[[Group], Mapping[str, Any]] = lambda group: {}
     options: Callable[[Group], Mapping[str, Any]] = lambda group: {}
+    # Of a tensor's state, the shape of its param.
+    shape: Callable[[State], tuple[int, ...]] = largest_shape
+    # None where they cannot read what ours would write.
+    back: Back | None = None
 
     def rule_of(self, group: Group) -> str:
         return self.rule if isinstance(self.rule, str) else self.rule(group)
@@ -69,6 +93,26 @@ class Peer:
         made.update(self.more_states(theirs, group, param))
         if "step" in made:
             made["step"] = torch.tensor(float(made["step"]))
+        return made
+
+    def their_group(self, back: Back, ours: Group, steps: Set[float]) -> dict[str, Any]:
+        """A group of theirs; of the steps that its params have counted they keep one, if any."""
+        named = {theirs: ours[name] for theirs, name in self.hypers.items() if name in ours}
+        made = {key: named.get(key, ours.get(key, value)) for key, value in back.group.items()}
+        made.update(back.hypers(ours))
+        if self.group_step and steps:
+            made["step"] = back.counter(max(steps))
+        return {**made, **{key: ours[key] for key in _BOOKKEEPING if key in ours}}
+
+    def their_state(self, back: Back, ours: State, group: Group) -> dict[str, Any]:
+        """A param's state as theirs keep it."""
+        names = {ours: theirs for theirs, ours in self.states.items()}
+        made = {names.get(key, key): value for key, value in ours.items()}
+        if "step" in made:
+            made["step"] = back.counter(float(made["step"]))
+        made = dict(back.state(made, group))
+        if self.group_step:
+            made.pop("step", None)
         return made
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .peer import Group, Peer, State
+from .peer import Back, Group, Peer, State
 from .shared import adafactor_hypers, adafactor_refusal, adafactor_states
 
 
@@ -43,13 +43,53 @@ def _refused_novograd(group: Group) -> str | None:
     return "with amsgrad=True it divides by the largest second moment so far" if group["amsgrad"] else None
 
 
+# What its groups have beside hyper-parameters: the first is off in all that ours write.
+_CORRECTED = {"corrected_weight_decay": False, "max_lr_snapshot": None, "foreach": None}
+_ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "caution": False, **_CORRECTED}
+_FLAGS = {"maximize": False, "capturable": False}
+
+
+def _counted(step: float) -> Any:
+    return torch.tensor(step)
+
+
 PEERS = {
     # It clips by the constructor's argument, whatever the groups say.
-    "Lamb": Peer("LAMB", group_step=True, once=lambda group: {"max_grad_norm": group["max_grad_norm"]}),
+    "Lamb": Peer(
+        "LAMB",
+        group_step=True,
+        once=lambda group: {"max_grad_norm": group["max_grad_norm"]},
+        back=Back(
+            {
+                **_ADAM,
+                "bias_correction": True,
+                "grad_averaging": True,
+                "max_grad_norm": None,
+                "trust_clip": False,
+                "always_adapt": False,
+                "decoupled_decay": False,
+            },
+            counter=_counted,
+        ),
+    ),
     "Lars": Peer("LARS"),
-    "Lion": Peer("Lion"),
+    "Lion": Peer(
+        "Lion",
+        back=Back(
+            {
+                "lr": 1e-4,
+                "betas": (0.9, 0.99),
+                "weight_decay": 0.0,
+                "caution": False,
+                "maximize": False,
+                **_CORRECTED,
+            }
+        ),
+    ),
     "Adan": Peer("Adan", group_step=True),
-    "AdamWLegacy": Peer("AdamW"),
+    "AdamWLegacy": Peer(
+        "AdamW", back=Back({**_ADAM, "amsgrad": False, "clipping_threshold": None, **_FLAGS}, counter=_counted)
+    ),
     "NAdamLegacy": Peer("NAdam", hypers={"schedule_decay": "momentum_decay"}, states={"m_schedule": "mu_product"}),
     "RAdamLegacy": Peer("RAdam", fixed={"decoupled_weight_decay": True}),
     "SGDW": Peer("SGD", fixed={"decoupled_weight_decay": True}),

@@ -54,6 +54,7 @@ class Call:
 
 
 WD = {"weight_decay": 0.1}
+MIX = {"alpha": 3.0, "t_alpha": 8, "t_beta3": 8}
 # With less, params move by their last places.
 LARS = {"lr": 1.0, "momentum": 0.9, **WD}
 CAUTION = {"caution": True}
@@ -69,6 +70,8 @@ UNCORRECTED = {"bias_correction": False, "weight_decay": 0.0}
 SAME = [
     Call("bitsandbytes.optim.AdamW", WD, "AdamW", WD),
     Call("bitsandbytes.optim.Adam", WD, "AdamW", WD),
+    Call("bitsandbytes.optim.AdEMAMix", WD, "AdEMAMix", WD),
+    Call("bitsandbytes.optim.AdEMAMix", MIX, "AdEMAMix", MIX),
     Call("bitsandbytes.optim.Lion", WD, "Lion", WD),
     Call("bitsandbytes.optim.SGD", {"momentum": 0.9}, "SGD", {"momentum": 0.9}),
     Call("bitsandbytes.optim.RMSprop", WD, "RMSprop", WD),
@@ -157,6 +160,30 @@ def test_calls_that_are_the_same(call: Call) -> None:
 @pytest.mark.parametrize("call", OTHER, ids=str)
 def test_calls_of_the_same_name_and_another_rule(call: Call) -> None:
     assert call.apart() >= call.bound
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_bitsandbytes_lamb_is_this(decay: float, scale: float) -> None:
+    """By what stands in docs/moving-in.md, in float64, and on a CPU."""
+    from bitsandbytes.optim import LAMB
+
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(64, 33, generator=generator) * scale
+    param, p = Parameter(start.clone()), start.double()
+    theirs = LAMB([param], lr=0.01, weight_decay=decay)
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    for t in range(1, STEPS + 1):
+        param.grad = torch.randn(p.shape, generator=generator)
+        theirs.step()
+        g = param.grad.double()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        u = m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        uncorrected = u * (1 - 0.9**t) / (1 - 0.999**t) ** 0.5
+        ratio = min(1.0, (p.norm() / uncorrected.norm()).item())
+        p = p * (1 - 0.01 * decay) - 0.01 * ratio * u
+    moved = (p - start).abs().max()
+    assert ((param - p).abs().max() / moved).item() <= (1e-3 if scale == 100 and not decay else 5e-5)
 
 
 def test_an_update_of_0_moves_deepspeeds_lion() -> None:
