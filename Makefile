@@ -140,5 +140,5 @@ sanitize: $(BUILT)
 	$(BIN)/python tests/sanitize/run.py
 
 clean:
-	rm -rf $(VENV) $(FRAMEWORKS) $(PEERS) $(SITE) build dist *.egg-info fusedopt/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FRAMEWORKS) $(PEERS) $(SITE) build dist *.egg-info fusedopt/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
