@@ -142,7 +142,8 @@ def link_bindings(objects: Iterable[Path], target: Path, flags: Iterable[str] = 
         for name in _TORCH_LIBRARIES:
             _link(["-nostdlib", f"-Wl,-soname,lib{name}.so", "-xc", os.devnull], Path(folder, f"lib{name}.so"))
         needed = [f"-l{name}" for name in _TORCH_LIBRARIES]
-        _link([*map(str, objects), *flags, f"-L{folder}", "-Wl,--no-as-needed", *needed, "-Wl,--as-needed"], target)
+        named = ["-Wl,--no-as-needed", *flags, f"-L{folder}", *needed, "-Wl,--as-needed"]
+        _link([*map(str, objects), *named], target)
 
 
 def _link(what: Iterable[str], target: Path) -> None:
