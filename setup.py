@@ -1,4 +1,4 @@
-"""Builds fusedopt._C; everything else is in pyproject.toml."""
+"""Builds the engines and the bindings; everything else is in pyproject.toml."""
 
 import importlib.util
 import os
@@ -20,11 +20,19 @@ _spec.loader.exec_module(toolchain)
 
 CSRC = Path("csrc")
 TREE = toolchain.Tree(Path(__file__).parent.absolute())
+ENGINES = f"fusedopt.{Path(toolchain.ENGINES).stem}"
+
+
+def torches() -> dict:
+    """The torches to make bindings for, by the modules' names: those whose folders are listed, else the one here."""
+    listed = os.environ.get("FUSEDOPT_TORCHES", "").split(os.pathsep)
+    found = [toolchain.Torch(Path(folder)) for folder in listed if folder] or [toolchain.installed_torch()]
+    return {f"fusedopt.{toolchain.binding(torch.version)}": torch for torch in found if torch}
 
 
 def require_torch() -> None:
-    """Stop where there is no torch to compile against, before anything is fetched or compiled."""
-    if importlib.util.find_spec("torch") is None:
+    """Stop where there is no torch to compile for, before anything is fetched or compiled."""
+    if not torches():
         raise SystemExit(
             "fusedopt is compiled against the torch that it will run with, and there is none here. pip builds in an "
             "empty environment of its own unless it is told not to. In the environment that has torch, run: python -m "
@@ -35,8 +43,9 @@ def require_torch() -> None:
 class Build(build_ext):
     """build_ext that compiles in one pool, keeps objects for later builds and says in one line what it builds."""
 
-    def build_extension(self, extension: Extension) -> None:
+    def run(self) -> None:
         require_torch()
+        self.force = True  # setuptools does not compare objects with what was linked of others
         cuda = toolchain.Cuda()
         if os.environ.get("FUSEDOPT_CUDA") == "1" and not cuda.nvcc:
             raise SystemExit(
@@ -44,13 +53,30 @@ class Build(build_ext):
             )
         isas = toolchain.isas()
         built = ", ".join(cuda.architectures()) if cuda.nvcc else f"no, {cuda.missing}"
+        names = ", ".join(torch.version for torch in torches().values())
         # The build front ends swallow stdout; this line is for people.
-        print(f"fusedopt builds CPU: {', '.join(isas)}; CUDA: {built}", file=sys.stderr)
-        commands = [*TREE.host_commands(), *TREE.cpu_commands(isas, cuda=bool(cuda.nvcc)), *TREE.cuda_commands(cuda)]
-        self.force = True  # setuptools does not compare objects with what was linked of others
-        extension.extra_objects = [str(path) for path in TREE.make(commands)]
-        extension.extra_link_args = [*toolchain.torch_link_flags(), *(cuda.link_flags() if cuda.nvcc else [])]
-        super().build_extension(extension)
+        print(f"fusedopt builds CPU: {', '.join(isas)}; CUDA: {built}; for torch {names}", file=sys.stderr)
+        commands = {ENGINES: [*TREE.cpu_commands(isas, cuda=bool(cuda.nvcc)), *TREE.cuda_commands(cuda)]}
+        commands |= {name: TREE.host_commands(torch) for name, torch in torches().items()}
+        objects = iter(TREE.make([command for each in commands.values() for command in each]))
+        self.objects = {name: [next(objects) for _ in each] for name, each in commands.items()}
+        self.cuda_flags = cuda.link_flags() if cuda.nvcc else []
+        super().run()
+
+    def build_extension(self, extension: Extension) -> None:
+        objects, target = self.objects[extension.name], Path(self.get_ext_fullpath(extension.name))
+        if extension.name == ENGINES:
+            toolchain.link_engines(objects, target, self.cuda_flags)
+        else:
+            toolchain.link_bindings(objects, target, toolchain.beside(target.with_name(toolchain.ENGINES)))
+
+    def get_ext_filename(self, name: str) -> str:
+        *package, module = name.split(".")
+        return (
+            super().get_ext_filename(name)
+            if module != ENGINES.split(".")[1]
+            else os.path.join(*package, toolchain.ENGINES)
+        )
 
 
 class DistInfo(dist_info):
@@ -62,7 +88,7 @@ class DistInfo(dist_info):
 
 
 class BuildPy(build_py):
-    """build_py that ships the sources that a user's own rule is compiled with."""
+    """build_py that ships the sources that a user's own rule is compiled with, and bindings for another torch."""
 
     def run(self) -> None:
         super().run()
@@ -71,8 +97,7 @@ class BuildPy(build_py):
 
 
 setup(
-    ext_modules=[
-        Extension("fusedopt._C", [], language="c++", depends=[str(path) for path in CSRC.rglob("*") if path.is_file()])
-    ],
+    # The engines first: the bindings are linked with them.
+    ext_modules=[Extension(name, [], language="c++") for name in (ENGINES, *torches())],
     cmdclass={"build_ext": Build, "build_py": BuildPy, "dist_info": DistInfo},
 )

@@ -29,9 +29,6 @@ struct Registry {
 Registry linked_rules();
 
 // The package's rules, then those from shared objects.
-inline std::vector<Registry>& registries() {
-  static std::vector<Registry> all = {linked_rules()};
-  return all;
-}
+__attribute__((visibility("default"))) std::vector<Registry>& registries();
 
 }  // namespace fusedopt

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -98,13 +97,6 @@ def _sources() -> Path:
     return inside if inside.is_dir() else _HERE.parent / "csrc"
 
 
-def _cache() -> Path:
-    given = os.environ.get("FUSEDOPT_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    # Compilers run elsewhere.
-    return Path(given).absolute() if given else Path(base) / "fusedopt"
-
-
 class _Build:
     """One rule on its way to a shared object."""
 
@@ -144,11 +136,14 @@ class _Build:
 
     def library(self) -> tuple[Path, str]:
         """The shared object, compiled unless the cache has it, and the name the rule is registered by."""
-        target = _cache() / self.key / "rule.so"
+        target = _toolchain.cache_folder() / self.key / "rule.so"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                built = self._compile(Path(folder))
+                try:
+                    built = self._compile(Path(folder))
+                except RuntimeError as error:
+                    raise RuntimeError(f"rule {self.name} does not compile:\n{self._complaint(str(error))}") from None
                 # Another process may have been quicker; both made the same.
                 os.replace(built, target)
         return target, self.key
@@ -162,7 +157,7 @@ class _Build:
         rule, flags = _toolchain.Rule(self.struct, str(file)), [f'-DFUSEDOPT_RULE_KEY="{self.key}"']
         commands = _toolchain.rule_commands(rule, self.isas, flags)
         # The first alone, since all of them would say the same of a rule that is wrong.
-        self._run([*commands[0], "-fsyntax-only"])
+        _toolchain.run([*commands[0], "-fsyntax-only"], self.csrc.parent)
         commands += [_toolchain.isa_command(Path("csrc/cpu/isa/tile.cpp"), isa) for isa in self.isas]
         commands += [_toolchain.cpp_command(Path("csrc", part)) for part in ("cpu/prefetch.cpp", "plugin.cpp")]
         link: Sequence[str] = []
@@ -170,20 +165,10 @@ class _Build:
             commands.insert(0, self.cuda.rule_command([rule], [*self.nvcc_flags, *flags]))
             link = self.cuda.link_flags()
         commands.append(_toolchain.registry_command([rule], self.isas, cuda=bool(link)))
-        objects = [str(folder / f"{number}.o") for number in range(len(commands))]
-        commands = [[*command, "-o", made] for command, made in zip(commands, objects, strict=True)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(self._run, commands))
         built = folder / "rule.so"
-        self._run([self.compiler, "-shared", *objects, *link, "-o", str(built)])
+        objects = _toolchain.run_all(commands, folder, self.csrc.parent)
+        _toolchain.run([self.compiler, "-shared", *map(str, objects), *link, "-o", str(built)], self.csrc.parent)
         return built
-
-    def _run(self, command: list[str]) -> None:
-        # In the C locale compilers quote with plain quotes.
-        env = {**os.environ, "LC_ALL": "C"}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.csrc.parent)
-        if done.returncode != 0:
-            raise RuntimeError(f"rule {self.name} does not compile:\n{self._complaint(done.stderr)}")
 
     def _complaint(self, output: str) -> str:
         """The errors in a compiler's output, each with the rule's line."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -11,7 +12,9 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +39,10 @@ _LONGEST = ["torch.h", "factored.cu", "rule.cu", "norm.cu", "history.cu", "engin
 # What all sources that see torch include first. Reading it takes longer than compiling one of them.
 TORCH_HEADER = Path("csrc/host/torch.h")
 _DEVICE, _BATCHES = Path("csrc/host/device.cpp"), 4
+# All that knows neither torch nor Python, in one shared object. Bindings lie beside it, a file for each torch.
+ENGINES = "libfusedopt_engines.so"
+# What the bindings need of torch, which import has loaded.
+_TORCH_LIBRARIES = ("c10", "torch_cpu", "torch", "torch_python")
 
 
 def _version(number: str) -> int:
@@ -78,30 +85,84 @@ def cpp_command(source: Path, flags: Iterable[str] = ()) -> list[str]:
     return [compiler(), *ours, *flags, "-c", str(source)]
 
 
-def torch_cpp_command(source: Path, flags: Iterable[str] = ()) -> list[str]:
-    """How a source that includes torch is compiled, for the torch that is here."""
-    import torch
-    from torch.utils import cpp_extension
+class Torch:
+    """A torch to compile for: its package's folder, of which headers and what says how it was compiled are enough."""
 
-    torchs = [
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        said = re.search(r"__version__ = '(.+)'", (folder / "version.py").read_text())
+        assert said is not None, f"{folder / 'version.py'} names no version"
+        self.version = said[1]
+        # Which of libstdc++'s two strings it was compiled with. Torches that say nothing have the new one.
+        config = folder / "share/cmake/Torch/TorchConfig.cmake"
+        told = re.search(r"_GLIBCXX_USE_CXX11_ABI=(\d)", config.read_text()) if config.exists() else None
+        self.cxx11_abi = told[1] if told else "1"
+
+    def flags(self) -> list[str]:
+        """What a compiler is told, beside the headers' places that it is not of the interpreter's or another torch."""
+        headers = self.folder / "include"
+        places = [headers, headers / "torch/csrc/api/include", sysconfig.get_path("include")]
         # Another version's headers may be older than an object; commands are what tells objects apart.
-        f'-DFUSEDOPT_TORCH="{torch.__version__}"',
-        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+        named = [f'-DFUSEDOPT_TORCH="{self.version}"', f"-D_GLIBCXX_USE_CXX11_ABI={self.cxx11_abi}"]
         # As torch itself is compiled: without it, torch's headers and pybind11's check themselves at every reference.
-        "-DNDEBUG",
-        *[f"-isystem{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_path("include"))],
-    ]
+        return [*named, "-DNDEBUG", *[f"-isystem{place}" for place in places]]
+
+
+def installed_torch() -> Torch | None:
+    """This environment's, which is not imported for that."""
+    spec = importlib.util.find_spec("torch")
+    return Torch(Path(spec.origin).parent) if spec and spec.origin else None
+
+
+def binding(version: str) -> str:
+    """The module that is compiled for a version of torch and all that differ from it in the patch."""
+    return "_C_torch{}_{}".format(*version.split("."))
+
+
+def torch_cpp_command(source: Path, flags: Iterable[str] = (), torch: Torch | None = None) -> list[str]:
+    """How a source that includes torch is compiled, for the torch that is here or another."""
+    torch = torch or installed_torch()
+    assert torch is not None, "there is no torch to compile for"
     # The last -std is the one that counts. Newer headers of torch want this one, older ones take it. g++ 12 has
     # something to say of its own std::string then.
-    return cpp_command(source, [*torchs, *flags, "-std=c++20", "-Wno-restrict"])
+    return cpp_command(source, [*torch.flags(), *flags, "-std=c++20", "-Wno-restrict"])
 
 
-def torch_link_flags() -> list[str]:
-    """For g++: torch's libraries, which import has loaded; and no symbols, for nobody looks them up in a module."""
-    import torch
+def link_engines(objects: Iterable[Path], target: Path, flags: Iterable[str] = ()) -> None:
+    """Make the shared object of the engines, less the names that nobody outside looks up."""
+    _link([*map(str, objects), *flags, f"-Wl,-soname,{ENGINES}"], target)
 
-    libraries = [f"-l{name}" for name in ("c10", "torch_cpu", "torch", "torch_python")]
-    return [f"-L{Path(torch.__file__).parent / 'lib'}", *libraries, "-s"]
+
+def link_bindings(objects: Iterable[Path], target: Path, flags: Iterable[str] = ()) -> None:
+    """Make a module that needs torch's libraries.
+
+    Of these their names are enough, for import has loaded them: what stands in for them here is empty. So bindings are
+    made for a torch of which there are no more than headers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in _TORCH_LIBRARIES:
+            _link(["-nostdlib", f"-Wl,-soname,lib{name}.so", "-xc", os.devnull], Path(folder, f"lib{name}.so"))
+        needed = [f"-l{name}" for name in _TORCH_LIBRARIES]
+        named = ["-Wl,--no-as-needed", *flags, f"-L{folder}", *needed, "-Wl,--as-needed"]
+        _link([*map(str, objects), *named], target)
+
+
+def _link(what: Iterable[str], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Never half a file, nor another one under a process that has loaded it.
+    part = target.with_suffix(f".{os.getpid()}")
+    subprocess.run([compiler(), "-shared", "-s", *what, "-o", str(part)], check=True)
+    os.replace(part, target)
+
+
+def beside(engines: Path, rpath: str = "$ORIGIN") -> list[str]:
+    """For link_bindings: the engines, which the loader looks for in a folder."""
+    return [str(engines), f"-Wl,-rpath,{rpath}"]
+
+
+def torch_header_command(torch: Torch | None = None) -> list[str]:
+    """How the header that all sources of the bindings include first is compiled."""
+    return torch_cpp_command(TORCH_HEADER, ["-x", "c++-header"], torch)
 
 
 @cache
@@ -167,24 +228,30 @@ class Tree:
         """Paths from the root, from where commands are run."""
         return sorted(path.relative_to(self.root) for path in self.root.glob(pattern))
 
-    def torch_commands(self, batches: Iterable[Sequence[Path]]) -> list[list[str]]:
-        """How sources that include torch are compiled, an object a batch, from a header that is compiled once."""
-        header = torch_cpp_command(TORCH_HEADER, ["-x", "c++-header"])
-        compiled = self._object(header).with_suffix(".h").relative_to(self.root)
-        # Flags that differ between it and them: what else is included, and what language it is in.
-        return [
-            torch_cpp_command(last, [word for path in (compiled, *others) for word in ("-include", str(path))])
-            for *others, last in batches
-        ]
+    def torch_commands(
+        self, batches: Sequence[Sequence[Path]], torch: Torch | None = None, header: Path | None = None
+    ) -> list[list[str]]:
+        """How sources that include torch are compiled, an object a batch, from a header that is compiled once.
 
-    def host_commands(self) -> list[list[str]]:
+        `header` stands beside it, where that is not among the objects.
+        """
+        among = self._object(torch_header_command(torch)).with_suffix(".h")
+        compiled = header or among.relative_to(self.root)
+        # Flags that differ between it and them: what else is included, and what language it is in.
+        included = [
+            [word for path in (compiled, *others) for word in ("-include", str(path))] for *others, _ in batches
+        ]
+        return [torch_cpp_command(last, words, torch) for words, (*_, last) in zip(included, batches, strict=True)]
+
+    def host_commands(self, torch: Torch | None = None, header: Path | None = None) -> list[list[str]]:
         """How what knows torch is compiled.
 
         An object costs six seconds for what pybind11 and torch put into every one, so there are few; device.cpp has one
         of its own, in whose place the emulator of the tests has another.
         """
         others = [source for source in self.sources("csrc/host/*.cpp") if source != _DEVICE]
-        return self.torch_commands([[_DEVICE], *filter(None, (others[n::_BATCHES] for n in range(_BATCHES)))])
+        batches = [[_DEVICE], *filter(None, (others[n::_BATCHES] for n in range(_BATCHES)))]
+        return self.torch_commands(batches, torch, header)
 
     def rules(self) -> list[Rule]:
         """Those of the package: every one that a header in csrc/rules has."""
@@ -257,6 +324,34 @@ class Tree:
         (told,) = [flag for flag in command if re.match(r"-DFUSEDOPT_RULES?\b[^_]", flag)] or [""]
         rules = re.findall(r"\w+", told.partition("=")[2].replace("do(", " "))
         return self.folder / f"{'-'.join([Path(command[-1]).stem, *rules, digest.hexdigest()[:12]])}.o"
+
+
+def run_all(commands: Sequence[Sequence[str]], folder: Path, root: Path) -> list[Path]:
+    """The objects of commands, made in a folder where there may be no ninja; as many run at a time as in a build.
+
+    Raises:
+        RuntimeError: one fails, with what it says.
+    """
+    objects = [folder / f"{number}.o" for number in range(len(commands))]
+    with ThreadPoolExecutor(_jobs()) as pool:
+        list(pool.map(lambda each: run([*each[0], "-o", str(each[1])], root), zip(commands, objects, strict=True)))
+    return objects
+
+
+def run(command: Sequence[str], root: Path) -> None:
+    """Run a compiler in a folder; raise RuntimeError with what it says if it fails."""
+    # In the C locale compilers quote with plain quotes.
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, cwd=root)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+
+
+def cache_folder() -> Path:
+    """Where what is compiled on a user's machine is kept."""
+    given = os.environ.get("FUSEDOPT_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    # Compilers run elsewhere.
+    return Path(given).absolute() if given else Path(base) / "fusedopt"
 
 
 def _rank(command: Sequence[str]) -> int:

@@ -21,6 +21,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fusedopt._toolchain import ENGINES
+
 TABLE = Path(__file__).parent / "sass_table.txt"
 VECTOR_BYTES = 16
 SIZES = {"float": 4, "double": 8, "bf16": 2, "f16": 2}
@@ -241,12 +243,12 @@ def launch_bounds(binary: Path) -> dict[str, tuple[int, int]]:
 
 @functools.cache
 def built() -> Path:
-    """The installed extension, if it holds kernels."""
+    """The installed engines, if they hold kernels."""
     package = importlib.util.find_spec("fusedopt")
     for folder in (package and package.submodule_search_locations) or []:
-        for path in Path(folder).glob("_C*.so"):
-            if b".nv_fatbin" in path.read_bytes():
-                return path
+        path = Path(folder) / ENGINES
+        if path.exists() and b".nv_fatbin" in path.read_bytes():
+            return path
     raise Missing("fusedopt was built without CUDA")
 
 

@@ -7,19 +7,29 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <string>
 
 #include "../registry.h"
 #include "isa.h"
 #include "parallel.h"
 
+namespace fusedopt {
+
+std::vector<Registry>& registries() {
+  static std::vector<Registry> all = {linked_rules()};
+  return all;
+}
+
+}  // namespace fusedopt
+
 namespace fusedopt::cpu {
 namespace {
 
-std::string g_reason;
+const char* g_reason = "";
 std::atomic<const Isa*> g_chosen{nullptr};
 
 // Whether this processor has what a set of instructions is compiled for.
-bool supports(const std::string& isa) {
+bool supports(std::string_view isa) {
 #ifdef __x86_64__
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (isa == "avx2") return avx2;
@@ -33,18 +43,19 @@ bool supports(const std::string& isa) {
 // Calls f(rule) for the rules of the chosen instruction set.
 template <class F>
 void each_rule(const Registry& registry, F&& f) {
-  const std::string isa = chosen_isa().name;
+  const std::string_view isa = chosen_isa().name;
   for (const CpuRule* one = registry.cpu; one->rule; ++one)
     if (isa == one->isa) f(one->rule());
 }
 
-const Isa* named(const std::string& name) {
+const Isa* named(std::string_view name) {
   std::string usable;
   for (const Isa& isa : built_isas()) {
     if (name == isa.name && isa.supported) return &isa;
     if (isa.supported) usable += usable.empty() ? isa.name : std::string(", ") + isa.name;
   }
-  throw std::invalid_argument("CPU instruction set '" + name + "' is not available here; use one of: " + usable);
+  throw std::invalid_argument("CPU instruction set '" + std::string(name) +
+                              "' is not available here; use one of: " + usable);
 }
 
 const Isa* choose() {
@@ -150,9 +161,9 @@ const Isa& chosen_isa() {
   return *g_chosen.load();
 }
 
-std::string choice_reason() { return chosen_isa(), g_reason; }
+const char* choice_reason() { return chosen_isa(), g_reason; }
 
-void use_isa(const std::string& name) {
+void use_isa(std::string_view name) {
   g_chosen = named(name);
   g_reason = "use_isa()";
 }
@@ -171,7 +182,7 @@ std::vector<const Rule*> built_rules() {
   return rules;
 }
 
-const Rule* find_rule(const std::string& name) {
+const Rule* find_rule(std::string_view name) {
   if (name == factored_rule().name) return &factored_rule();
   const Rule* found = nullptr;
   for (const Registry& registry : registries())

@@ -1,8 +1,11 @@
 // The CPU engine: picks an instruction set, finds rules, and sweeps the rows of a step with all threads.
+//
+// The engines are a shared object, which serves bindings for any torch. What these call is visible from outside, here
+// and in the headers beside it, and names no std::string, of which there are two: torch 2.6 was compiled with the old.
 #pragma once
 
 #include <functional>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "../factored.h"
@@ -10,6 +13,7 @@
 #include "../norm.h"
 #include "../step.h"
 
+#pragma GCC visibility push(default)
 namespace fusedopt::cpu {
 
 struct Isa {
@@ -25,10 +29,10 @@ const std::vector<Isa>& built_isas();
 
 // The one in use, and why: the widest supported unless FUSEDOPT_CPU_ISA or use_isa() names another.
 const Isa& chosen_isa();
-std::string choice_reason();
+const char* choice_reason();
 
 // Throws std::invalid_argument for a name that was not built or that the processor lacks.
-void use_isa(const std::string& name);
+void use_isa(std::string_view name);
 
 // Whether this processor has instructions for products of bfloat16; only x86 is asked, others are taken to have them.
 bool multiplies_bfloat16();
@@ -37,7 +41,7 @@ bool multiplies_bfloat16();
 std::vector<const Rule*> built_rules();
 
 // A rule of the chosen instruction set, one from a shared object included, or nullptr.
-const Rule* find_rule(const std::string& name);
+const Rule* find_rule(std::string_view name);
 
 // The sums of a row's chunks, [chunk][sum], between the sweep that makes them and what is concluded from them. Of a
 // joint rule they are added up already, as if there were one chunk, or none.
@@ -93,3 +97,4 @@ void in_shares(int64_t count, int64_t work, int threads, const std::function<voi
 void adam_traffic(float* p, const float* g, float* m, float* v, int64_t n, int threads);
 
 }  // namespace fusedopt::cpu
+#pragma GCC visibility pop

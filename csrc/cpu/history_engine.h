@@ -5,6 +5,7 @@
 
 #include "../history.h"
 
+#pragma GCC visibility push(default)
 namespace fusedopt::cpu {
 
 std::vector<double> products(const history::Products& job, bool wide, int threads);
@@ -13,3 +14,4 @@ void move(const history::Move& job, bool wide, int threads);
 void gather(const history::Gather& job, bool wide, int threads);
 
 }  // namespace fusedopt::cpu
+#pragma GCC visibility pop

@@ -3,6 +3,7 @@
 
 #include "../norm.h"
 
+#pragma GCC visibility push(default)
 namespace fusedopt::cpu {
 
 // The sum of all terms, or the largest of all.
@@ -17,3 +18,4 @@ struct Clipped {
 Clipped clip(double total, double scale, const ClipRequest& request);
 
 }  // namespace fusedopt::cpu
+#pragma GCC visibility pop

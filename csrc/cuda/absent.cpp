@@ -15,11 +15,11 @@ namespace {
 }  // namespace
 
 bool built() { return false; }
-std::string built_for() {
+const char* built_for() {
   return "fusedopt was built where no nvcc of CUDA 12.1 or newer was found, or without it (FUSEDOPT_CUDA)";
 }
 
-std::optional<std::string> obstacle(int) { absent(); }
+const char* obstacle(int) { absent(); }
 
 bool ready(const Place&, const Rule&) { absent(); }
 void hold_for_graph(const Place&, void*, void (*)(void*)) { absent(); }

@@ -41,9 +41,10 @@ Brought& brought(const RuleKernels& kernels) {
 }  // namespace
 
 bool built() { return true; }
-std::string built_for() { return FUSEDOPT_CUDA_ARCHITECTURES; }
+const char* built_for() { return FUSEDOPT_CUDA_ARCHITECTURES; }
 
-std::optional<std::string> obstacle(int device) try {
+const char* obstacle(int device) try {
+  static thread_local std::string said;
   // A runtime needs a driver of its major version, and a launch with 32 KiB of parameters one of CUDA 12.1.
   constexpr int needed = std::max(CUDART_VERSION / 1000 * 1000, 12010);
   const auto named = [](int version) {
@@ -52,8 +53,9 @@ std::optional<std::string> obstacle(int device) try {
   int driver = 0;
   check_earlier(cudaDriverGetVersion(&driver));
   if (driver < needed)
-    return "the NVIDIA driver is one of " + named(driver) + ", and this build of fusedopt needs one of " +
-           named(needed) + "; update the driver, or build fusedopt with a toolkit of the driver's CUDA";
+    return (said = "the NVIDIA driver is one of " + named(driver) + ", and this build of fusedopt needs one of " +
+                   named(needed) + "; update the driver, or build fusedopt with a toolkit of the driver's CUDA")
+        .c_str();
   use(device);
   const Relaxed relaxed;
   const cudaError_t error = bring(fusedopt_cuda::patch_table<kSmallPatch>);
@@ -63,13 +65,13 @@ std::optional<std::string> obstacle(int device) try {
     case cudaErrorJitCompilerNotFound:
     case cudaErrorUnsupportedPtxVersion:
       cudaGetLastError();
-      return no_kernels_for(device);
+      return (said = no_kernels_for(device)).c_str();
     default:
       check_earlier(error);
       return "";
   }
 } catch (const std::runtime_error&) {
-  return std::nullopt;
+  return nullptr;
 }
 
 bool ready(const Place& place, const Rule& rule) {

@@ -3,21 +3,21 @@
 #pragma once
 
 #include <memory>
-#include <optional>
-#include <string>
 #include <vector>
 
 #include "../factored.h"
 
+#pragma GCC visibility push(default)
 namespace fusedopt::cuda {
 
 // Whether this build has the engine, and what it is built for: "sm_80 sm_90", or why it is missing.
 bool built();
-std::string built_for();
+const char* built_for();
 
 // Why the kernels cannot run on a device, which the caller has made current, and what helps: its driver is older than
-// what this build needs, or the build has none for it. Empty if they can, null if that cannot be found out now.
-std::optional<std::string> obstacle(int device);
+// what this build needs, or the build has none for it. Empty if they can, null if that cannot be found out now; until
+// the thread's next call.
+const char* obstacle(int device);
 
 // How the sentence about an error begins after which params or states are not as they were.
 constexpr const char* kPartlyWritten = "a part of this step has been written; load a checkpoint: ";
@@ -99,3 +99,4 @@ class Table {
 };
 
 }  // namespace fusedopt::cuda
+#pragma GCC visibility pop

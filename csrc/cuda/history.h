@@ -6,6 +6,7 @@
 #include "../history.h"
 #include "engine.h"
 
+#pragma GCC visibility push(default)
 namespace fusedopt::cuda {
 
 // As ready(), for these sweeps.
@@ -17,3 +18,4 @@ void move(const history::Move& job, bool wide, const Place& place);
 void gather(const history::Gather& job, bool wide, const Place& place);
 
 }  // namespace fusedopt::cuda
+#pragma GCC visibility pop

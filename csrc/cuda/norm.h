@@ -5,6 +5,7 @@
 #include "../norm.h"
 #include "engine.h"
 
+#pragma GCC visibility push(default)
 namespace fusedopt::cuda {
 
 // As ready(), for these sweeps.
@@ -28,3 +29,4 @@ void clip(const double* total, const Number& scale, const ClipRequest& request, 
 void scale(const NormEntry* first, const NormEntry* last, const Number& coefficient, const Place& place);
 
 }  // namespace fusedopt::cuda
+#pragma GCC visibility pop

@@ -48,7 +48,7 @@ PYBIND11_MODULE(_C, m) {
       if (isa.supported) names.emplace_back(isa.name);
     return names;
   });
-  m.def("chosen_isa", [] { return std::make_pair(std::string(cpu::chosen_isa().name), cpu::choice_reason()); });
+  m.def("chosen_isa", [] { return std::make_pair(cpu::chosen_isa().name, cpu::choice_reason()); });
   m.def("use_isa", &cpu::use_isa, py::arg("name"));
   m.def("multiplies_bfloat16", &cpu::multiplies_bfloat16);
   m.def("cuda_built", &cuda::built);

@@ -152,8 +152,8 @@ void Plan::send_home(Source& source) const {
          "it is a DTensor, and offload='cpu' steps ordinary tensors; leave the option out, or have fully_shard offload "
          "it with CPUOffloadPolicy");
   if (rule_->indexed || rule_->factored || products_ || rule_->joint)
-    fail(source, std::string("offload='cpu' steps one param after the other by its elements, which rule '") + rule_->name +
-                     "' does not; leave the option out");
+    fail(source, std::string("offload='cpu' steps one param after the other by its elements, which rule '") +
+                     rule_->name + "' does not; leave the option out");
   source.from = std::exchange(source.device, kHost);
 }
 

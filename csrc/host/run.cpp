@@ -268,8 +268,7 @@ void Plan::run(Work& work, Row* first, Row* last, int device) {
 void Plan::run() {
   // Whoever has no gradients has part in the others' sums all the same.
   const auto divided = [&](const Source& source) { return in_parts(source); };
-  const bool takes_part =
-      rule_->joint ? count_ > 0 : std::any_of(sources_.begin(), sources_.begin() + count_, divided);
+  const bool takes_part = rule_->joint ? count_ > 0 : std::any_of(sources_.begin(), sources_.begin() + count_, divided);
   if (owes_sums_ && !takes_part) come_without_rows();
   for (const Pass& pass : passes_) {
     if (rule_->joint && pass.device != kHost) keep_on_device(pass.device);

@@ -17,11 +17,11 @@ bool served(int device) {
   State& state = g_known[device];
   if (state == kUnknown) {
     const OnDevice guard(device);
-    const std::optional<std::string> obstacle = cuda::obstacle(device);
+    const char* obstacle = cuda::obstacle(device);
     if (!obstacle) return true;  // the step will meet with it, and say so
-    state = obstacle->empty() ? kServed : kUnserved;
-    g_obstacles[device] = *obstacle;
-    if (g_untold.empty()) g_untold = *obstacle;
+    state = *obstacle ? kUnserved : kServed;
+    g_obstacles[device] = obstacle;
+    if (g_untold.empty()) g_untold = obstacle;
   }
   return state == kServed;
 }

@@ -6,8 +6,6 @@ What is not the CUDA engine in it is of the objects that the package was built f
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ExtensionFileLoader
@@ -64,11 +62,7 @@ def compile_module(watched: bool = False) -> Path:
     emulated = emulator_commands(toolchain, watched=watched)
     objects = tree.make([*commands, *tree.cpu_commands(["generic"], cuda=True), *emulated])
     if not module.exists() or max(path.stat().st_mtime for path in objects) > module.stat().st_mtime:
-        module.parent.mkdir(parents=True, exist_ok=True)
-        part = module.with_suffix(f".{os.getpid()}")
-        link = [toolchain.compiler(), "-shared", *map(str, objects), *toolchain.torch_link_flags(), "-o", str(part)]
-        subprocess.run(link, check=True)
-        part.replace(module)
+        toolchain.link_bindings(objects, module)
     return module
 
 

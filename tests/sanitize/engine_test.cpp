@@ -1,6 +1,7 @@
 // Sweeps every rule and variant over every mix of storages, sizes, layouts, instruction sets and thread counts: each
 // instruction set and each thread count gives the bits of the generic one on one thread. All buffers are exactly sized
-// and on the heap, for ASan and UBSan to watch.
+// and on the heap, for ASan and UBSan to watch. `engine_test digests` says instead what the bits are, for a test that
+// compares kinds of processors.
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -13,7 +14,7 @@ using namespace operands;
 
 namespace {
 
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(ENGINE_TEST_FEW)
 constexpr bool kFew = true;
 #else
 constexpr bool kFew = false;
@@ -130,6 +131,21 @@ void expect_equal(const std::vector<Operand>& a, const std::vector<Operand>& b, 
   }
 }
 
+// A number that tells the bits of all buffers from others (FNV-1a), where NaNs are alike.
+uint64_t digest(const std::vector<Operand>& memory) {
+  uint64_t hash = 0xcbf29ce484222325;
+  const auto add = [&](unsigned char byte) { hash = (hash ^ byte) * 0x100000001b3; };
+  for (const Operand& operand : memory) {
+    const size_t size = element_size(operand.dtype);
+    for (size_t at = 0; at < operand.bytes.size; at += size) {
+      const unsigned char* element = operand.bytes.data.get() + at;
+      const bool nan = is_nan(operand.dtype, element);
+      for (size_t i = 0; i < size; ++i) add(nan ? 0xff : element[i]);
+    }
+  }
+  return hash;
+}
+
 // Whoever adds a rule or a variant adds it to the list.
 void expect_all_variants() {
   for (const Rule* rule : cpu::built_rules()) {
@@ -152,9 +168,10 @@ void expect_all_variants() {
 
 }  // namespace
 
-// With an argument every so many of the jobs are done, others of each rule.
-int main(int count, char** given) {
-  const int one_in = count > 1 ? std::atoi(given[1]) : 1;
+// With a number every so many of the jobs are done, others of each rule.
+int main(int argc, char** argv) {
+  const bool digests = argc > 1 && std::strcmp(argv[1], "digests") == 0;
+  const int one_in = argc > 1 && !digests ? std::atoi(argv[1]) : 1;
   int jobs = 0;
   expect_all_variants();
   // Every size there is up to past two vectors' unrolled rounds; and some around what engines count in.
@@ -180,6 +197,11 @@ int main(int count, char** given) {
         if (jobs++ % one_in != 0) continue;
         const Job job{rule, hypers, mix, strided, in_every_size ? every : some};
         const auto expected = run(job, "generic", 1);
+        if (digests) {
+          std::printf("%s %d %d %d %d %016llx\n", rule.c_str(), static_cast<int>(mix.param), static_cast<int>(mix.grad),
+                      static_cast<int>(mix.state), strided, static_cast<unsigned long long>(digest(expected)));
+          continue;
+        }
         const auto check = [&](const char* isa, int threads) {
           expect_equal(run(job, isa, threads), expected, job, isa, threads);
           ++checked;
@@ -192,5 +214,5 @@ int main(int count, char** given) {
       }
     }
   }
-  std::printf("%d sweeps, no bit differs\n", checked);
+  if (!digests) std::printf("%d sweeps, no bit differs\n", checked);
 }
