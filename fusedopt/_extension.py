@@ -86,8 +86,8 @@ def compiled(package: Path = PACKAGE) -> Path | None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             print(
-                f"fusedopt compiles its bindings for torch {torch.__version__}, once; it takes a minute or two, and they "
-                f"are kept in {folder} (FUSEDOPT_COMPILE=0 keeps it from that)",
+                f"fusedopt compiles its bindings for torch {torch.__version__}, once; it takes a minute or two, and "
+                f"they are kept in {folder} (FUSEDOPT_COMPILE=0 keeps it from that)",
                 file=sys.stderr,
                 flush=True,
             )

@@ -50,8 +50,8 @@ def test_a_build_for_another_torch_says_which(tmp_path: Path) -> None:
         fake_bindings(tmp_path / "project" / "fusedopt", version)
     told = run([sys.executable, "-c", IMPORT], tmp_path / "project")
     assert told.stderr.strip().splitlines()[-1] == (
-        f"ImportError: fusedopt is built for torch 2.98.0+cu190, 2.99.0, and this is torch {torch.__version__}; run, in "
-        f"{tmp_path / 'project'}: python -m pip install --no-build-isolation -e ."
+        f"ImportError: fusedopt is built for torch 2.98.0+cu190, 2.99.0, and this is torch {torch.__version__}; run, "
+        f"in {tmp_path / 'project'}: python -m pip install --no-build-isolation -e ."
     )
 
 

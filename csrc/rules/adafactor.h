@@ -18,6 +18,7 @@ struct Adafactor {
   static constexpr Kind state_kinds[] = {Kind::factor, Kind::factor, Kind::factor};
   static constexpr const char* counter_names[] = {"step"};
   static constexpr int counters = 1, variants = 2, sums = 0;
+  static constexpr bool joint = false;
 
   // Always in double.
   template <class T>
