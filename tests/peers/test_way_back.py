@@ -50,7 +50,7 @@ class Run:
 
 WD = {"weight_decay": 0.1}
 BF16 = torch.bfloat16
-# Of what bfloat16 params have moved: a last place of an element from 2 to 4, where theirs has rounded the other way.
+# Of what bfloat16 params have moved: a last place of an element between 2 and 4, rounded the other way there.
 PLACES = 0.11
 ADAM = "deepspeed.ops.adam.DeepSpeedCPUAdam"
 RUNS = [
