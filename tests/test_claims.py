@@ -20,8 +20,7 @@ import fusedopt
 from fusedopt import _C, _toolchain
 from fusedopt._core.arguments import Options
 from fusedopt._core.optimizer import FusedStep
-from fusedopt.bench import baselines, cli, diff, oracle, report, runner, sweeps
-from fusedopt.bench.networks import SMALL
+from fusedopt.bench import baselines, cli, diff, networks, oracle, report, runner, sweeps
 from fusedopt.bench.suites import SUITES
 
 ROOT = Path(__file__).parent.parent
@@ -149,7 +148,7 @@ CLAIMS = [
     ),
     (README, f"is {min(LARGE):.1f} to {max(LARGE):.1f} times as fast as torch's fused step"),
     (README, f"| {len(CLASSES)} classes, their variants"),
-    (README, f"AdamW, {SMALL.elements / 1e6:.0f} M params | "),
+    (README, f"AdamW, {networks.SMALL.elements / 1e6:.0f} M params | "),
     (README, f"GPT-2 of {SUITES['gpt2'].elements / 1e6:.0f} M params | "),
     (FIGURES, f"from {min(RPROP):.1f}x to {max(RPROP):.1f}x and RAdam from {min(RADAM):.1f}x to {max(RADAM):.1f}x"),
     (FIGURES, f"ours took {min(BARE):.2f} to {max(BARE):.2f} of a bare loop's"),
@@ -167,7 +166,7 @@ CLAIMS = [
     (BENCHMARKING, f"Rivals of which {runner.LEAST_CALLS} calls do not fit"),
     (BENCHMARKING, f"step {sweeps.COUNTS[0]} to {sweeps.COUNTS[-1]:,} tensors of {sweeps.EACH} elements"),
     (BENCHMARKING, f"one tensor of 2^{sweeps.SIZES[0].bit_length() - 1} to 2^{sweeps.SIZES[-1].bit_length() - 1}"),
-    (BENCHMARKING, f"one with {round(SMALL.elements / 1e6)} million params"),
+    (BENCHMARKING, f"one with {round(networks.SMALL.elements / 1e6)} million params"),
     (BENCHMARKING, f"up to {baselines.MOST_COMPILED['cuda']} tensors ({baselines.MOST_COMPILED['cpu']} on a CPU"),
     (BENCHMARKING, f"from 1, at least {round(diff.LEAST_NOISE * 100)} %"),
     (BENCHMARKING, f"| `schema` | {report.SCHEMA} |"),
