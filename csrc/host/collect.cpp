@@ -245,7 +245,7 @@ Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
     fail(source, name() + "is not a tensor; assign torch.tensor(float(value))");
   }
   TensorImpl* counter = unpack(value).unsafeGetTensorImpl();
-  const at::ScalarType dtype = counter->dtype().toScalarType();
+  const at::ScalarType dtype = c10::typeMetaToScalarType(counter->dtype());
   if (source.from != kHost && counter->device() != home_of(source))
     fail(source, name() + "is on " + counter->device().str() + kNotHome);
   const bool reachable = plain(*counter) && (counter->is_cpu() || counter->device() == source.param->device());

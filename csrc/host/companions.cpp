@@ -23,7 +23,7 @@ void Plan::read_attached(Row& row, Source& source, PyObject** found) {
                        "', which its group's options would leave behind; they are fixed once states are made, so load "
                        "state_dict() into an optimizer that is constructed with others");
   }
-  if (options.pair == Pair::remainder && source.param->dtype().toScalarType() == at::kHalf)
+  if (options.pair == Pair::remainder && c10::typeMetaToScalarType(source.param->dtype()) == at::kHalf)
     fail(source, "master_weights='remainder' keeps the low half of a float32 beside a bfloat16, and it is " +
                      dtype_name(*source.param) + "; use master_weights='float32'");
   if (options.pair == Pair::copy)
@@ -52,7 +52,7 @@ void Plan::attach(Source& source, int at, PyObject* value, const std::string& na
   if (!plain(*tensor) || tensor->device() != place)
     fail(source, name + "is not a dense tensor on " + place.str() +
                      (travels || source.from == kHost ? "; move it to the param's device" : kNotHome));
-  const at::ScalarType type = tensor->dtype().toScalarType();
+  const at::ScalarType type = c10::typeMetaToScalarType(tensor->dtype());
   if (at >= kScaleTensor) {
     if (type != at::kFloat || tensor->numel() != blocks_of(*source.param) || !tensor->is_contiguous())
       fail(source, name + "is not a contiguous float32 tensor of " + std::to_string(blocks_of(*source.param)) +

@@ -113,7 +113,8 @@ Factored Plan::factored_row(const Row& row, const Source& source) const {
     set(kFactoredAverage, t.extras.average, t.extras.average_dtype);
   }
   // torch.finfo(dtype).eps of what the arithmetic keeps of the param.
-  const at::ScalarType dtype = source.attached[kPartnerTensor] ? at::kFloat : source.param->dtype().toScalarType();
+  const at::ScalarType dtype =
+      source.attached[kPartnerTensor] ? at::kFloat : c10::typeMetaToScalarType(source.param->dtype());
   t.eps = dtype == at::kDouble ? 0x1p-52 : dtype == at::kFloat ? 0x1p-23 : dtype == at::kHalf ? 0x1p-10 : 0x1p-7;
   t.scalars = work_.prepared[row.entry].scalars;
   t.entry = row.entry;

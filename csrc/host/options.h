@@ -114,7 +114,7 @@ struct Options {
 
   // What a new state k of a param is kept in, if not in codes.
   at::ScalarType storage_of_state(int k, const TensorImpl& param) const {
-    const at::ScalarType own = param.dtype().toScalarType();
+    const at::ScalarType own = c10::typeMetaToScalarType(param.dtype());
     if (!state[k])
       return (own == at::kBFloat16 ? of_bfloat16 : own == at::kHalf ? of_float16 : std::nullopt).value_or(own);
     if (coded(k) && (is_complex(param) || own == at::kDouble)) return own;
@@ -161,7 +161,7 @@ inline std::vector<int64_t> order_of(const TensorImpl& impl) {
 }
 
 inline bool in_16_bits(const TensorImpl& impl) {
-  const at::ScalarType type = impl.dtype().toScalarType();
+  const at::ScalarType type = c10::typeMetaToScalarType(impl.dtype());
   return type == at::kBFloat16 || type == at::kHalf;
 }
 
@@ -170,8 +170,8 @@ inline int64_t blocks_of(const TensorImpl& param) { return (param.numel() + kCod
 // Codes of a param's elements, to torch a row of bytes for each block. They tell by their type whether they have a sign
 // and by their width how many bits.
 inline bool codes_of(const TensorImpl& impl, const TensorImpl& param, Dtype& dtype) {
-  const bool with_sign = impl.dtype().toScalarType() == at::kChar;
-  if (!with_sign && impl.dtype().toScalarType() != at::kByte) return false;
+  const bool with_sign = c10::typeMetaToScalarType(impl.dtype()) == at::kChar;
+  if (!with_sign && c10::typeMetaToScalarType(impl.dtype()) != at::kByte) return false;
   if (impl.dim() != 2 || impl.sizes()[0] != blocks_of(param) || !impl.is_contiguous()) return false;
   if (impl.storage_offset() % sizeof(uint32_t) != 0) return false;
   for (const Dtype code : {with_sign ? Dtype::i8 : Dtype::u8, with_sign ? Dtype::i4 : Dtype::u4}) {

@@ -290,7 +290,7 @@ class Plan {
     const Slot& slot = slots_[source.slot];
     throw std::runtime_error(label(slot.group, slot.position) + ": " + what);
   }
-  bool is_double(const TensorImpl& impl) const { return impl.dtype().toScalarType() == at::kDouble; }
+  bool is_double(const TensorImpl& impl) const { return c10::typeMetaToScalarType(impl.dtype()) == at::kDouble; }
 
   std::string rule_name_;
   py::dict defaults_;

@@ -47,7 +47,7 @@ inline bool dispatches_to_python(const TensorImpl& impl) { return impl.key_set()
 
 // The storage type of a tensor's real numbers; false if the engines have none.
 inline bool storage_of(const TensorImpl& impl, Dtype& dtype) {
-  switch (impl.dtype().toScalarType()) {
+  switch (c10::typeMetaToScalarType(impl.dtype())) {
     case at::kFloat:
     case at::kComplexFloat:
       dtype = Dtype::f32;
@@ -68,7 +68,7 @@ inline bool storage_of(const TensorImpl& impl, Dtype& dtype) {
   }
 }
 
-inline bool is_complex(const TensorImpl& impl) { return c10::isComplexType(impl.dtype().toScalarType()); }
+inline bool is_complex(const TensorImpl& impl) { return c10::isComplexType(c10::typeMetaToScalarType(impl.dtype())); }
 
 inline std::string shape_of(const TensorImpl& impl) {
   std::ostringstream out;
