@@ -1,4 +1,7 @@
-"""Compilers and their flags, for setup.py and for rules that users compile; needs nothing but the standard library."""
+"""Compilers and their flags, for setup.py and for rules that users compile; needs nothing but the standard library.
+
+One long file, because setup.py loads it by its path, before there is a package to import from.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""python -m fusedopt.convert: files of other packages, of torch and of ours become each other's, whole or not."""
+"""python -m fusedopt.convert: files of other packages, of torch and of ours become each other's, whole or not.
+
+Long, because each sentence of the command line has a case.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Files and live optimizers of other packages go on in ours, and what has another rule is refused by its maths.
 
-tests/peers runs the packages themselves; what is here has their keys.
+tests/peers runs the packages themselves; what is here has their keys, of a dozen packages, which makes it long.
 """
 
 from __future__ import annotations

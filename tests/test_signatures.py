@@ -1,4 +1,7 @@
-"""What a person, an editor and a type checker see of the constructors is what they take: torch's arguments and ours."""
+"""What a person, an editor and a type checker see of the constructors is what they take: torch's arguments and ours.
+
+Long, because the table of what torch's lack is in it.
+"""
 
 from __future__ import annotations
 
