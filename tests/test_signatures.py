@@ -151,6 +151,7 @@ def test_options_arrive(name: str) -> None:
         "master_weights": "remainder",
         "rounding": "stochastic",
         "rounding_seed": 7,
+        "offload": "cpu",
     }
     given = {option: given[option] for option in options_of(name)}
     optimizer = getattr(fusedopt, name)([Parameter(torch.zeros(2, 2, dtype=torch.bfloat16))], **given)
@@ -159,7 +160,7 @@ def test_options_arrive(name: str) -> None:
         kept = optimizer._precision
         averages = "ema_decay" in given
         assert (optimizer.ema_decay, kept.average) == (0.25 if averages else None, averages)
-        assert (kept.partner, kept.seed) == ("remainder", 7)
+        assert (kept.partner, kept.seed, kept.offload) == ("remainder", 7, "offload" in given)
         assert set(kept.states.values()) <= {"float32"}
 
 
@@ -392,11 +393,9 @@ def test_what_a_compiled_rule_takes_beside_its_hyper_parameters_is_what_our_own_
 
 
 def test_names_of_choices_are_those_that_are_checked() -> None:
-    for option, choices in (
-        ("master_weights", arguments.MasterWeights),
-        ("rounding", arguments.Rounding),
-        ("offload", arguments.Offload),
-    ):
+    kinds = {"master_weights": "MasterWeights", "rounding": "Rounding", "offload": "Offload"}
+    for option, kind in kinds.items():
+        choices = getattr(arguments, kind)
         for choice in get_args(choices):
             fusedopt.SGD([Parameter(torch.zeros(2, dtype=torch.bfloat16))], **{option: choice})
         named = ".*".join(f"'{choice}'" for choice in get_args(choices))

@@ -1,7 +1,5 @@
 // Params and gradients on a device, states on the host: rows that the CPU engine steps piece by piece, as their memory
 // comes from the device and goes back to it.
-#include <ATen/ops/empty_like.h>
-
 #include "plan.h"
 
 namespace fusedopt {
@@ -172,7 +170,7 @@ void Plan::bring_in_order(Row& row, Source& source) {
   const at::NoGradGuard no_grad;
   const at::Tensor grad = tensor_of(source.grad);
   const at::Tensor made =
-      held_.emplace_back(at::empty_like(tensor_of(source.param).detach(), grad.options().requires_grad(false)));
+      held_.emplace_back(at::zeros_like(tensor_of(source.param).detach(), grad.options().requires_grad(false)));
   made.copy_(grad);
   source.grad = made.unsafeGetTensorImpl();
 }
