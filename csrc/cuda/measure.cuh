@@ -139,6 +139,14 @@ __device__ void conclude_entry(const JointArguments& a, uint32_t entry, const do
   memcpy(numbers + 1, &scalars, sizeof(scalars));
 }
 
+// The hyper-parameters that groups keep, a bit for each: device code has no table of the rule's.
+template <class R>
+constexpr uint32_t kept_numbers_of() {
+  uint32_t bits = 0;
+  for (int i = 0; i < Shape<R>::kHypers; ++i) bits |= (R::scopes[i] == Scope::kept) ? 1u << i : 0u;
+  return bits;
+}
+
 // One block: adds the sums of all rows, each of which has its chunks in one launch, and lets the rule change the
 // scalars of all entries, then what groups keep.
 template <class R>
@@ -169,8 +177,9 @@ __global__ void __launch_bounds__(fusedopt::kAccumulators) conclude_all(const __
     typename R::template Scalars<double> unused = {};
     R::conclude(all, kept, unused);
     memcpy(hypers, &kept, sizeof(kept));
+    constexpr uint32_t kept_numbers = kept_numbers_of<R>();
     for (int i = 0; i < Shape<R>::kHypers; ++i)
-      if (R::scopes[i] == Scope::kept) group.write(i, hypers[i]);
+      if (kept_numbers >> i & 1) group.write(i, hypers[i]);
   }
 }
 
