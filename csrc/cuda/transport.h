@@ -4,6 +4,7 @@
 
 #include "engine.h"
 
+#pragma GCC visibility push(default)
 namespace fusedopt::cuda {
 
 // Whether the stream is being captured into a graph. Throws if an earlier kernel failed.
@@ -44,3 +45,4 @@ class Transport {
 };
 
 }  // namespace fusedopt::cuda
+#pragma GCC visibility pop
