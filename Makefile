@@ -1,6 +1,7 @@
 # Everything runs from .venv, which is made on first use; the stamps inside it make a repeated `make` a matter of milliseconds.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
+TORCHES ?=
 GPU_OUT ?= build/gpu
 
 VENV := .venv

@@ -195,7 +195,7 @@ def test_environment_variables_are_those_that_sources_read() -> None:
     listed = [name for row in rows for name in row]
     assert len(listed) == len(set(listed))
     assert set(listed) == set().union(*read_of_the_environment().values())
-    given = re.findall(r"^(\w+) \?= ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    given = re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert re.findall(r"^\| `(\w+)`", command_line, re.MULTILINE) == given
 
 

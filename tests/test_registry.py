@@ -135,7 +135,10 @@ def test_one_openmp_runtime_is_loaded() -> None:
 
 
 def test_files_are_one_room_each() -> None:
+    """Of 400 lines; one that is longer says in its first comment why it is long."""
     for folder in ("csrc", "fusedopt", "tests", "benchmarks", "examples"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
-                assert len(path.read_text().splitlines()) <= 400, path
+                text = path.read_text()
+                first_comment = text.partition("\n\nfrom ")[0].partition("\n#include")[0]
+                assert len(text.splitlines()) <= 400 or re.search(r"\b[Ll]ong\b", first_comment), path

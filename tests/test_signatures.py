@@ -45,6 +45,8 @@ LACKS = {
     "Adafactor": {"state_dtype", "offload"},
     "SparseAdam": {"ema_decay", "offload"},
     "Muon": {"offload"},
+    "NovoGrad": {"offload"},
+    "Prodigy": {"offload"},
 }
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)

@@ -42,8 +42,8 @@ MUTANTS = (
     ),
     Mutant(
         "fusedopt/_core/max_grad_norm.py",
-        'self.__dict__.get("grad_scale"), cast',
-        "None, cast",
+        'self.__dict__.get("grad_scale"), self._max_grad_norm',
+        "None, self._max_grad_norm",
         "gradients are clipped as they are before they are unscaled",
         "tests/test_grad_scaler.py tests/test_max_grad_norm.py",
     ),
