@@ -344,7 +344,8 @@ class Twins:
     def step_twice_in_steady_state(self, launches: int | None = None) -> None:
         """On the gradients that there are; nothing happens but launches."""
         assert self.backend.launches(self.ours.step) == (launches or usual_launches(self.ours))
-        assert self.backend.beside_launches(self.ours.step) == []
+        beside = self.backend.beside_launches(self.ours.step)
+        assert beside == [], beside
         self.step_cpu()
         self.step_cpu()
         self.check()

@@ -122,9 +122,9 @@ def test_checkpoints_copies_and_pickles(adam: type) -> None:
 
 def test_the_signature_names_the_hyper_parameters(adam: type) -> None:
     parameters = inspect.signature(adam).parameters
-    shared = list(inspect.signature(fusedopt.StableAdamW).parameters.values())[-10:]
+    shared = list(inspect.signature(fusedopt.StableAdamW).parameters.values())[-11:]
     assert list(parameters) == ["params", *HYPERS, *(p.name for p in shared)]
-    assert [(p.kind, p.default) for p in list(parameters.values())[-10:]] == [(p.kind, p.default) for p in shared]
+    assert [(p.kind, p.default) for p in list(parameters.values())[-11:]] == [(p.kind, p.default) for p in shared]
     # adam.h gives no defaults.
     assert parameters["lr"].default is inspect.Parameter.empty
     with pytest.raises(TypeError, match="missing a required argument: 'lr'"):

@@ -64,7 +64,7 @@ def _left_out(items: list[pytest.Item]) -> Iterator[pytest.Item]:
     seen: set[Any] = set()
     for item in [item for item in items if keep is not None and _holds(keep, item)]:
         seen |= covers.pop(item)
-    while covers:
+    while covers and together:
         best = max(covers, key=lambda item: len(covers[item] - seen))
         if covers[best] <= seen:
             break

@@ -44,7 +44,11 @@ inline Bytes random_operand(std::mt19937& random, Dtype dtype, int64_t elements,
   Bytes bytes(elements * element_size(dtype));
   for (int64_t i = 0; i < elements; ++i) {
     float value = std::uniform_real_distribution<float>(0.25f, 2.0f)(random);
-    if (signed_) value = std::ldexp(random() % 2 ? value : -value, static_cast<int>(random() % 17) - 8);
+    if (signed_) {
+      // One after the other: compilers differ in the order of a call's arguments.
+      const bool negative = random() % 2 == 0;
+      value = std::ldexp(negative ? -value : value, static_cast<int>(random() % 17) - 8);
+    }
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     const uint32_t exponent = (bits >> 23 & 0xff) - 112;

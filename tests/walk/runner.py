@@ -40,8 +40,9 @@ class Walk:
         names = [name for name, (_, often) in OPERATIONS.items() for _ in range(often)]
         trips = list(TRIPS)
         setup = draw(random)
-        if setup.of.optimizer in ("LBFGS", "Muon"):
-            # Of which there is no formula whose roundings one could bound.
+        if setup.of.optimizer in ("LBFGS", "Muon", "Prodigy"):
+            # Of which there is no formula whose roundings one could bound: the last one's distance is of the sums of
+            # stored numbers, and multiplies all.
             kind = "trips"
         chosen = []
         for _ in range(random.randint(length // 4, length)):
