@@ -84,8 +84,8 @@ def figures(path: Path) -> str:
     return "\n".join(lines)
 
 
-def newest_end_of_step(results: Path = RESULTS) -> Path:
-    return max(results.glob("end-of-step-*.json"))
+def newest_narrow(results: Path = RESULTS) -> Path:
+    return max(results.glob("narrow-*.json"))
 
 
 def newest_sharded(results: Path = RESULTS) -> Path | None:
@@ -104,7 +104,7 @@ def in_loop(report: dict[str, Any]) -> tuple[float, float, Ratio]:
     return line["theirs_ms"], line["ours_ms"], compare(rounds["torch fused"], rounds[OURS])
 
 
-def speed(path: Path, end_of_step: Path, sharded: Path | None) -> str:
+def speed(path: Path, narrow: Path, sharded: Path | None) -> str:
     """The README's table; shards have a row as soon as they have been measured."""
     report = json.loads(path.read_text())
     rows = []
@@ -113,8 +113,8 @@ def speed(path: Path, end_of_step: Path, sharded: Path | None) -> str:
         ratio = Ratio(**line["measured"])
         rows.append(short_row(what, line["theirs_ms"], line["ours_ms"], ratio))
     rows.append(short_row("within a real training loop: AdamW, 13 M params", *in_loop(report)))
-    (coded,) = (f for f in json.loads(end_of_step.read_text())["findings"] if "8-bit" in f["task"])
-    whole, codes = (median(coded["nanoseconds"][name]) / 1e6 for name in ("torch", OURS))
+    (coded,) = (f for f in json.loads(narrow.read_text())["findings"] if "with int8" in f["workload"])
+    whole, codes = (coded["medians"][name] / 1e6 for name in ("float32", OURS))
     rows.append(
         short_row(
             "8-bit states, against our own float32 states: as the second row", whole, codes, Ratio(**coded["ratio"])
@@ -173,7 +173,7 @@ def main() -> None:
     page, readme = ROOT / "benchmarks" / "README.md", ROOT / "README.md"
     text = put(page.read_text(), CPU, figures(newest()))
     page.write_text(put(text, GPU, gpu_figures(newest_gpu())))
-    readme.write_text(put(readme.read_text(), SPEED, speed(newest(), newest_end_of_step(), newest_sharded())))
+    readme.write_text(put(readme.read_text(), SPEED, speed(newest(), newest_narrow(), newest_sharded())))
 
 
 if __name__ == "__main__":

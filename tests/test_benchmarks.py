@@ -331,7 +331,7 @@ def test_shards_have_a_row_once_they_are_measured(tmp_path: Path) -> None:
     ratio = {"value": 15.0, "low": 14.0, "high": 16.0}
     finding = {"workload": "100 params: AdamW", "against": "torch fused", "nanoseconds": times, "ratio": ratio}
     (tmp_path / "distributed-20261201.json").write_text(json.dumps({"findings": [finding]}))
-    runs = figures.newest(), figures.newest_end_of_step()
+    runs = figures.newest(), figures.newest_narrow()
     without, with_them = (figures.speed(*runs, file).splitlines() for file in (None, figures.newest_sharded(tmp_path)))
     (row,) = [line for line in with_them if line not in without]
     assert row.endswith("| 30 | 2 | **15.00x** (14.00 to 16.00) |")
@@ -339,6 +339,6 @@ def test_shards_have_a_row_once_they_are_measured(tmp_path: Path) -> None:
 
 def test_pages_show_the_newest_results() -> None:
     """Figures are generated from the committed rounds; typing one in is seen here."""
-    newest, others = figures.newest(), (figures.newest_end_of_step(), figures.newest_sharded())
+    newest, others = figures.newest(), (figures.newest_narrow(), figures.newest_sharded())
     assert figures.figures(newest) in (figures.ROOT / "benchmarks/README.md").read_text()
     assert figures.speed(newest, *others) in (figures.ROOT / "README.md").read_text()
