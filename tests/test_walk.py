@@ -11,7 +11,7 @@ from typing import Any
 import formulas
 import pytest
 import torch
-from cases import CASES
+from cases import APART
 from support import EMULATED
 from walk.__main__ import main
 from walk.operations import OPERATIONS
@@ -45,7 +45,7 @@ def test_walks_find_nothing(first: int) -> None:
 def test_the_seeds_have_everything() -> None:
     walks = [Walk.drawn(seed) for seed in range(WALKS)]
     assert {name for walk in walks for name, _ in walk.operations} == OPERATIONS.keys() | TRIPS.keys()
-    assert {walk.setup.case for walk in walks} == {case.name for case in (*CASES, *OTHERS)}
+    assert {walk.setup.case for walk in walks} == {case.name for case in (*APART, *OTHERS)}
     assert {key for walk in walks for key in walk.setup.options} >= {
         *("master_weights", "rounding", "state_dtype", "ema_decay", "max_grad_norm", "foreach", "fused")
     }

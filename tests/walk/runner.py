@@ -40,9 +40,8 @@ class Walk:
         names = [name for name, (_, often) in OPERATIONS.items() for _ in range(often)]
         trips = list(TRIPS)
         setup = draw(random)
-        if setup.of.optimizer in ("LBFGS", "Muon", "Prodigy"):
-            # Of which there is no formula whose roundings one could bound: the last one's distance is of the sums of
-            # stored numbers, and multiplies all.
+        if setup.of.optimizer in ("LBFGS", "Muon"):
+            # Of which there is no formula whose roundings one could bound.
             kind = "trips"
         chosen = []
         for _ in range(random.randint(length // 4, length)):

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import torch
-from cases import CASES, Case
+from cases import APART, CASES, Case
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -153,6 +153,9 @@ def draw(random: Random) -> Setup:
     if random.random() < 0.15:
         return _draw_other(random, random.choice(OTHERS))
     case = random.choice(CASES)
+    if case.joint:
+        # Its groups agree on their numbers, which the operations of a walk change one by one.
+        case = random.choice(APART)
     main = random.choice(DTYPES)
     dtypes = [main if random.random() < 0.85 else random.choice(DTYPES) for _ in range(random.randint(1, 4))]
     setup = Setup(case.name, [ParamSpec.drawn(random, dtype, case) for dtype in dtypes], {}, random.getrandbits(32))
