@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -137,8 +138,10 @@ class Backend:
 
     def beside_launches(self, fn: Callable[[], Any]) -> list[str]:
         """What `fn` does that a step in steady state must not: waits, allocations, operations of torch."""
+        gc.disable()  # what others have left must not be cleared away meanwhile
         with profile() as prof:
             fn()
+        gc.enable()
         # A conversion that finds nothing to convert is no operation.
         return [e.name for e in prof.function_events if e.name.startswith("aten::") and e.name != "aten::to"]
 
