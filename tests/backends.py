@@ -139,9 +139,11 @@ class Backend:
     def beside_launches(self, fn: Callable[[], Any]) -> list[str]:
         """What `fn` does that a step in steady state must not: waits, allocations, operations of torch."""
         gc.disable()  # what others have left must not be cleared away meanwhile
-        with profile() as prof:
-            fn()
-        gc.enable()
+        try:
+            with profile() as prof:
+                fn()
+        finally:
+            gc.enable()
         # A conversion that finds nothing to convert is no operation.
         return [e.name for e in prof.function_events if e.name.startswith("aten::") and e.name != "aten::to"]
 
@@ -200,9 +202,14 @@ class Emulated(Backend):
         return int(self.control.launches() - before)
 
     def beside_launches(self, fn: Callable[[], Any]) -> list[str]:
-        before = self.control.synchronizations()
-        seen = super().beside_launches(fn)
-        return seen + ["synchronize"] * int(self.control.synchronizations() - before)
+        waits: list[str] = []
+
+        def counted() -> None:  # while nothing is collected: an offloading optimizer that goes away waits, too
+            before = self.control.synchronizations()
+            fn()
+            waits.extend(["synchronize"] * int(self.control.synchronizations() - before))
+
+        return super().beside_launches(counted) + waits
 
 
 class Cuda(Backend):
