@@ -99,6 +99,21 @@ def test_groups_share_one_norm(case: Case) -> None:
 
 
 @one_per_optimizer
+def test_one_look_at_gradients_on_the_host_serves(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step has found of them is measured; nobody lists them a second time."""
+    ours = clipped(case, make_params(), 1.0)
+    give_grads(params_of(ours), 0)
+    expected = fusedopt.local_grad_norm(params_of(ours)).sqrt().float()
+
+    def listed(*_: Any) -> None:
+        raise AssertionError("the gradients were looked at twice")
+
+    monkeypatch.setattr(_C, "Grads", listed)
+    ours.step()
+    assert_identical(ours.grad_norm, expected)
+
+
+@one_per_optimizer
 @pytest.mark.parametrize("value", [INF, NAN])
 def test_a_norm_that_is_not_finite_scales_as_torch_does(case: Case, value: float) -> None:
     start = [Parameter(torch.ones(3)), Parameter(torch.ones(5))]
@@ -242,6 +257,21 @@ def test_optimizers_of_several_sweeps(name: str) -> None:
         expected.step()
         assert_identical(ours.grad_norm, norm)
     assert_close(ours, expected)
+
+
+def test_a_gradient_with_gaps_counts_like_one_without() -> None:
+    params, dense = make_params(), make_params()
+    optimizers = [fusedopt.AdamW(p, max_grad_norm=0.1) for p in (params, dense)]
+    give_grads(dense, 0)
+    for p, q in zip(params, dense, strict=True):
+        assert q.grad is not None
+        wide = torch.zeros(*q.shape, 2)
+        wide[..., 0] = q.grad
+        p.grad = wide[..., 0]
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(optimizers[0].grad_norm, optimizers[1].grad_norm)
+    assert_close(*optimizers)
 
 
 def test_sparse_adam() -> None:

@@ -4,6 +4,7 @@
 #include "bind.h"
 #include "dtensor.h"
 #include "group.h"
+#include "plan.h"
 
 namespace fusedopt {
 
@@ -309,6 +310,47 @@ py::tuple clip_of(const py::object& total_object, double p, const py::object& sc
 }
 
 }  // namespace
+
+// Sets what this step's gradients are divided by; false where a norm takes more than rows on the host, which Grads
+// knows.
+bool Plan::clip(Clipping& clipping) {
+  const auto ordinary = [&](const Pass& pass) { return pass.device == kHost && pass.from == kHost && pass.wave == 0; };
+  if (rule_->indexed || scaling_.divisor_known_there_alone() || scaling_.known_there_alone() || passes_.size() != 1 ||
+      !ordinary(passes_[0]))
+    return false;
+  bool wide = false;
+  int64_t elements = 0;
+  std::vector<NormEntry> entries;
+  entries.reserve(count_);
+  for (size_t i = 0; i < count_; ++i) {
+    const TensorImpl& grad = *sources_[i].grad;
+    if (sources_[i].sharded || !grad.is_non_overlapping_and_dense()) return false;
+    NormEntry entry = {};
+    entry.numel = rows_[i].numel;
+    entry.dtype = rows_[i].grad_dtype;
+    wide = wide || entry.dtype == Dtype::f64;
+    if (entry.numel == 0) continue;
+    entry.data = const_cast<void*>(read_of(grad, grad.dtype().itemsize()));
+    entry.chunks_end = entry.chunks() + (entries.empty() ? 0 : entries.back().chunks_end);
+    elements += entry.numel;
+    entries.push_back(entry);
+  }
+  const ClipRequest request = {norm_order(2), clipping.max_norm, wide};
+  const int threads = at::get_num_threads();
+  double total = 0;
+  const auto measure = [&] {
+    total = cpu::measure(entries.data(), entries.data() + entries.size(), request.order, threads);
+  };
+  // What new states are made of is not held.
+  if (new_states_.empty())
+    without_gil(elements, measure, &clipping.held);
+  else
+    measure();
+  const cpu::Clipped clipped = cpu::clip(total, scaling_.divisor(), request);
+  scaling_.divide_by(clipped.divisor);
+  clipping.norm = scalar(clipped.norm, wide ? at::kDouble : at::kFloat);
+  return true;
+}
 
 void bind_clipping(py::module_& m) {
   py::class_<Grads>(m, "Grads", py::module_local(), "The gradients of a list of params: their norm and their scaling.")

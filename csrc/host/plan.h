@@ -49,6 +49,14 @@ struct Products {
 
 class Plan {
  public:
+  using Held = std::vector<c10::intrusive_ptr<TensorImpl>>;
+  // What a step that clips is told, and tells.
+  struct Clipping {
+    double max_norm;
+    at::Tensor norm;  // undefined until it is measured
+    Held held;        // what is still to be stepped
+  };
+
   // `defaults` are values of hyper-parameters that groups may lack; `device_counters`: torch keeps the counters of this
   // optimizer on the param's device, whatever the groups say; `options` is what options.h reads.
   Plan(std::string rule, py::dict defaults, bool device_counters, py::dict options)
@@ -81,7 +89,12 @@ class Plan {
   // with `engine_only` then steps the others. Gradients are divided by `divisor`, unless it is None: then by
   // optimizer.grad_scale, if there is one. With `clears_grad` they are zero afterwards. `grads` is a list with one for
   // each param in its order, or None: then they are the params' own.
-  py::object step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad, py::object grads);
+  py::object step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad, py::object grads,
+                  Clipping* clipping = nullptr);
+
+  // The same of gradients whose norm, of all together, is held to max_norm: one look at them serves for it and for the
+  // step. Returns the norm; or None, and has done nothing, where it has to be measured by other means.
+  py::object step_clipped(const py::object& optimizer, double max_norm, bool clears_grad);
 
   // Sends the groups' numbers to the device for the steps that were captured into graphs, which read them there.
   void refresh(py::object optimizer);
@@ -233,6 +246,7 @@ class Plan {
   bool lay_out(Row& row, Source& source);
   bool address(Row& row, const Source& source) const;
   py::list collect_all();
+  bool clip(Clipping& clipping);
   void collect_each(bool observed, py::list& leftover);
   bool host_needs_scaling(bool leftover) const;
   void make_ready(const py::object& optimizer);
@@ -255,8 +269,9 @@ class Plan {
   void run_parts(const std::vector<size_t>& rows);
   std::vector<FactoredPart> parts_of(const std::vector<size_t>& rows) const;
   at::Tensor sums_of_all(const at::Tensor& sums);
+  Held hold_all() const;
   template <class F>
-  void without_gil(int64_t work, F&& f);
+  void without_gil(int64_t work, F&& f, Held* keep = nullptr);
   struct Batch;
   std::vector<Batch> batches_of(const Pass& pass) const;
   void multiply(Batch& batch);

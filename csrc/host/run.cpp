@@ -170,7 +170,14 @@ void Plan::find_rules() {
   isa_ = chosen;
 }
 
-py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad, py::object grads) {
+py::object Plan::step_clipped(const py::object& optimizer, double max_norm, bool clears_grad) {
+  Clipping clipping = {max_norm, {}, {}};
+  step(optimizer, false, py::none(), clears_grad, py::none(), &clipping);
+  return clipping.norm.defined() ? wrap(clipping.norm) : py::none();
+}
+
+py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad, py::object grads,
+                      Clipping* clipping) {
   if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
   find_rules();
   const Ref dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
@@ -235,6 +242,10 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
     leftover = collect_all();
   }
   if (listed_anew || (count_ == 0 && leftover.empty())) refuse_replaced();
+  if (clipping && !(leftover.empty() && clip(*clipping))) {
+    together.done = true;
+    return py::none();
+  }
   if (rule_->joint) check_one_pass();
   make_ready(optimizer);
   if (host_needs_scaling(!leftover.empty())) scaling_.fetch();
@@ -271,8 +282,13 @@ void bind_plan(py::module_& m) {
   py::class_<Plan>(m, "Plan", py::module_local(), "A rule bound to one optimizer's params, checked and run by step().")
       .def(py::init<std::string, py::dict, bool, py::dict>(), py::arg("rule"), py::arg("defaults"),
            py::arg("device_counters") = false, py::arg("options") = py::dict())
-      .def("step", &Plan::step, py::arg("optimizer"), py::arg("engine_only") = false, py::arg("divisor") = py::none(),
-           py::arg("clears_grad") = false, py::arg("grads") = py::none())
+      .def(
+          "step",
+          [](Plan& plan, py::object optimizer, bool engine_only, py::object divisor, bool clears_grad,
+             py::object grads) { return plan.step(optimizer, engine_only, divisor, clears_grad, grads); },
+          py::arg("optimizer"), py::arg("engine_only") = false, py::arg("divisor") = py::none(),
+          py::arg("clears_grad") = false, py::arg("grads") = py::none())
+      .def("step_clipped", &Plan::step_clipped, py::arg("optimizer"), py::arg("max_norm"), py::arg("clears_grad"))
       .def_property("draws", &Plan::draws, &Plan::set_draws_done)
       .def_property("first_slot", &Plan::first_slot, &Plan::set_first_slot)
       .def("why_left", &Plan::why_left, py::arg("param"))

@@ -28,11 +28,12 @@ Number bring(const at::Tensor& tensor, int device, at::Tensor& held) {
 void Scaling::read(PyObject* found_inf, PyObject* divisor) {
   told_ = at::Tensor();
   skips_ = read_number(found_inf, "found_inf", 0, found_inf_) != 0;
-  multiplier_ = 1 / read_number(divisor, "grad_scale", 1, divisor_);
+  divisor_on_host_ = read_number(divisor, "grad_scale", 1, divisor_);
+  divide_by(divisor_on_host_);
 }
 
 void Scaling::fetch() {
-  if (divisor_.defined()) multiplier_ = 1 / divisor_.item().toDouble();
+  if (divisor_.defined()) divide_by(divisor_.item().toDouble());
   if (found_inf_.defined()) skips_ = found_inf_.item().toDouble() != 0;
   release();
 }

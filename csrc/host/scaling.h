@@ -19,6 +19,10 @@ class Scaling {
   // As far as the host knows.
   bool skips() const { return skips_; }
   double multiplier() const { return multiplier_; }
+  // What gradients are divided by, and what they are to be divided by instead; only while no device alone knows it.
+  double divisor() const { return divisor_on_host_; }
+  void divide_by(double divisor) { multiplier_ = 1 / divisor; }
+  bool divisor_known_there_alone() const { return divisor_.defined(); }
   // Whether a device alone knows if the step takes place.
   bool known_there_alone() const { return found_inf_.defined(); }
 
@@ -37,7 +41,7 @@ class Scaling {
   void choose_flag(const cuda::Place& place, bool capturing);
 
   bool skips_ = false;
-  double multiplier_ = 1;
+  double divisor_on_host_ = 1, multiplier_ = 1;
   at::Tensor found_inf_, divisor_;  // where the host has not read them
   // Where a stream's steps say whether they were skipped.
   struct Flag {

@@ -5,11 +5,9 @@
 
 namespace fusedopt {
 
-// Calls f while other Python threads may run, if that is worth it; what they could free is held.
-template <class F>
-void Plan::without_gil(int64_t work, F&& f) {
-  if (work < kReleaseGil) return f();
-  std::vector<c10::intrusive_ptr<TensorImpl>> held;
+// What other Python threads could free.
+inline Plan::Held Plan::hold_all() const {
+  Held held;
   const auto hold = [&](TensorImpl* impl) {
     if (impl) held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
   };
@@ -21,12 +19,22 @@ void Plan::without_gil(int64_t work, F&& f) {
     for (TensorImpl* counter : sources_[i].counter) hold(counter);
     for (TensorImpl* tensor : sources_[i].attached) hold(tensor);
   }
+  return held;
+}
+
+// Calls f while other Python threads may run, if that is worth it. What they could free is held until the end, or for
+// as long as `keep` lives.
+template <class F>
+void Plan::without_gil(int64_t work, F&& f, Held* keep) {
+  if (work < kReleaseGil) return f();
+  Held held = hold_all();
   struct Busy {
     bool& flag;
     explicit Busy(bool& flag) : flag(flag) { flag = true; }
     ~Busy() { flag = false; }
   } const busy(busy_);
   fusedopt::without_gil(work, f);
+  if (keep) *keep = std::move(held);
 }
 
 }  // namespace fusedopt

@@ -131,11 +131,15 @@ class FusedStep(Checkpointed):
             with torch.enable_grad():
                 loss = closure()
         plan = self._planned()
-        norm, divisor = self._clip()
         # Of a step that a GPU alone knows to be skipped the engine would leave the gradients.
         in_pass = zero_grad and "found_inf" not in self.__dict__
-        # Without keywords, which the engine would look up one by one.
-        leftover = plan.step(self, False, divisor, in_pass, None)
+        leftover = norm = None
+        if self._max_grad_norm is not None and self._measured is None:
+            norm = plan.step_clipped(self, self._max_grad_norm, in_pass)
+        if norm is None:
+            norm, divisor = self._clip()
+            # Without keywords, which the engine would look up one by one.
+            leftover = plan.step(self, False, divisor, in_pass, None)
         in_pass = in_pass and not leftover
         if leftover:
             warn_of_unserved()

@@ -34,8 +34,11 @@ struct GradNorm {
         }
       }
     } else {
-      for (int i = 0; i < width; ++i) sum[i] = 0;
-      for (int64_t at = 0; at < n; at += kAccumulators) {
+      const int begun = kAccumulators < n ? kAccumulators : static_cast<int>(n);
+#pragma GCC ivdep
+      for (int i = 0; i < begun; ++i) sum[i] = add(0.0, static_cast<double>(decode(x[i])));
+      for (int i = begun; i < width; ++i) sum[i] = 0;
+      for (int64_t at = kAccumulators; at < n; at += kAccumulators) {
         const int64_t end = kAccumulators < n - at ? kAccumulators : n - at;
 #pragma GCC ivdep
         for (int64_t i = 0; i < end; ++i) sum[i] = add(sum[i], static_cast<double>(decode(x[at + i])));
