@@ -265,7 +265,8 @@ class Mirror {
     out.partner_dtype = extras.partner_dtype;
     out.average_dtype = extras.average_dtype;
     out.flags = (extras.new_average ? kNewAverage : 0) | (extras.stochastic ? kStochastic : 0) |
-                (extras.clears_grad ? kClearsGrad : 0);
+                (extras.clears_grad ? kClearsGrad : 0) |
+                (extras.numbering.first > 0 || extras.numbering.scattered ? kPart : 0);
     for (int k = 0; k < states; ++k) out.coded |= row.state[k] && is_coded(row.state_dtype[k]) ? 1 << k : 0;
     out.by_chance = extras.states_by_chance;
     out.partner = extras.partner;
@@ -276,6 +277,7 @@ class Mirror {
     std::memcpy(words, &out, sizeof(words));
     for (int w = 0; w < extras_words(states); ++w) put(at++, words[w]);
     return at;
+    out.numbering = extras.numbering;
   }
 
   uint64_t rows_version_ = 0;        // of the rows in the table; 0: none

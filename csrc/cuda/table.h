@@ -71,10 +71,11 @@ struct TableExtras {
   void* partner;
   void* average;
   double average_weight;  // of this step's param
+  Numbering numbering;    // by which draws count, of rows that are parts
   float* scales[states];
 };
-constexpr uint8_t kNewAverage = 1, kStochastic = 2, kClearsGrad = 4;
-constexpr int extras_words(int states) { return 4 + states; }
+constexpr uint8_t kNewAverage = 1, kStochastic = 2, kClearsGrad = 4, kPart = 8;
+constexpr int extras_words(int states) { return 4 + sizeof(Numbering) / 8 + states; }
 static_assert(sizeof(TableExtras<kMaxStates>) == 8 * extras_words(kMaxStates));
 
 struct TableView {

@@ -223,6 +223,7 @@ class Plan {
   void bring_in_order(Row& row, Source& source);
   void run_offloaded(const Pass& pass);
   void outfit(size_t at);
+  const Numbering& numbering_of(const Source& source);
   void make_attached(size_t i, py::dict& entry, const StateScales& scales);
   TensorImpl* exact_param(const Source& source) const;
   bool attached_as_before(const Row& row, const Source& source) const;
@@ -329,6 +330,13 @@ class Plan {
   size_t count_ = 0;
   // Of the last step's rows: whether to look at one takes no Python and cannot fail, and how many elements they have.
   bool simple_ = false;
+  // By slot, of parts whose elements draw: what it was made of, and how they count.
+  struct Numbered {
+    Ref spec;
+    std::vector<int64_t> order;
+    Numbering numbering;
+  };
+  std::vector<Numbered> numbered_;
   int64_t elements_ = 0;
   // What it costs to look at a row, in elements.
   static constexpr int64_t kLookingAt = 320;
