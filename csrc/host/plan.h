@@ -265,6 +265,8 @@ class Plan {
   void find_families();
   void check_family(const Source& source);
   at::Tensor over_processes(const at::Tensor& every, const py::list& which);
+  template <class F>
+  void say_refused(F&& take_part) noexcept;
   void exchange(at::Tensor totals);
   void come_without_rows();
   void gather(std::vector<Batch>& batches);

@@ -92,19 +92,11 @@ void Plan::exchange(at::Tensor totals) {
   py::list which;
   for (const Family& family : families_) which.append(py::cast(family.slots));
   const at::Tensor made = over_processes(every, which);
-  if (totals.defined()) totals.copy_(made);
+  if (totals.defined() && made.defined()) totals.copy_(made);
 }
 
 void Plan::give_up() noexcept {
-  if (!owes_sums_) return;
-  const py::error_scope pending;
-  giving_up_ = true;
-  try {
-    come_without_rows();
-  } catch (const std::exception&) {
-    // What is to be told is why this process gives up. The others will find that it does not answer.
-  }
-  giving_up_ = false;
+  if (owes_sums_) say_refused([this] { come_without_rows(); });
 }
 
 void Plan::add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, const Row* first) {
