@@ -120,6 +120,16 @@ struct UpdateArguments {
   uint32_t first_slot;      // the slot of the table's first row among the params that draw
 };
 
+// Of rows of which other processes have parts, which `parts` says of each: their sums go to `totals`, or come from
+// there.
+struct TotalsArguments {
+  uint64_t* words;
+  uint32_t starts, sums;  // of a launch
+  uint32_t count;         // of the rule's sums
+  const uint8_t* parts;
+  double* totals;  // [row][sum]
+};
+
 // Of a joint rule, once a step: what follows from the totals, [launch][row][sum], of all launches.
 struct JointArguments {
   TableView table;

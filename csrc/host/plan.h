@@ -277,6 +277,7 @@ class Plan {
   void keep_in_groups();
   void keep_on_device(int device);
   void launch(Work& work, int device);
+  void launch_and_add_up(cuda::Table& table, cuda::Step& step, const cuda::Place& place);
   void give_groups(cuda::Step& step) const;
   void give_batches(Work& work) const;
   void forget_graphs();
@@ -329,9 +330,6 @@ class Plan {
   std::vector<Row> rows_;
   std::vector<Source> sources_;
   std::vector<Extras> extras_;  // of the rows that have some
-  size_t count_ = 0;
-  // Of the last step's rows: whether to look at one takes no Python and cannot fail, and how many elements they have.
-  bool simple_ = false;
   // By slot, of parts whose elements draw: what it was made of, and how they count.
   struct Numbered {
     Ref spec;
@@ -339,6 +337,9 @@ class Plan {
     Numbering numbering;
   };
   std::vector<Numbered> numbered_;
+  size_t count_ = 0;
+  // Of the last step's rows: whether to look at one takes no Python and cannot fail, and how many elements they have.
+  bool simple_ = false;
   int64_t elements_ = 0;
   // What it costs to look at a row, in elements.
   static constexpr int64_t kLookingAt = 320;
