@@ -2,8 +2,8 @@
 // arithmetic, are updated there and go back; a kernel calls the same few functions for all of its operands.
 #pragma once
 
-#include "../precision.h"
 #include "../write_back.h"
+#include "draws.cuh"
 #include "kernels.cuh"
 
 namespace FUSEDOPT_NAMESPACE {
@@ -132,20 +132,6 @@ __device__ __noinline__ void store_operand(const AnyOperand operand, const Share
                                            const Column<T> from) {
   each<false, true>(operand, share, staging, [&](auto& x, int j, int64_t) { encode(from[j], x); });
 }
-
-// It divides, and parts of tensors alone need it.
-__device__ __noinline__ inline int64_t number_in_whole(const fusedopt::Numbering& numbering, int64_t e) {
-  return number_of(numbering, e);
-}
-
-// The draws of a row's elements.
-struct AnyDraws {
-  uint64_t key;
-  const fusedopt::Numbering* numbering;  // null: the row is no part
-
-  __device__ uint32_t operator()(int64_t e) const { return draw(key, numbering ? number_in_whole(*numbering, e) : e); }
-};
-
 template <class T>
 __device__ __noinline__ void store_by_chance(const AnyOperand operand, const Share share, Staging& staging,
                                              const Column<T> from, const AnyDraws draws) {
