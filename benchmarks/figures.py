@@ -12,7 +12,7 @@ from fusedopt.bench.method import Ratio, compare
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-CPU, GPU, SPEED = "figures", "gpu figures", "speed"
+CPU, GPU, SPEED, OF_SHARDS = "figures", "gpu figures", "speed", "sharded figures"
 
 # What a person in a hurry wants to know, and which lines of the newest results answer.
 IN_SHORT = {
@@ -159,6 +159,38 @@ def gpu_figures(path: Path | None) -> str:
     return "\n".join(lines)
 
 
+def sharded_row(finding: dict[str, Any]) -> str:
+    if "more" in finding:
+        more = [
+            f"{name}: {its['objects']:,} and {its['bytes'] / 2**20:.1f} MiB" for name, its in finding["more"].items()
+        ]
+        return f"| {finding['workload']} | | {'; '.join(more[1:])} | {more[0]} | | no growth: {finding['verdict']} |"
+    if "seconds" in finding:
+        times = [1e3 * finding["seconds"][name] for name in (finding["against"], OURS)]
+    else:
+        times = [median(finding["nanoseconds"][name]) / 1e6 for name in (finding["against"], OURS)]
+    goal_of = goal({**finding, "unit": "x"})
+    cells = [finding["workload"], finding["against"], *(number(ms) for ms in times)]
+    return f"| {' | '.join(cells)} | {measured({'measured': finding['ratio'], 'unit': 'x'})} | {goal_of} |"
+
+
+def sharded_figures(path: Path | None) -> str:
+    """The table of docs/distributed.md; of a ratio with "at most", ours is above the line."""
+    if path is None:
+        return "Not measured on this version."
+    report = json.loads(path.read_text())
+    machine = report["machine"]
+    lines = [
+        "| two processes of one thread | against | theirs, ms | ours, ms | measured (90 % interval) | goal |",
+        "|---|---|---|---|---|---|",
+        *map(sharded_row, report["findings"]),
+        "",
+        f"{machine['cpu']}, torch {machine['torch']}, {machine['date'][:10]}; "
+        f"raw rounds in `benchmarks/results/{path.name}`.",
+    ]
+    return "\n".join(lines)
+
+
 def put(text: str, mark: str, content: str) -> str:
     """``text`` with ``content`` between the marks of that name."""
     begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
@@ -170,10 +202,11 @@ def put(text: str, mark: str, content: str) -> str:
 
 
 def main() -> None:
-    page, readme = ROOT / "benchmarks" / "README.md", ROOT / "README.md"
+    page, readme, shards = ROOT / "benchmarks" / "README.md", ROOT / "README.md", ROOT / "docs" / "distributed.md"
     text = put(page.read_text(), CPU, figures(newest()))
     page.write_text(put(text, GPU, gpu_figures(newest_gpu())))
     readme.write_text(put(readme.read_text(), SPEED, speed(newest(), newest_narrow(), newest_sharded())))
+    shards.write_text(put(shards.read_text(), OF_SHARDS, sharded_figures(newest_sharded())))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,15 @@ struct Draws {
 };
 FUSEDOPT_HD uint32_t draw(uint64_t key, int64_t index) { return Draws(key, index)(0); }
 
+// The number of a row's element in the whole, which is the index of its draws: however a tensor is divided among
+// processes, its elements draw the same.
+FUSEDOPT_HD int64_t number_of(const fusedopt::Numbering& numbering, int64_t e) {
+  int64_t number = numbering.first + e;
+  for (int c = 0; c < fusedopt::kCuts; ++c)
+    if (numbering.run[c] > 0) number += e / numbering.run[c] * numbering.gap[c];
+  return number;
+}
+
 // A stream's key out of a wider stream's and a number (Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom Number
 // Generators").
 FUSEDOPT_HD uint64_t stream(uint64_t key, uint64_t number) {

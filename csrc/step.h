@@ -62,6 +62,17 @@ enum class Pair : uint8_t {
   compensation  // what rounding took from the param, in the param's own type
 };
 
+// What numbers the elements of a row have in the whole of which it is a part: element e is number
+// first + e + e / run[0] * gap[0] + e / run[1] * gap[1], where a run of 0 has no end.
+constexpr int kCuts = 2;
+struct Numbering {
+  int64_t first = 0;
+  int64_t run[kCuts] = {};
+  int64_t gap[kCuts] = {};
+  // Not 0: 256 elements, from a multiple of 256 on, may be no neighbours there, or on both sides of a multiple of 2^32.
+  int64_t scattered = 0;
+};
+
 // What a row has that is none of its rule's business.
 struct Extras {
   void* partner = nullptr;
@@ -76,6 +87,7 @@ struct Extras {
   uint8_t states_by_chance = 0;  // bit k: state k is
   double average_weight = 0;     // of this step's param
   uint64_t key = 0;              // of this step's draws for this row
+  Numbering numbering;           // by which they count
 };
 
 // One param tensor, its gradient and its states. Where `layout` is null, all of them are dense in the same order.

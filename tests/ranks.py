@@ -6,7 +6,7 @@ import datetime
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,13 @@ def case(ranks: int = 2) -> Callable[[Callable[[int], None]], Callable[[int], No
     return register
 
 
-def run_all(ranks: int, modules: Iterable[str], folder: Path) -> dict[str, str]:
-    """What each case said on the way to its failure, by its name; empty if it passed."""
+def run_all(ranks: int, modules: Iterable[str], folder: Path, names: Collection[str] | None = None) -> dict[str, str]:
+    """What each case said on the way to its failure, by its name; empty if it passed. `names`: of them alone."""
     if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
         pytest.skip("needs gloo")
     if str(HERE) not in sys.path:
         sys.path.insert(0, str(HERE))
-    wanted = [name for name, (count, _) in CASES.items() if count == ranks]
+    wanted = [name for name, (count, _) in CASES.items() if count == ranks and (names is None or name in names)]
     context: Any = torch.multiprocessing.spawn(
         _process, args=(ranks, tuple(modules), wanted, str(folder)), nprocs=ranks, join=False
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.nn import Parameter
 
 import fusedopt
+from fusedopt._core import kept, shards
 
 # A matrix whose rows are several chunks and whose columns several blocks, one of one column, matrices of three and four
 # dimensions, a vector of which the second process has nothing.
@@ -182,6 +184,42 @@ def adafactor_refuses_together(rank: int) -> None:
     for param in params_of(pair.sharded):
         param.grad = None
     pair.sharded.step()
+
+
+@case()
+def a_failure_between_the_two_sums_is_everybodys(rank: int) -> None:
+    """For want of memory: nobody waits in the second, and params and factors are as they were on every process."""
+    sums = []
+
+    def summed(*args: Any) -> Any:
+        made = shards.summed(*args)
+        sums.append(made)
+        if rank == 1 and len(sums) == 1:
+            raise MemoryError("nothing left for what comes next")
+        return made
+
+    pair = Pair(make, shapes=SHAPES)
+    pair.step(1)
+    before = [copy.deepcopy(pair.sharded.state_dict()), [p.to_local().clone() for p in params_of(pair.sharded)]]
+    pair.give_grads(1)
+    pair.sharded._plan = None  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(kept, "summed", summed)
+        with pytest.raises(
+            MemoryError if rank == 1 else RuntimeError,
+            match="nothing left" if rank == 1 else "another process has refused its step.*nothing has been written",
+        ):
+            pair.sharded.step()
+    assert len(sums) == 2
+    for p, start in zip(params_of(pair.sharded), before[1], strict=True):
+        assert_identical(p.to_local(), start)
+    for mine, its in zip(pair.sharded.state_dict()["state"].values(), before[0]["state"].values(), strict=True):
+        for key, value in its.items():
+            assert_identical(whole(mine[key]), whole(value))
+    # The next step is one.
+    pair.sharded.step()
+    pair.whole.step()
+    assert_close(pair)
 
 
 @case()

@@ -204,19 +204,6 @@ def saved_while_training_goes_on(rank: int) -> None:
 
 
 @case(ranks=4)
-def draws_go_on(rank: int) -> None:
-    """From where they were, on as many processes: the file that torch makes of a state dict has no count of them."""
-    runs = Runs(lambda ps: fusedopt.AdamW(ps, lr=0.01, rounding="stochastic"), torch.bfloat16)
-    where, mesh = save({"one": runs}, 2), mesh_of_first(2)
-    for resumed in resume({"one": runs}, 2, where).values():
-        its, optimizer = runs.start(mesh)
-        step(its, optimizer, 5)
-        step(*resumed, 2, first=3)
-        for p, q in zip(params_of(optimizer), params_of(resumed[1]), strict=True):
-            assert_identical(p.to_local(), q.to_local())
-
-
-@case(ranks=4)
 def one_file_of_all_for_another_number_of_processes(rank: int) -> None:
     """full_state_dict and cpu_offload: saved of four processes, loaded by a run without any, and by four.
 

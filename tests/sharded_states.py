@@ -62,7 +62,7 @@ def assert_local(sharded: Any, local: Any) -> None:
 
 @case()
 def every_option_does_what_it_does_to_local_tensors(rank: int) -> None:
-    """Blocks of codes and draws of stochastic rounding are of a process's own elements."""
+    """Blocks of codes are of a process's own elements; draws are by numbers in the whole, as those of the first are."""
     for options in OPTIONS:
         dtype = options.dtypes[0]
         kwargs = {**options.kwargs, **({"state_dtype": options.codes} if options.codes else {})}
@@ -73,7 +73,8 @@ def every_option_does_what_it_does_to_local_tensors(rank: int) -> None:
         for placements in [(Shard(0),), (Replicate(),)] if options.codes else [(Shard(0),)]:
             sharded, local = sharded_and_local(make, dtype, placements)
             step(sharded, local)
-            assert_local(sharded, local)
+            if rank == 0 or not sharded._draws_at_all():
+                assert_local(sharded, local)
 
 
 @case()
@@ -105,7 +106,8 @@ def a_file_has_numbers_and_goes_on_from_them(rank: int) -> None:
             for name in ("exp_avg", "exp_avg_sq", "ema"):
                 assert (state[name].shape, state[name].placements) == (p.shape, p.placements)
                 assert state[name].dtype == torch.float32
-                assert_identical(here(state[name]), its["state"][index][name])
+                if rank == 0 or not sharded._draws_at_all():
+                    assert_identical(here(state[name]), its["state"][index][name])
         resumed = make([Parameter(p.detach().clone()) for p in params_of(sharded)])
         resumed.load_state_dict(file)
         before = {id(p): list(sharded.state[p]) for p in params_of(sharded)}

@@ -337,8 +337,33 @@ def test_shards_have_a_row_once_they_are_measured(tmp_path: Path) -> None:
     assert row.endswith("| 30 | 2 | **15.00x** (14.00 to 16.00) |")
 
 
+def test_the_table_of_shards(tmp_path: Path) -> None:
+    assert figures.sharded_figures(None) == "Not measured on this version."
+    ratio = {"value": 0.25, "low": 0.25, "high": 0.25}
+    common = {"asked": 0.5, "at_most": True, "verdict": "met", "against": "torch fused"}
+    findings = [
+        {**common, "workload": "a step", "nanoseconds": {"torch fused": [8e6], "fusedopt": [2e6]}, "ratio": ratio},
+        {**common, "workload": "compiling", "seconds": {"torch fused": 4.0, "fusedopt": 1.0}, "ratio": ratio},
+        {
+            "workload": "a life",
+            "more": {"fusedopt": {"objects": 0, "bytes": 0}, "torch fused": {"objects": 3000, "bytes": 2**21}},
+            "verdict": "met",
+        },
+    ]
+    machine = {"cpu": "A", "torch": "2", "date": "2026-12-01T00"}
+    path = tmp_path / "distributed-20261201.json"
+    path.write_text(json.dumps({"machine": machine, "findings": findings}))
+    rows = figures.sharded_figures(path).splitlines()
+    assert rows[2:5] == [
+        "| a step | torch fused | 8 | 2 | 0.25x | at most 0.5x: met |",
+        "| compiling | torch fused | 4000 | 1000 | 0.25x | at most 0.5x: met |",
+        "| a life | | torch fused: 3,000 and 2.0 MiB | fusedopt: 0 and 0.0 MiB | | no growth: met |",
+    ]
+
+
 def test_pages_show_the_newest_results() -> None:
     """Figures are generated from the committed rounds; typing one in is seen here."""
     newest, others = figures.newest(), (figures.newest_narrow(), figures.newest_sharded())
     assert figures.figures(newest) in (figures.ROOT / "benchmarks/README.md").read_text()
     assert figures.speed(newest, *others) in (figures.ROOT / "README.md").read_text()
+    assert figures.sharded_figures(others[1]) in (figures.ROOT / "docs/distributed.md").read_text()

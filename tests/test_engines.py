@@ -46,6 +46,11 @@ def test_cuda_on_the_emulator(tmp_path: Path, every: bool) -> None:
     assert int(said.split()[0]) > 1000
 
 
+def test_draws_of_parts(tmp_path: Path) -> None:
+    said = run("draws_test", tmp_path, _C.built_isas(), emulator_commands(_toolchain), 1)
+    assert int(said.split()[0]) >= 72
+
+
 def test_a_build_for_another_processor_alone_says_so(tmp_path: Path) -> None:
     source = tmp_path / "never.cpp"
     source.write_text(

@@ -56,7 +56,7 @@ struct ByChance {
     }
   };
   uint64_t key[states];
-  int64_t begin;  // of the elements, in the row
+  int64_t begin;  // of the elements, as draws count them
   Block at(int64_t first) const {
     Block block;
     for (int k = 0; k < states; ++k) block.draws[k] = Draws(key[k], begin + first);

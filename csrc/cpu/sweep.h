@@ -170,7 +170,7 @@ struct Kernel {
     const auto go = [&](P* param, const G* grad, int64_t n, int64_t at) {
       const Ahead<P, G, S> ahead{param, grad, s, n};
       if constexpr (kByChance<P, S>) {
-        ByChance<kStates> store{{}, at};
+        ByChance<kStates> store{{}, row.extras->numbering.first + at};
         for (int k = 0; k < kStates; ++k) store.key[k] = stream(row.extras->key, fusedopt::kState + k);
         visit(param, grad, s, n, ahead, store);
       } else {
@@ -209,7 +209,7 @@ struct Kernel {
     for (int k = 0; k < kStates; ++k) kept |= R::keeps(variant, k) ? 1 << k : 0;
     const fusedopt::Extras* extras = row.extras;
     return extras && (extras->states_by_chance & kept) == kept && !extras->partner && !extras->average &&
-           !extras->clears_grad;
+           !extras->clears_grad && !extras->numbering.scattered;
   }
 
   static void sweep(const Row& row, int64_t begin, int64_t end) {

@@ -2,8 +2,8 @@
 // arithmetic, are updated there and go back; a kernel calls the same few functions for all of its operands.
 #pragma once
 
-#include "../precision.h"
 #include "../write_back.h"
+#include "draws.cuh"
 #include "kernels.cuh"
 
 namespace FUSEDOPT_NAMESPACE {
@@ -134,9 +134,9 @@ __device__ __noinline__ void store_operand(const AnyOperand operand, const Share
 }
 template <class T>
 __device__ __noinline__ void store_by_chance(const AnyOperand operand, const Share share, Staging& staging,
-                                             const Column<T> from, uint64_t key) {
+                                             const Column<T> from, const AnyDraws draws) {
   each<false, true>(operand, share, staging,
-                    [&](auto& x, int j, int64_t e) { encode_by_chance(from[j], draw(key, e), x); });
+                    [&](auto& x, int j, int64_t e) { encode_by_chance(from[j], draws(e), x); });
 }
 
 // One state in codes. What a lane's words hold are its own elements, and blocks are whole: zeros lie beyond the row's
@@ -180,7 +180,7 @@ __device__ __noinline__ void load_codes(const AnyCodes codes, const Share share,
 // All lanes of a warp come here together.
 template <class T>
 __device__ __noinline__ void store_codes(const AnyCodes codes, const Share share, const Column<T> from, bool by_chance,
-                                         uint64_t key) {
+                                         const AnyDraws draws) {
   const auto number = [&](int j) { return share.element(j) < share.n ? static_cast<float>(from[j]) : 0.0f; };
   uint32_t largest = 0;
   for (int j = 0; j < kShare; ++j) {
@@ -204,7 +204,7 @@ __device__ __noinline__ void store_codes(const AnyCodes codes, const Share share
       uint32_t word = 0;
       each_place<C>([&](auto place) {
         const int j = place * kWords + w;
-        const uint32_t r = by_chance ? draw(key, share.begin + share.element(j)) : kNearest;
+        const uint32_t r = by_chance ? draws(share.begin + share.element(j)) : kNearest;
         word |= coder.template encode<decltype(place)::value>(number(j), r);
       });
       words[w * kLanes] = word;
@@ -219,10 +219,11 @@ struct AnyRow {
   uint8_t flags;
   double average_weight;
   uint64_t key;
+  const fusedopt::Numbering* numbering;
   Staging staging;
 
   __device__ bool has(uint8_t flag) const { return (flags & flag) != 0; }
-  __device__ uint64_t stream_of(int operand) const { return stream(key, operand); }
+  __device__ AnyDraws draws_of(int operand) const { return {stream(key, operand), numbering}; }
 };
 
 // A share of a row, as write_back.h wants it.
@@ -248,7 +249,7 @@ struct AnyPart {
   __device__ void store(Column<T> p) const { store_operand(row.param, share, row.staging, p); }
   __device__ void store_as(Operand operand, Column<T> p) const { store_operand(of(operand), share, row.staging, p); }
   __device__ void store_by_chance(Column<T> p) const {
-    FUSEDOPT_NAMESPACE::store_by_chance(row.param, share, row.staging, p, row.stream_of(fusedopt::kParam));
+    FUSEDOPT_NAMESPACE::store_by_chance(row.param, share, row.staging, p, row.draws_of(fusedopt::kParam));
   }
 
  private:
@@ -300,6 +301,7 @@ class AnyTile {
       row.key = stream(a.key, a.first_slot + chunk.slot);
       row.pair = extras_ ? extras_->pair : Pair::none;
       row.flags = extras_ ? extras_->flags : 0;
+      row.numbering = row.has(fusedopt::cuda::kPart) ? &extras_->numbering : nullptr;
       row.average = operand(nullptr, Dtype::f32, 3 + kStates);
       if (extras_) {
         row.partner = operand(extras_->partner, extras_->partner_dtype, 2 + kStates);
@@ -335,11 +337,11 @@ class AnyTile {
     for (int k = 0; k < kStates; ++k) {
       if (!R::keeps(variant, k)) continue;
       const bool by_chance = extras_ && (extras_->by_chance >> k & 1);
-      const uint64_t key = memory_.row.stream_of(fusedopt::kState + k);
+      const AnyDraws draws = memory_.row.draws_of(fusedopt::kState + k);
       if (coded(k))
-        store_codes(codes(k), share, column(2 + k), by_chance, key);
+        store_codes(codes(k), share, column(2 + k), by_chance, draws);
       else if (by_chance)
-        store_by_chance(state(k), share, memory_.row.staging, column(2 + k), key);
+        store_by_chance(state(k), share, memory_.row.staging, column(2 + k), draws);
       else
         store_operand(state(k), share, memory_.row.staging, column(2 + k));
     }

@@ -6,6 +6,7 @@
 #include "patch.cuh"
 #include "rule_kernels.h"
 #include "runtime.h"
+#include "totals.cuh"
 
 #include <map>
 #include <mutex>
@@ -82,7 +83,8 @@ bool ready(const Place& place, const Rule& rule) {
     const cudaError_t error = kernels.load();
     return error != cudaSuccess
                ? error
-               : bring(fusedopt_cuda::patch_table<kSmallPatch>, fusedopt_cuda::patch_table<kLargePatch>);
+               : bring(fusedopt_cuda::patch_table<kSmallPatch>, fusedopt_cuda::patch_table<kLargePatch>,
+                       fusedopt_cuda::collect_totals, fusedopt_cuda::return_totals);
   });
   return captured;
 }
@@ -224,11 +226,34 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
       f(launch, (launch.chunks + warps - 1) / warps, threads, arguments);
     }
   };
-  const auto measure = [&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
-    const int kernel = launch.kernel;
-    if (blocks > 0) put(place, blocks, threads, [&](Config& c) { return kernels.measure(c, kernel, a); });
-    put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, kernel, a); });
+  const auto sweep = [&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
+    if (blocks > 0) put(place, blocks, threads, [&](Config& c) { return kernels.measure(c, launch.kernel, a); });
   };
+  const auto conclude = [&](const Mirror::Launch& launch, const UpdateArguments& a) {
+    put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, launch.kernel, a); });
+  };
+  const auto measure = [&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
+    sweep(launch, blocks, threads, a);
+    conclude(launch, a);
+  };
+  if (const Exchange* exchange = step.exchange) {
+    const auto each_total = [&](auto* kernel, const Mirror::Launch& launch, const UpdateArguments& a) {
+      const TotalsArguments arguments = {
+          a.table.words, a.starts, a.sums, static_cast<uint32_t>(step.rule->sums), exchange->parts, exchange->totals};
+      put(place, slots, kAccumulators, kernel, arguments);
+    };
+    each([&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
+      if (!launch.measures) return;
+      sweep(launch, blocks, threads, a);
+      each_total(fusedopt_cuda::collect_totals, launch, a);
+    });
+    exchange->add_up();
+    each([&](const Mirror::Launch& launch, uint32_t, unsigned, const UpdateArguments& a) {
+      if (!launch.measures) return;
+      each_total(fusedopt_cuda::return_totals, launch, a);
+      conclude(launch, a);
+    });
+  }
   if (step.rule->joint && slots > 0) {
     each(measure);
     const auto& launches = state.mirror.launches();
@@ -244,7 +269,7 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
   }
   each([&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
     if (blocks == 0) return;
-    if (launch.measures && !step.rule->joint) measure(launch, blocks, threads, a);
+    if (launch.measures && !step.rule->joint && !step.exchange) measure(launch, blocks, threads, a);
     put(place, blocks, threads, [&](Config& c) { return kernels.update(c, launch.kernel, a); });
     wrote = true;
   });

@@ -2,6 +2,7 @@
 // absent.cpp.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -36,6 +37,15 @@ struct Entry {
   Number counter[kMaxCounters];  // before the step; one in device memory is advanced there
 };
 
+// Of a rule with sums: what other processes add to those of some rows. Both are device memory, for each slot.
+struct Exchange {
+  const uint8_t* parts;  // 1: of the row others have parts
+  double* totals;        // [slot][sum], which are zeros
+  // Called once the sums of all rows are on their way there; what is put on the stream after it finds those of all
+  // processes. If it throws, nothing of the step has been written but counters on the device.
+  std::function<void()> add_up;
+};
+
 // One step of some of an optimizer's params, all on one device.
 struct Step {
   const Rule* rule;
@@ -51,6 +61,7 @@ struct Step {
   Number grad_scale;            // if on the device, to divide the gradients by
   Number found_inf;             // if on the device, anything but zero there makes the step nothing
   uint32_t* skipped = nullptr;  // device memory that is told so; not null if found_inf is on the device
+  const Exchange* exchange = nullptr;
 };
 
 // A device, which the caller has made current, and the stream that work is put on.

@@ -47,7 +47,7 @@ class Mirror {
       size_t launch = 0;
       while (launch < launches_.size() && launches_[launch].kernel != kernel) ++launch;
       if (launch == launches_.size()) launches_.push_back({kernel, rule.measures(row->variant), 0, 0, 0, 0});
-      if (rule.measures(row->variant)) sums += (row->numel + kChunk - 1) / kChunk * rule.sums;
+      if (rule.measures(row->variant)) sums += chunks_of(*row, step) * rule.sums;
       launch_of_.push_back(static_cast<uint8_t>(launch));
       if (row->layout) layouts += layout_words(row->layout->dims, rule.states);
       if (row->extras) extras += extras_words(rule.states);
@@ -137,6 +137,11 @@ class Mirror {
   }
   static uint64_t kind_of(const Number& number) { return number.device ? cuda::kind_of(number.dtype) : kImmediate; }
   static uint64_t halves(uint64_t low, uint64_t high) { return high << 32 | low; }
+  // A part without elements has a chunk for the whole's sums, of which its rule remembers what all processes do.
+  static uint32_t chunks_of(const Row& row, const Step& step) {
+    if (row.numel == 0) return step.exchange && step.rule->remembers ? 1 : 0;
+    return static_cast<uint32_t>((row.numel + kChunk - 1) / kChunk);
+  }
   static uint32_t starts_words(size_t rows) { return static_cast<uint32_t>((rows + 2) / 2); }
 
   void put(uint32_t at, uint64_t word) {
@@ -176,7 +181,7 @@ class Mirror {
       uint32_t* starts = starts_.data() + *index * words * 2;
       // The slots since the last row have no chunks here.
       for (uint32_t& next = next_[*index]; next <= row->slot;) starts[next++] = launches_[*index].chunks;
-      launches_[*index].chunks += static_cast<uint32_t>((row->numel + kChunk - 1) / kChunk);
+      launches_[*index].chunks += chunks_of(*row, step);
 
       uint8_t dtypes[8] = {static_cast<uint8_t>(row->param_dtype), static_cast<uint8_t>(row->grad_dtype)};
       for (int k = 0; k < states; ++k) dtypes[2 + k] = static_cast<uint8_t>(row->state_dtype[k]);
@@ -265,12 +270,14 @@ class Mirror {
     out.partner_dtype = extras.partner_dtype;
     out.average_dtype = extras.average_dtype;
     out.flags = (extras.new_average ? kNewAverage : 0) | (extras.stochastic ? kStochastic : 0) |
-                (extras.clears_grad ? kClearsGrad : 0);
+                (extras.clears_grad ? kClearsGrad : 0) |
+                (extras.numbering.first > 0 || extras.numbering.scattered ? kPart : 0);
     for (int k = 0; k < states; ++k) out.coded |= row.state[k] && is_coded(row.state_dtype[k]) ? 1 << k : 0;
     out.by_chance = extras.states_by_chance;
     out.partner = extras.partner;
     out.average = extras.average;
     out.average_weight = extras.average_weight;
+    out.numbering = extras.numbering;
     std::copy_n(extras.scales, states, out.scales);
     uint64_t words[extras_words(kMaxStates)];
     std::memcpy(words, &out, sizeof(words));

@@ -71,10 +71,11 @@ struct TableExtras {
   void* partner;
   void* average;
   double average_weight;  // of this step's param
+  Numbering numbering;    // by which draws count, of rows that are parts
   float* scales[states];
 };
-constexpr uint8_t kNewAverage = 1, kStochastic = 2, kClearsGrad = 4;
-constexpr int extras_words(int states) { return 4 + states; }
+constexpr uint8_t kNewAverage = 1, kStochastic = 2, kClearsGrad = 4, kPart = 8;
+constexpr int extras_words(int states) { return 4 + sizeof(Numbering) / 8 + states; }
 static_assert(sizeof(TableExtras<kMaxStates>) == 8 * extras_words(kMaxStates));
 
 struct TableView {
@@ -117,6 +118,16 @@ struct UpdateArguments {
   const uint32_t* skipped;  // null: known to be 0
   uint64_t key;             // of this step's draws
   uint32_t first_slot;      // the slot of the table's first row among the params that draw
+};
+
+// Of rows of which other processes have parts, which `parts` says of each: their sums go to `totals`, or come from
+// there.
+struct TotalsArguments {
+  uint64_t* words;
+  uint32_t starts, sums;  // of a launch
+  uint32_t count;         // of the rule's sums
+  const uint8_t* parts;
+  double* totals;  // [row][sum]
 };
 
 // Of a joint rule, once a step: what follows from the totals, [launch][row][sum], of all launches.

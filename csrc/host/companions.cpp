@@ -132,6 +132,7 @@ void Plan::outfit(size_t at) {
   }
   if (source.attached[kAverageTensor]) storage_of(*source.attached[kAverageTensor], extras.average_dtype);
   extras.new_average = source.missing >> kAverageTensor & 1;
+  if (source.sharded && row.numel > 0 && options.draws()) extras.numbering = numbering_of(source);
 }
 
 // Makes what is missing of a row whose states exist by now.

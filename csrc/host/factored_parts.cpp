@@ -78,8 +78,11 @@ at::Tensor Plan::sums_of_all(const at::Tensor& sums) {
 
 void Plan::run_parts(const std::vector<size_t>& rows) {
   const at::Tensor sums = at::zeros({sums_ + 1}, at::kDouble);
+  const at::Tensor totals = at::zeros({static_cast<int64_t>(slots_.size()), 2}, at::kDouble);
+  // Whoever has part in the first collective has part in the second, so that nobody waits in it.
   if (giving_up_) {
     sums_of_all(sums);
+    exchange(totals);
     return;
   }
   std::vector<FactoredPart> parts = parts_of(rows);
@@ -109,6 +112,15 @@ void Plan::run_parts(const std::vector<size_t>& rows) {
     part.sums_of_cols = numbers + part.matrices * part.rows;
   });
 
+  // The states before this step, which come back if a process fails before all have what they need of each other.
+  std::vector<std::pair<at::Tensor, at::Tensor>> before;
+  for (const size_t i : rows)
+    for (const TensorImpl* state : sources_[i].state)
+      if (state && !sources_[i].first) before.emplace_back(tensor_of(state), tensor_of(state).clone());
+  const auto put_back = [&] {
+    for (const auto& [state, copy] : before) state.copy_(copy);
+  };
+
   const int threads = at::get_num_threads();
   // Other processes may take their time: nobody's memory is freed in it.
   without_gil(std::max(work, kReleaseGil), [&] {
@@ -125,43 +137,51 @@ void Plan::run_parts(const std::vector<size_t>& rows) {
       for (const int64_t matrix : whole.at.matrices)
         for (const int64_t col : whole.at.cols) to[matrix * whole.cols + col] = *from++;
     });
-    at::Tensor made;
-    {
-      const py::gil_scoped_acquire acquire;
-      made = sums_of_all(sums);
-    }
-
-    numbers = made.mutable_data_ptr<double>();
-    each_matrix([&](size_t k, FactoredPart& part, double* memory, double* its_means) {
-      const Whole& its = whole_of(k);
-      const Source& source = sources_[rows[k]];
-      FactoredPart whole = part;
-      const TensorImpl* states[kFactoredOperands] = {};
-      for (int s = 0; s < 2; ++s) {
-        const int role = s == 0 ? kRowVar : kColVar;
-        const Dtype dtype = rows_[rows[k]].state_dtype[s];
-        states[role] = source.state[s];
-        whole.operand[role].data = data_of(*source.state[s], element_size(dtype));
-        whole.operand[role].dtype = dtype;
-      }
-      describe_matrices(whole, unpack(slots_[source.slot].param).sizes(), states);
-      if (part.whole == 0) return;
-      whole.sums_of_rows = numbers + its.start + 1;
-      whole.sums_of_cols = whole.sums_of_rows + its.matrices * its.rows;
-      means.resize(std::max(means.size(), static_cast<size_t>(its.matrices)));
-      cpu::take_sums(whole, means.data());
-      cpu::copy_factors(whole, part, its.at, reinterpret_cast<char*>(memory));
-      part.means = its_means;
-      for (const int64_t matrix : its.at.matrices) *its_means++ = means[matrix];
-    });
-
-    cpu::square_parts(first, last, threads);
-    const at::Tensor totals = at::zeros({static_cast<int64_t>(slots_.size()), 2}, at::kDouble);
     double* squares = totals.mutable_data_ptr<double>();
-    for (size_t k = 0; k < parts.size(); ++k) std::copy_n(parts[k].squares, 2, squares + 2 * sources_[rows[k]].slot);
-    {
+    try {
+      at::Tensor made;
+      {
+        const py::gil_scoped_acquire acquire;
+        made = sums_of_all(sums);
+      }
+      numbers = made.mutable_data_ptr<double>();
+      each_matrix([&](size_t k, FactoredPart& part, double* memory, double* its_means) {
+        const Whole& its = whole_of(k);
+        const Source& source = sources_[rows[k]];
+        FactoredPart whole = part;
+        const TensorImpl* states[kFactoredOperands] = {};
+        for (int s = 0; s < 2; ++s) {
+          const int role = s == 0 ? kRowVar : kColVar;
+          const Dtype dtype = rows_[rows[k]].state_dtype[s];
+          states[role] = source.state[s];
+          whole.operand[role].data = data_of(*source.state[s], element_size(dtype));
+          whole.operand[role].dtype = dtype;
+        }
+        describe_matrices(whole, unpack(slots_[source.slot].param).sizes(), states);
+        if (part.whole == 0) return;
+        whole.sums_of_rows = numbers + its.start + 1;
+        whole.sums_of_cols = whole.sums_of_rows + its.matrices * its.rows;
+        means.resize(std::max(means.size(), static_cast<size_t>(its.matrices)));
+        cpu::take_sums(whole, means.data());
+        cpu::copy_factors(whole, part, its.at, reinterpret_cast<char*>(memory));
+        part.means = its_means;
+        for (const int64_t matrix : its.at.matrices) *its_means++ = means[matrix];
+      });
+
+      cpu::square_parts(first, last, threads);
+      for (size_t k = 0; k < parts.size(); ++k) std::copy_n(parts[k].squares, 2, squares + 2 * sources_[rows[k]].slot);
+    } catch (...) {
+      put_back();
+      const py::gil_scoped_acquire acquire;
+      say_refused([&] { exchange(totals); });
+      throw;
+    }
+    try {
       const py::gil_scoped_acquire acquire;
       exchange(totals);
+    } catch (...) {
+      put_back();
+      throw;
     }
     for (size_t k = 0; k < parts.size(); ++k) std::copy_n(squares + 2 * sources_[rows[k]].slot, 2, parts[k].squares);
     cpu::update_parts(first, last, threads);

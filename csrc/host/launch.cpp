@@ -186,8 +186,42 @@ void Plan::launch(Work& work, int device) {
   } else if (bytes) {
     allocate();
   }
-  table.table.launch(step, place);
+  if (adds_up_)
+    launch_and_add_up(table.table, step, place);
+  else
+    table.table.launch(step, place);
   tables_.splice(tables_.end(), captured);
+}
+
+// Between the sweep that makes sums and what is concluded from them they go to other processes, in the order of the
+// stream, and the host waits: whether a process refuses its step it has to know before it writes.
+void Plan::launch_and_add_up(cuda::Table& table, cuda::Step& step, const cuda::Place& place) {
+  const c10::Device there = torch_device(place.device);
+  std::vector<uint8_t> parts(in_a_family_.begin(), in_a_family_.end());
+  const auto slots = static_cast<int64_t>(parts.size());
+  const at::Tensor which = at::from_blob(parts.data(), {slots}, at::kByte).clone().to(there);
+  const at::Tensor totals = at::zeros({slots, rule_->sums}, at::TensorOptions(at::kDouble).device(there));
+  // A kernel has counted by then.
+  std::vector<std::pair<at::Tensor, at::Tensor>> before;
+  for (size_t i = 0; i < count_; ++i)
+    for (int c = 0; c < rule_->counters; ++c)
+      if (sources_[i].before[c].device)
+        before.emplace_back(tensor_of(sources_[i].counter[c]), tensor_of(sources_[i].counter[c]).clone());
+  const cuda::Exchange exchange = {which.const_data_ptr<uint8_t>(), totals.mutable_data_ptr<double>(), [&] {
+                                     const py::gil_scoped_acquire acquire;
+                                     try {
+                                       this->exchange(totals);
+                                     } catch (...) {
+                                       for (const auto& [counter, copy] : before) counter.copy_(copy);
+                                       throw;
+                                     }
+                                   }};
+  step.exchange = &exchange;
+  struct Without {
+    cuda::Step& step;
+    ~Without() { step.exchange = nullptr; }
+  } const without{step};
+  without_gil(kReleaseGil, [&] { table.launch(step, place); });
 }
 
 void Plan::refresh(py::object optimizer) {

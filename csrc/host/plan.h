@@ -236,6 +236,7 @@ class Plan {
   void bring_in_order(Row& row, Source& source);
   void run_offloaded(const Pass& pass);
   void outfit(size_t at);
+  const Numbering& numbering_of(const Source& source);
   void make_attached(size_t i, py::dict& entry, const StateScales& scales);
   TensorImpl* exact_param(const Source& source) const;
   bool attached_as_before(const Row& row, const Source& source) const;
@@ -279,6 +280,8 @@ class Plan {
   void find_families();
   void check_family(const Source& source);
   at::Tensor over_processes(const at::Tensor& every, const py::list& which);
+  template <class F>
+  void say_refused(F&& take_part) noexcept;
   void exchange(at::Tensor totals);
   void come_without_rows();
   void gather(std::vector<Batch>& batches);
@@ -289,6 +292,7 @@ class Plan {
   void keep_in_groups();
   void keep_on_device(int device);
   void launch(Work& work, int device);
+  void launch_and_add_up(cuda::Table& table, cuda::Step& step, const cuda::Place& place);
   void give_groups(cuda::Step& step) const;
   void give_batches(Work& work) const;
   void forget_graphs();
@@ -341,6 +345,13 @@ class Plan {
   std::vector<Row> rows_;
   std::vector<Source> sources_;
   std::vector<Extras> extras_;  // of the rows that have some
+  // By slot, of parts whose elements draw: what it was made of, and how they count.
+  struct Numbered {
+    Ref spec;
+    std::vector<int64_t> order;
+    Numbering numbering;
+  };
+  std::vector<Numbered> numbered_;
   size_t count_ = 0;
   // Of the last step's rows: whether to look at one takes no Python and cannot fail, and how many elements they have.
   bool simple_ = false;

@@ -67,6 +67,19 @@ void Plan::whole(const Source& source, F&& f) const {
   for (int a = 0; a < kAttached; ++a) other(source.attached_object[a], source.attached[a]);
 }
 
+// Takes part in a collective as one that refuses its step.
+template <class F>
+void Plan::say_refused(F&& take_part) noexcept {
+  const py::error_scope pending;
+  giving_up_ = true;
+  try {
+    take_part();
+  } catch (const std::exception&) {
+    // What is to be told is why this process gives up. The others will find that it does not answer.
+  }
+  giving_up_ = false;
+}
+
 inline std::string Plan::why_left(const py::object& param) const {
   if (!THPVariable_Check(param.ptr())) return "";
   const at::Tensor& tensor = unpack(param.ptr());

@@ -59,10 +59,10 @@ void Plan::check_family(const Source& source) {
     fail(source,
          "its rule adds up over a tensor of which this process has a shard, once a step, and it is in the list twice; "
          "list it once");
-  if (source.device != kHost && !products_)
+  if (source.device != kHost && (rule_->joint || rule_->factored))
     fail(source,
          "its rule adds up over a tensor of which this process has a shard, which it does on the CPU alone; replicate "
-         "it, or use an optimizer that works element by element, as AdamW does");
+         "it, or use an optimizer that works element by element, as AdamW does, or by a tensor's norms, as LAMB does");
 }
 
 // Numbers added up over processes: `which` says for each family which of them are its own, and the last is nobody's but
@@ -87,24 +87,18 @@ at::Tensor Plan::over_processes(const at::Tensor& every, const py::list& which) 
 void Plan::exchange(at::Tensor totals) {
   const int64_t slots = static_cast<int64_t>(slots_.size());
   const int64_t sums = totals.defined() ? totals.size(1) : rule_->sums;
-  const at::Tensor every = at::zeros({slots + 1, sums}, at::kDouble);
+  const at::Tensor every =
+      at::zeros({slots + 1, sums},
+                at::TensorOptions(at::kDouble).device(totals.defined() ? totals.device() : c10::Device(at::kCPU)));
   if (totals.defined()) every.narrow(0, 0, slots).copy_(totals);
   py::list which;
   for (const Family& family : families_) which.append(py::cast(family.slots));
   const at::Tensor made = over_processes(every, which);
-  if (totals.defined()) totals.copy_(made);
+  if (totals.defined() && made.defined()) totals.copy_(made);
 }
 
 void Plan::give_up() noexcept {
-  if (!owes_sums_) return;
-  const py::error_scope pending;
-  giving_up_ = true;
-  try {
-    come_without_rows();
-  } catch (const std::exception&) {
-    // What is to be told is why this process gives up. The others will find that it does not answer.
-  }
-  giving_up_ = false;
+  if (owes_sums_) say_refused([this] { come_without_rows(); });
 }
 
 void Plan::add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, const Row* first) {
@@ -117,7 +111,9 @@ void Plan::add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, con
         for (int64_t k = 0; k < of_rows[i].chunks * sums; ++k)
           f(of_rows[i].sums, k, numbers[first[i].slot * sums + k % sums]);
   };
-  each([](const double* parts, int64_t k, double& total) { total += parts[k]; });
+  for (size_t i = 0; i < of_rows.size(); ++i)
+    if (in_a_family_[first[i].slot] && of_rows[i].chunks > 0)
+      rule_->add_up(of_rows[i].sums, of_rows[i].chunks, numbers + first[i].slot * sums);
   exchange(totals);
   // The first chunk stands for the tensor.
   each([&](double* parts, int64_t k, double total) { parts[k] = k < sums ? total : 0; });

@@ -148,6 +148,9 @@ def summed(families: Sequence[tuple[Any, tuple[bool, ...], list[int]]], totals: 
     with torch.no_grad():
         for part in reduced(shares, 1.0):
             made += part
+        if made.is_cuda:
+            # Whoever called reads whether a process refuses, and other threads need not wait for that.
+            torch.cuda.current_stream(made.device).synchronize()
     return made
 
 

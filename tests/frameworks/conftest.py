@@ -6,6 +6,7 @@ it, where that is not that it works.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,17 @@ from typing import Any
 
 import pytest
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "compatibility.md"
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from alone import find_alone  # noqa: E402
+
+# timm asks for torchvision, whose build for this torch does not load beside a CPU build of it. What its factory imports
+# of its models is for layer_decay alone.
+find_alone("timm", "optim", "models")
+sys.modules["timm.models"].group_parameters = None  # type: ignore[attr-defined]
+
+PAGE = ROOT / "docs" / "compatibility.md"
 BEGIN, END = "<!-- frameworks -->\n", "<!-- /frameworks -->\n"
 # (package, slot) -> what it comes to, and the outcomes of its tests.
 _slots: dict[tuple[str, str], tuple[str, list[str]]] = {}

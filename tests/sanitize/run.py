@@ -28,7 +28,7 @@ def program(name: str, isas: Sequence[str], watched: Sequence[str]) -> Path:
     """A program of tests/sanitize, compiled and linked with what it tests."""
     flags = [*COMMON, *watched]
     tree = toolchain.Tree(ROOT)
-    on_cuda = name == "cuda_engine_test"
+    on_cuda = name != "engine_test"
     main = toolchain.cpp_command(Path("tests/sanitize") / f"{name}.cpp", flags)
     emulated = emulator_commands(toolchain, flags) if on_cuda else []
     objects = tree.make([main, *emulated, *tree.cpu_commands(isas, cuda=on_cuda, flags=flags)])
@@ -53,6 +53,7 @@ def main() -> None:
     # libgomp keeps its thread pool until exit by design.
     expect_none(run([program("engine_test", toolchain.isas(), ADDRESS)], ASAN_OPTIONS="detect_leaks=0"))
     expect_none(run([program("cuda_engine_test", ["generic"], ADDRESS)]))
+    expect_none(run([program("draws_test", ["generic"], ADDRESS)]))
     watched = program("cuda_engine_test", ["generic"], THREAD)
     done = run([watched], TSAN_OPTIONS="halt_on_error=1")
     # Where the system spreads a process over its address space further than ThreadSanitizer can follow.

@@ -81,16 +81,47 @@ void TileOperand<T>::store_of(const T* numbers, int64_t begin, int64_t n) const 
   });
 }
 
+// The draws of a block of elements that are no neighbours in the whole: run by run, up to where the upper half of their
+// numbers changes.
+struct Scattered {
+  alignas(64) uint32_t drawn[fusedopt::kCodeBlock];
+
+  Scattered(const fusedopt::Numbering& numbering, uint64_t key, int64_t first) {
+    const int64_t run = numbering.run[0];
+    for (int64_t i = 0, n; i < fusedopt::kCodeBlock; i += n) {
+      const int64_t number = number_of(numbering, first + i);
+      n = fusedopt::kCodeBlock - i;
+      if (run > 0 && run - (first + i) % run < n) n = run - (first + i) % run;
+      if (const int64_t left = (int64_t{1} << 32) - (number & 0xffffffff); left < n) n = left;
+      const Draws draws(key, number);
+      for (int64_t k = 0; k < n; ++k) drawn[i + k] = draws(k);
+    }
+  }
+};
+
+// Calls f(draws, at) for each block of n elements, from number `begin` of the row on: what gives the draws of its own,
+// the first of which is `at` further.
+template <class F>
+inline void each_of_draws(const Extras& extras, uint64_t key, int64_t begin, int64_t n, F&& f) {
+  const fusedopt::Numbering& numbering = extras.numbering;
+  if (!numbering.scattered) {
+    for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) f(Draws(key, numbering.first + begin + at), at);
+    return;
+  }
+  for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
+    const Scattered scattered(numbering, key, begin + at);
+    f([drawn = scattered.drawn](int64_t i) { return drawn[i]; }, at);
+  }
+}
+
 template <class T>
 void TileOperand<T>::store_by_chance(int64_t begin, int64_t n) const {
   if (in_place(begin)) return;
-  const uint64_t own = stream(row_.extras->key, operand_);
-  for (int64_t at = 0; at < n; at += fusedopt::kCodeBlock) {
+  each_of_draws(*row_.extras, stream(row_.extras->key, operand_), begin, n, [&](const auto draws, int64_t at) {
     const int64_t end = fusedopt::kCodeBlock < n - at ? fusedopt::kCodeBlock : n - at;
-    each<Access::writes>(begin + at, end, [in = buffer_ + at, draws = Draws(own, begin + at)](auto& x, int64_t i) {
-      encode_by_chance(in[i], draws(i), x);
-    });
-  }
+    each<Access::writes>(begin + at, end,
+                         [in = buffer_ + at, draws](auto& x, int64_t i) { encode_by_chance(in[i], draws(i), x); });
+  });
 }
 
 // Calls f(code, words, scale, at) for each block of codes of a tile: `at` is its first element in the tile. What lies
@@ -152,7 +183,7 @@ void store_codes(const Row& row, int state, int64_t begin, int64_t n, T* from) {
       }
     };
     if (row.extras->states_by_chance >> state & 1)
-      encode(Draws(own, begin + at));
+      each_of_draws(*row.extras, own, begin + at, 1, [&](const auto draws, int64_t) { encode(draws); });
     else
       encode([](int) { return kNearest; });
   });
