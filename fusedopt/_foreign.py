@@ -140,6 +140,15 @@ def foreign_state_dict(optimizer: Optimizer, target: str | type, **constructed_w
     lost = sorted(kept_beside | {key for key, value in numbers.items() if read.file.get(key) != value})
     if lost:
         warn(f"{', '.join(lost)} of this optimizer has no place in a file of {name} and stays behind")
+    saved = [at for group in ours["param_groups"] for at in group["params"]]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    halves = [at for at, param in zip(saved, params, strict=True) if param.dtype in HALVES]
+    wide = (value for at in halves for value in state.get(at, {}).values() if isinstance(value, torch.Tensor))
+    if not back.loads_float32 and any(value.dtype == torch.float32 and value.dim() for value in wide):
+        warn(
+            f"the load_state_dict() of {name}, which is torch's, rounds float32 states of params in 16 bits to these; "
+            "put this file's tensors into its state once it is loaded"
+        )
     return file
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,18 @@ def test_what_options_keep_stays_behind_with_a_word() -> None:
     lamb = fusedopt.LAMB(foreign_params(), max_grad_norm=2.0)
     train(lamb, 1)
     assert fusedopt.foreign_state_dict(lamb, "timm.Lamb")["param_groups"][0]["max_grad_norm"] == 2.0
+
+
+def test_what_theirs_will_round_is_told() -> None:
+    ours = fusedopt.AdamW(foreign_params(torch.bfloat16), state_dtype="float32")
+    train(ours, 1)
+    with pytest.warns(
+        UserWarning, match="of deepspeed.DeepSpeedCPUAdam, which is torch's, rounds float32 states of para"
+    ):
+        fusedopt.foreign_state_dict(ours, "deepspeed.DeepSpeedCPUAdam")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fusedopt.foreign_state_dict(ours, "bitsandbytes.AdamW")
 
 
 def _back(name: str, **kwargs: Any) -> Any:

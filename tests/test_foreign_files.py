@@ -148,9 +148,9 @@ SETTINGS_BY_KEY: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = 
     ("use_gc", "Lion"): ({"use_gc": True}, {"use_gc": False}),
     ("adanorm", "Lion"): ({"adanorm": True}, {"adanorm": False}),
     ("clipping_threshold", "AdamW"): ({"clipping_threshold": 1.0}, {"clipping_threshold": None}),
-    ("d", "Lion"): ({"d": 0.5}, {"d": 1.0}),
     ("d_coef", "AdamW"): ({"d_coef": 1.0}, {"d": 1.0}),
     ("numerator_weighted", "Lion"): ({"numerator_weighted": 0.0}, {"k": 2}),
+    ("d", "Lion"): ({"d": 0.5}, {"d": 1.0}),
     ("weight_lr_power", "SGD"): ({"weight_lr_power": 2.0}, {"warmup_steps": 0}),
 }
 

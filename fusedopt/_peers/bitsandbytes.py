@@ -63,7 +63,8 @@ def _back(group: Mapping[str, Any], *names: str, betas: str | None = None) -> Ba
         return {"step": state.get("step", 1), _WRAPPER: kept} if kept else {}
 
     hypers = (lambda ours: {"betas": (ours[betas], 0)}) if betas else (lambda ours: {})
-    return Back({"lr": 1e-3, "betas": (0.0, 0.0), "eps": 0.0, "weight_decay": 0.0, **group}, hypers, write)
+    made = {"lr": 1e-3, "betas": (0.0, 0.0), "eps": 0.0, "weight_decay": 0.0, **group}
+    return Back(made, hypers, write, loads_float32=True)
 
 
 def _joined(state: State, group: Group) -> Mapping[str, Any]:

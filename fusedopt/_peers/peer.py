@@ -38,6 +38,8 @@ class Back:
     # are theirs already, and its group, the state as they keep it.
     hypers: Callable[[Group], Mapping[str, Any]] = lambda group: {}
     state: Callable[[State, Group], Mapping[str, Any]] = lambda state, group: state
+    # Whether they load float32 states of params in 16 bits as they are, which torch's load_state_dict rounds.
+    loads_float32: bool = False
     # What they count steps in.
     counter: Callable[[float], Any] = int
 

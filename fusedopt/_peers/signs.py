@@ -160,10 +160,10 @@ SETTINGS = (
     Setting("use_gc", lambda r, g: bool(g["use_gc"]), "it subtracts the mean from gradients"),
     Setting("adanorm", lambda r, g: bool(g["adanorm"]), "it scales gradients by an average of their norm"),
     Setting("clipping_threshold", lambda r, g: g["clipping_threshold"] is not None, "it divides steps by their RMS"),
-    # A distance of 1 is none.
-    Setting("d", lambda r, g: r != "Adafactor" and g["d"] != 1, _OTHER_RULE),
     Setting("d_coef", _given, _OTHER_RULE),
     Setting("numerator_weighted", _given, _OTHER_RULE),
+    # A distance of 1 is none.
+    Setting("d", lambda r, g: r != "Adafactor" and g["d"] != 1, _OTHER_RULE),
     Setting("weight_lr_power", _given, "its params are an interpolation between iterates that ours have no state for"),
 )
 

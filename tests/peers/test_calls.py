@@ -132,6 +132,8 @@ SAME = [
     Call("schedulefree.SGDScheduleFree", WD, "SGDScheduleFree", WD),
     Call("sophia_opt.SophiaG", WD, "SophiaG", WD),
     Call("torch_optimizer.Lamb", WD, "LAMB", {"bias_correction": False, "clamp_value": 10.0, **WD}),
+    # What eps as a floor is where no root is below it.
+    Call("heavyball.AdamW", {}, "AdamW", {"weight_decay": 0, "betas": (0.9, 0.99), "eps": 1e-30}),
     Call("torch_optimizer.LARS", LARS, "LARS", {**LARS, "trust_coeff": 0.01}),
     Call("torch_optimizer.RAdam", {}, "RAdam", {}, 1e-4),
 ]
