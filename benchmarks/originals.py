@@ -64,6 +64,8 @@ RULES = [
     Rule("StableAdamW", "optimi.StableAdamW", 9),
     # g and last_grad, or p, g and m, are read for the sums as well.
     Rule("MARS", "timm.optim.mars.Mars", 11, {}, {"optimize_1d": True}),
+    # h is only read.
+    Rule("SophiaG", "sophia_opt.SophiaG", 6),
     # g is read for the norm as well; then g, and p and m both ways.
     Rule("NovoGrad", "timm.optim.nvnovograd.NvNovoGrad", 6),
     # p, g, s and p0 are read for the sums as well; the update writes p0, too.

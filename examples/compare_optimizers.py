@@ -69,6 +69,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "RMSprop": {"lr": 0.003},
     "SGD": {"lr": 0.02, "momentum": 0.9},
     "SGDScheduleFree": {"lr": 0.1},
+    "SophiaG": {"lr": 0.002},
     "SparseAdam": {"lr": 0.02},
     "StableAdamW": {"lr": 0.01},
 }

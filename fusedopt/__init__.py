@@ -43,6 +43,7 @@ from .optimizers.rmsprop import RMSprop
 from .optimizers.rprop import Rprop
 from .optimizers.sgd import SGD
 from .optimizers.sgd_schedule_free import SGDScheduleFree
+from .optimizers.sophia import SophiaG
 from .optimizers.sparse_adam import SparseAdam
 from .optimizers.stable_adamw import StableAdamW
 from .optimizers.weight_decay import WeightDecay
@@ -80,6 +81,7 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "SGDScheduleFree",
+    "SophiaG",
     "SparseAdam",
     "StableAdamW",
     "StateDtype",

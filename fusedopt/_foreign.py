@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
 
+from . import _C
 from ._core.callers import warn
 from ._core.optimizer import FusedStep
-from ._core.origin import kind_of
+from ._core.origin import kind_of, state_keys
 from ._core.precision import HALVES, PARTNERS
 from ._peers.peer import Peer, why_not
-from ._peers.registry import OTHERS, PEERS, name_of
+from ._peers.registry import OTHERS, PACKAGES, PEERS, name_of
+from ._peers.signs import KEYS, package_of
 
 Params = Sequence[torch.Tensor]
 
@@ -63,7 +67,7 @@ def load_foreign(
     told = _told(name, constructed_with)
     params = [group["params"] for group in optimizer.param_groups]
     converted = _convert(name, state_dict, params, told)
-    if not isinstance(optimizer, _classes_for(converted)):
+    if not isinstance(optimizer, _classes_for(converted.rule, converted.file["param_groups"])):
         raise TypeError(
             f"{name} steps as fusedopt.{converted.rule} does; load its file into one of these, not into a "
             f"{type(optimizer).__name__}"
@@ -126,15 +130,25 @@ def foreign_state_dict(optimizer: Optimizer, target: str | type, **constructed_w
             if rules and (made := peer.their_state(back, rules, mine)):
                 state[at] = made
     file = {"state": state, "param_groups": groups}
-    read = _convert(name, file, [group["params"] for group in optimizer.param_groups], told)
-    if not isinstance(optimizer, _classes_for(read)):
+    rule = peer.rule_of({**told, **groups[0]})
+    if not isinstance(optimizer, _classes_for(rule, groups)):
         remedy = f", as it is constructed with {told}" if told else ""
-        raise TypeError(f"{name} steps as fusedopt.{read.rule} does{remedy}, and this is a {cls.__name__}")
+        raise TypeError(f"{name} steps as fusedopt.{rule} does{remedy}, and this is a {cls.__name__}")
+    read = _convert(name, file, [group["params"] for group in optimizer.param_groups], told)
     _refuse_losses(name, cls, ours, read.file)
     kept_beside = {key for its in ours["state"].values() for key in its} & {*PARTNERS, "ema"}
     lost = sorted(kept_beside | {key for key, value in numbers.items() if read.file.get(key) != value})
     if lost:
         warn(f"{', '.join(lost)} of this optimizer has no place in a file of {name} and stays behind")
+    saved = [at for group in ours["param_groups"] for at in group["params"]]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    halves = [at for at, param in zip(saved, params, strict=True) if param.dtype in HALVES]
+    wide = (value for at in halves for value in state.get(at, {}).values() if isinstance(value, torch.Tensor))
+    if not back.loads_float32 and any(value.dtype == torch.float32 and value.dim() for value in wide):
+        warn(
+            f"the load_state_dict() of {name}, which is torch's, rounds float32 states of params in 16 bits to these; "
+            "put this file's tensors into its state once it is loaded"
+        )
     return file
 
 
@@ -160,7 +174,8 @@ def class_of_file(state_dict: Mapping[str, Any], source: str, **constructed_with
     """The class of ours that goes on from another package's file."""
     told = _told(name_of(source), constructed_with)
     group: Mapping[str, Any] = next(iter(state_dict["param_groups"]), {})
-    return _class(PEERS[name_of(source)].rule_of({**told, **group}))
+    with _of_its_class(name_of(source), "param_groups[0] of the file"):
+        return _class(PEERS[name_of(source)].rule_of({**told, **group}))
 
 
 def shape_in(source: str, state: Mapping[str, Any]) -> tuple[int, ...]:
@@ -237,26 +252,80 @@ def _convert(
             f"the file has groups of {sizes[0]} params, and the optimizer of {sizes[1]}; give one over the same"
         )
     theirs = [{**attributes, **group, "params": its} for group, its in zip(saved, params, strict=True)]
-    rule = peer.rule_of(theirs[0])
+    with _of_its_class(name, "param_groups[0] of the file"):
+        rule = peer.rule_of(theirs[0])
     ours = _class(rule)
-    kind, beyond, base = kind_of(ours), ours._beyond, _defaults(ours)
+    kind, kinds, beyond, base = kind_of(ours), _C.states(ours._rule), ours._beyond, _defaults(ours)
     groups, state = [], {}
     for index, group in enumerate(theirs):
-        line = why_not(peer, group, kind.group.known | base.keys())
-        if line is not None:
-            raise ValueError(f"{name} does not step as fusedopt.{rule} does, by its param_groups[{index}]: {line}")
-        made = peer.group({**group, "params": saved[index]["params"]}, base)
+        with _of_its_class(name, f"param_groups[{index}] of the file"):
+            _refuse_groups_of_others(name, index, group, kind.group.known)
+            line = why_not(peer, group, kind.group.known | base.keys())
+            if line is not None:
+                raise ValueError(f"{name} does not step as fusedopt.{rule} does, by its param_groups[{index}]: {line}")
+            if lacks := sorted(peer.lacks(group, kind.group.needed)):
+                raise KeyError(lacks[0])
+            made = peer.group({**group, "params": saved[index]["params"]}, base)
         # As our constructors have it, groups have no key for what is torch's rule.
         groups.append({key: value for key, value in made.items() if key not in beyond or value != beyond[key]})
         for position, param in zip(saved[index]["params"], group["params"], strict=True):
             kept = state_dict["state"].get(position, {})
-            made = peer.state(kept, group, param, kind.state.known)
+            with _of_its_class(name, f"the state of param {position}"):
+                _refuse_states_of_others(name, position, kept, kind.state.known)
+                made = peer.state(kept, group, param, kind.state.known)
             _refuse_unread(name, position, kept, made.keys() & kind.state.known)
+            _refuse_shapes(name, position, {key: made[key] for key in made.keys() & kind.state.known}, kinds, param)
             if made:
                 state[position] = made
-    file = {"state": state, "param_groups": groups, **peer.once({**theirs[0], **(defaults or {})})}
+    with _of_its_class(name, "param_groups[0] of the file"):
+        once = peer.once({**theirs[0], **(defaults or {})})
+    file = {"state": state, "param_groups": groups, **once}
     options = next(filter(None, (peer.options(group) for group in theirs)), {})
     return _Converted(rule, file, options)
+
+
+@contextmanager
+def _of_its_class(name: str, what: str) -> Iterator[None]:
+    """Whatever key is missed inside tells of another class than was named."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{what} lacks {error.args[0]!r}, which {name} has; give the class whose file it is") from None
+
+
+def _refuse_groups_of_others(name: str, index: int, theirs: Mapping[str, Any], known: Set[str]) -> None:
+    """Raise ValueError for a group of another package or another class, by its keys."""
+    package = package_of(theirs)
+    if package in PACKAGES and package != name.partition(".")[0]:
+        raise ValueError(
+            f"param_groups[{index}] of the file is of {package} by its keys, and not of {name}: {_some(theirs)}"
+        )
+    if others := sorted(PEERS[name].others(theirs, known)):
+        raise ValueError(
+            f"param_groups[{index}] of the file has {others}, which {name} does not have; give the class whose file it "
+            "is"
+        )
+
+
+def _refuse_states_of_others(name: str, position: Any, theirs: Mapping[Any, Any], known: Set[str]) -> None:
+    """Raise ValueError for a state with what another class is known to keep; keys that none has are a user's."""
+    inside = {key: value for its in theirs.values() if isinstance(its, Mapping) for key, value in its.items()}
+    kept = {key for key, value in {**theirs, **inside}.items() if value is not None}
+    if others := sorted((kept & _all_keys()) - PEERS[name].keys(known)):
+        raise ValueError(
+            f"the state of param {position} has {others}, which {name} does not keep, among {_some(theirs)}; give the "
+            "class whose file it is"
+        )
+
+
+@cache
+def _all_keys() -> frozenset[str]:
+    """The keys of states of any class, here or there."""
+    return state_keys().union(KEYS, *(peer.states.keys() | peer.keeps for peer in PEERS.values()))
+
+
+def _some(theirs: Mapping[Any, Any]) -> list[str]:
+    return sorted(map(str, theirs.keys() - {"params"}))
 
 
 def _refuse_unread(name: str, position: Any, theirs: Mapping[str, Any], made: Set[str]) -> None:
@@ -270,16 +339,30 @@ def _refuse_unread(name: str, position: Any, theirs: Mapping[str, Any], made: Se
         )
 
 
+def _refuse_shapes(
+    name: str, position: Any, made: Mapping[str, Any], kinds: Mapping[str, str], param: torch.Tensor
+) -> None:
+    """Raise ValueError for a state that is not like its param: another class has more in a tensor, or other params."""
+    for key, value in made.items():
+        if not isinstance(value, torch.Tensor) or kinds.get(key) == "factor":
+            continue
+        if value.shape != param.shape if key in kinds else value.numel() != 1:
+            raise ValueError(
+                f"the state of param {position} has {list(value.shape)} for {key!r}, and the param is "
+                f"{list(param.shape)}; give the class whose file it is, and an optimizer over the same params"
+            )
+
+
 def _class(rule: str) -> Any:
     import fusedopt
 
     return getattr(fusedopt, rule)
 
 
-def _classes_for(converted: _Converted) -> tuple[type, ...]:
-    rules = {converted.rule}
+def _classes_for(rule: str, groups: Sequence[Mapping[str, Any]]) -> tuple[type, ...]:
+    rules = {rule}
     # Without a decay the two are one.
-    if rules <= {"Adam", "AdamW"} and not any(group["weight_decay"] for group in converted.file["param_groups"]):
+    if rules <= {"Adam", "AdamW"} and not any(group["weight_decay"] for group in groups):
         rules = {"Adam", "AdamW"}
     return tuple(_class(rule) for rule in rules)
 

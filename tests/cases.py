@@ -294,6 +294,8 @@ CASES = [
         weight_lr_power=1.0,
         maximize=True,
     ),
+    _case("SophiaG", lr=2e-3),
+    _case("SophiaG", "decay-maximize", lr=2e-3, betas=(0.6, 0.8), rho=0.5, weight_decay=0.3, bs=2.0, maximize=True),
     _case("LAMB", lr=2e-3),
     _case("LAMB", "plain", lr=2e-3, betas=(0.6, 0.8), eps=1e-4, weight_decay=0.0, bias_correction=False),
     _case("LAMB", "clip", lr=2e-3, weight_decay=0.1, grad_averaging=False, trust_clip=True),

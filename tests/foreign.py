@@ -240,6 +240,7 @@ FORMS = [
         lambda s: {**s, "step": _step(s), "s": s["s"].flatten(), "p0": s["p0"].flatten()},
     ),
     Form("timm.NAdamW", "NAdamW", _ADAM, {"caution": False}),
+    Form("sophia_opt.SophiaG", "SophiaG", {**_ADAM, "rho": 0.1, "bs": 64}, {"rho": 0.1}, told={"bs": 64}),
     Form(
         "timm.LaProp",
         "LaProp",
@@ -294,7 +295,7 @@ FORMS = [
         {**_ADAM, "no_prox": True},
         {"max_grad_norm": 0.0},
         {"no_prox": "weight_decouple"},
-        lambda s: {"previous_grad": s["neg_pre_grad"], **_without_step(s)},
+        lambda s: {"previous_grad": s["neg_pre_grad"], **{k: s[k] for k in ("exp_avg", "exp_avg_diff", "exp_avg_sq")}},
         group_step=True,
     ),
     Form("pytorch_optimizer.AdaMax", "Adamax", {"lr": 0.01}, {}, state=_without_step, group_step=True),

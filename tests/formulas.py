@@ -333,12 +333,23 @@ def lars(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     return sgd(p, g, s, {**h, "weight_decay": 0})
 
 
+def sophia(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    beta1, _ = h["betas"]
+    lr, zero = float(h["lr"]), torch.zeros_like(p)
+    s["step"] = float(s.get("step", 0)) + 1
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", zero) + (1 - beta1) * g
+    # Steps alone leave it as it is.
+    diagonal = s["hessian"] = s.get("hessian", zero)
+    ratio = (m.abs() / (h["rho"] * h.get("bs", 5120) * diagonal + 1e-15)).clamp(max=1)
+    return (1 - lr * h["weight_decay"]) * p - lr * m.sign() * ratio
+
+
 RULES: dict[str, Rule] = {
     "SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Adagrad": adagrad, "Adadelta": adadelta,
     "Adamax": adamax, "NAdam": nadam, "RAdam": radam, "ASGD": asgd, "Rprop": rprop, "Lion": lion, "Adan": adan,
     "AdEMAMix": ademamix, "ADOPT": adopt, "AdamAtan2": adam_atan2, "LAMB": lamb, "LARS": lars,
     "NAdamW": nadamw, "LaProp": laprop, "AdaBelief": adabelief, "StableAdamW": stable_adamw, "MARS": mars,
-    "NovoGrad": novograd,
+    "NovoGrad": novograd, "SophiaG": sophia,
     "AdamWScheduleFree": adamw_schedule_free, "RAdamScheduleFree": radam_schedule_free,
     "SGDScheduleFree": sgd_schedule_free,
 }  # fmt: skip

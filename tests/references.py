@@ -214,6 +214,11 @@ class AdaBelief(Reference):
     }
 
 
+class SophiaG(Reference):
+    arguments: ClassVar = {"lr": 1e-4, "betas": (0.965, 0.99), "rho": 0.04, "weight_decay": 0.1}
+    beyond: ClassVar = {"bs": 5120}
+
+
 class StableAdamW(Reference):
     arguments: ClassVar = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 1e-2}
 

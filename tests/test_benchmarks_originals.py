@@ -58,3 +58,24 @@ def test_what_is_not_installed_is_left_out(
 def test_a_package_without_an_installation_cannot_be_found() -> None:
     with pytest.raises(ModuleNotFoundError, match="No module named 'nobodys_package'"):
         alone.find_alone("nobodys_package", "optim")
+
+
+def test_the_table_in_the_docs_is_of_the_file() -> None:
+    root = Path(__file__).parent.parent
+    page = (root / "docs/moving-in.md").read_text()
+    table = page.partition("<!-- originals -->")[2].partition("<!-- /originals -->")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()[2:]]
+    findings = json.loads((root / "benchmarks/results/originals-20261129.json").read_text())["findings"]
+    assert len(rows) == len(originals.RULES) == len(findings) / 2
+    for ours, theirs, floors, large, small in rows:
+        name, _, argument = ours.partition("(")
+        first, second = (
+            found
+            for found in findings
+            if found["rule"].startswith(f"{name}(") and argument.rstrip(")") in found["rule"]
+        )
+        module, _, cls = first["original"].rpartition(".")
+        assert theirs == f"{module.partition('.')[0]}.{cls}"
+        assert (first["suite"], second["suite"]) == ("33.5 M", "1000 x 256")
+        found = (first["floors"], first["faster"]["value"], second["faster"]["value"])
+        assert (floors, large, small) == (f"{found[0]:.2f}", f"{found[1]:.1f}x", f"{found[2]:.1f}x")

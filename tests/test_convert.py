@@ -281,7 +281,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "another's file": (
         "file.pt --from bitsandbytes.RMSprop --to fusedopt",
         "refused",
-        r"the state of param 0 is not one of bitsandbytes.RMSprop, by its keys: \['exp_avg', 'exp_avg_sq', 'step'\]",
+        r"the state of param 0 has \['exp_avg', 'exp_avg_sq'\], which bitsandbytes.RMSprop does not keep, among",
     ),
     "another class's": (
         "file.pt --from torch.SGD --to torch",

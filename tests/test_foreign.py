@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,18 @@ def test_what_options_keep_stays_behind_with_a_word() -> None:
     assert fusedopt.foreign_state_dict(lamb, "timm.Lamb")["param_groups"][0]["max_grad_norm"] == 2.0
 
 
+def test_what_theirs_will_round_is_told() -> None:
+    ours = fusedopt.AdamW(foreign_params(torch.bfloat16), state_dtype="float32")
+    train(ours, 1)
+    with pytest.warns(
+        UserWarning, match="of deepspeed.DeepSpeedCPUAdam, which is torch's, rounds float32 states of para"
+    ):
+        fusedopt.foreign_state_dict(ours, "deepspeed.DeepSpeedCPUAdam")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fusedopt.foreign_state_dict(ours, "bitsandbytes.AdamW")
+
+
 def _back(name: str, **kwargs: Any) -> Any:
     return lambda target, **told: fusedopt.foreign_state_dict(_ours(name, **kwargs), target, **told)
 
@@ -349,10 +362,108 @@ def test_a_file_of_another_class_does_not_start_anew() -> None:
     ours = fusedopt.Lion(foreign_params())
     group = {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0, "params": [0, 1, 2]}
     file = {"state": {0: {"momentum_buffer": torch.ones(5, 7)}}, "param_groups": [group]}
-    with pytest.raises(
-        ValueError, match=r"the state of param 0 is not one of timm.Lion, by its keys: .'momentum_buffer"
-    ):
+    with pytest.raises(ValueError, match=r"param 0 has .'momentum_buffer'., which timm.Lion does not keep, among"):
         fusedopt.load_foreign(ours, file, "timm.Lion")
+
+
+# What files of other classes hold is told by keys of states and groups, and by shapes. For each class those of whose
+# files it takes others', which a step cannot tell from its own; those that are the same rule go on as they would.
+_ADAMS = {"deepspeed.DeepSpeedCPUAdam", "deepspeed.FusedAdam", "timm.RAdamLegacy", "timm.NAdamW"}
+_BY_ONE_STATE = {f"bitsandbytes.{name}" for name in ("Lion", "SGD", "RMSprop", "Adagrad")}
+ALIKE: dict[str, set[str]] = {
+    # Without keys of its own in either.
+    "timm.AdamWLegacy": _ADAMS,
+    "timm.NAdamW": _ADAMS,
+    "timm.RAdamLegacy": _ADAMS,
+    "deepspeed.DeepSpeedCPUAdam": _ADAMS,
+    "deepspeed.FusedAdam": _ADAMS,
+    "torchao": _ADAMS,
+    "torch_optimizer.Lamb": _ADAMS,
+    "torch_optimizer.RAdam": _ADAMS,
+    "bitsandbytes.Lion": {"bitsandbytes.SGD"},
+    "bitsandbytes.SGD": {"bitsandbytes.Lion"},
+    "bitsandbytes.RMSprop": _BY_ONE_STATE,
+    "bitsandbytes.Adam": {"bitsandbytes.AdamW"},
+    "bitsandbytes.AdamW": {"bitsandbytes.Adam"},
+    "optimi.Adam": {"optimi.AdamW"},
+    "optimi.AdamW": {"optimi.Adam"},
+    "optimi.StableAdamW": {"optimi.Adam", "optimi.AdamW"},
+    "schedulefree.RAdamScheduleFree": {"schedulefree.AdamWScheduleFree"},
+    "timm.Lion": {"lion_pytorch.Lion", "pytorch_optimizer.Lion"},
+    "lion_pytorch.Lion": {"pytorch_optimizer.Lion"},
+    "pytorch_optimizer.Lion": {"lion_pytorch.Lion"},
+    "timm.SGDW": {"apex.FusedSGD", "transformer_engine.FusedSGD"},
+    "apex.FusedSGD": {"transformer_engine.FusedSGD"},
+    "transformer_engine.FusedSGD": {"apex.FusedSGD"},
+    "transformer_engine.FusedAdam": {"apex.FusedAdam"},
+    "apex.FusedLAMB": {"timm.Lamb"},
+    "timm.Lamb": {"apex.FusedLAMB"},
+    "torch_optimizer.LARS": {"timm.Lars"},
+    "transformers.Adafactor": {"torch_optimizer.Adafactor"},
+}
+
+
+def _plain(name: str) -> str:
+    name = re.sub(r"Paged|8bit|32bit", "", name)
+    return "torchao" if name.startswith("torchao") else name
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_file_is_taken_for_no_other_class_that_it_can_be_told_from(form: Form) -> None:
+    whole = form.make(foreign_params(form.dtype))
+    train(whole, 2)
+    file, own = form.write(whole), _plain(registry.name_of(form.source))
+    taken = set()
+    for name, peer in registry.PEERS.items():
+        rule = peer.rule if isinstance(peer.rule, str) else form.ours
+        ours = getattr(fusedopt, rule)(foreign_params(form.dtype))
+        before = snapshot(ours), dict(ours.param_groups[0])
+        try:
+            fusedopt.load_foreign(ours, file, name)
+            taken.add(_plain(name))
+        except (TypeError, ValueError):
+            assert_identical(snapshot(ours), before[0])
+            assert ours.param_groups[0] == before[1]
+    assert {name for name in taken - {own} if own not in ALIKE.get(name, set())} == set()
+
+
+def test_a_file_of_torchs_names_is_none_of_bitsandbytes() -> None:
+    whole = fusedopt.AdamW(foreign_params())
+    train(whole, 1)
+    file = whole.state_dict()
+    for name in ("Lion", "AdamW", "SGD", "AdEMAMix"):
+        ours = getattr(fusedopt, name)(foreign_params())
+        with pytest.raises(ValueError, match=r"which bitsandbytes.\w+ does not keep, among|its groups have"):
+            fusedopt.load_foreign(ours, file, f"bitsandbytes.{name}")
+        assert not ours.state
+
+
+def test_a_state_of_another_shape_is_refused() -> None:
+    """AdEMAMix has both averages in one tensor, and another model has other params."""
+    ours = fusedopt.AdamW([Parameter(torch.zeros(3))])
+    group = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "params": [0]}
+    file = {"state": {0: {"step": 1, "state1": torch.ones(2, 3), "state2": torch.ones(3)}}, "param_groups": [group]}
+    with pytest.raises(
+        ValueError, match=r"the state of param 0 has \[2, 3\] for 'exp_avg', and the param is \[3\]; give"
+    ):
+        fusedopt.load_foreign(ours, file, "bitsandbytes.AdamW")
+    assert not ours.state
+
+
+def test_a_group_without_what_every_class_has_is_refused() -> None:
+    ours = fusedopt.AdamW(foreign_params())
+    group = {"lr": 0.1, "eps": 1e-8, "weight_decay": 0.1, "params": [0, 1, 2]}
+    with pytest.raises(
+        ValueError, match=r"param_groups\[0\] of the file lacks 'betas', which bitsandbytes.AdamW has; give"
+    ):
+        fusedopt.load_foreign(ours, {"state": {}, "param_groups": [group]}, "bitsandbytes.AdamW")
+    with pytest.raises(
+        ValueError, match=r"param_groups\[0\] of the file lacks 'decouple_wd', which optimi.Adam has; give"
+    ):
+        fusedopt.load_foreign(ours, {"state": {}, "param_groups": [group]}, "optimi.Adam")
+    file = {"state": {}, "param_groups": [{**group, "betas": (0.9, 0.99), "caution": False}]}
+    with pytest.raises(ValueError, match=r"of the file is of timm by its keys, and not of torchao.AdamW8bit: \['betas"):
+        fusedopt.load_foreign(ours, file, "torchao.AdamW8bit")
 
 
 # What is refused.

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CASES
 from support import EMULATED, assert_identical, give_grads, snapshot
 from torch import Tensor
 from torch.nn import Parameter
 from torch.testing._internal.two_tensor import TwoTensor
 
 import fusedopt
+from fusedopt import _C
 from fusedopt._peers.registry import PEERS
 from fusedopt._peers.signs import CONVERTED, SETTINGS
 
@@ -113,35 +115,17 @@ def test_a_rule_of_the_users_own_is_asked_too() -> None:
     _refuse(optimizer, _file(optimizer, OPTIMI), "of another optimizer, optimi, by its keys")
 
 
+SAYS_APART = ("decoupled_decay", "weight_decouple", "decouple_wd", "adamw_mode", "adam_w_mode", "decouple", "decoupled")
 # What makes another rule of a class, and what does not, for each line of the table.
 SETTINGS_BY_KEY: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
     ("caution", "LaProp"): ({"caution": True}, {"caution": False}),
     ("cautious", "AdamW"): ({"cautious": True}, {"cautious": False}),
     ("caution", "SGD"): ({"caution": False, "weight_decay": 0.1}, {"caution": False, "weight_decay": 0.0}),
-    ("decoupled_decay", "LARS"): (
-        {"decoupled_decay": True, "weight_decay": 0.1},
-        {"decoupled_decay": False, "weight_decay": 0.1},
-    ),
-    ("weight_decouple", "SGD"): (
-        {"weight_decouple": True, "weight_decay": 0.1},
-        {"weight_decouple": True, "weight_decay": 0.0},
-    ),
-    ("weight_decouple", "Lion"): (
-        {"weight_decouple": False, "weight_decay": 0.1},
-        {"weight_decouple": True, "weight_decay": 0.1},
-    ),
-    ("decouple_wd", "AdamW"): (
-        {"decouple_wd": False, "weight_decay": 0.1},
-        {"decouple_wd": True, "weight_decay": 0.1},
-    ),
-    ("adamw_mode", "AdamW"): (
-        {"adamw_mode": False, "weight_decay": 0.1},
-        {"adamw_mode": False, "weight_decay": 0.0},
-    ),
-    ("adam_w_mode", "AdamW"): (
-        {"adam_w_mode": 0, "weight_decay": 0.1},
-        {"adam_w_mode": 1, "weight_decay": 0.1},
-    ),
+    **{(key, "SGD"): ({key: True, "weight_decay": 0.1}, {key: True, "weight_decay": 0.0}) for key in SAYS_APART},
+    **{
+        (key, "StableAdamW"): ({key: False, "weight_decay": 0.1}, {key: True, "weight_decay": 0.1})
+        for key in SAYS_APART
+    },
     ("corrected_weight_decay", "Lion"): (
         {"corrected_weight_decay": True, "weight_decay": 0.1},
         {"corrected_weight_decay": True, "weight_decay": 0.0},
@@ -160,11 +144,13 @@ SETTINGS_BY_KEY: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = 
     ),
     ("bias_correction", "Adan"): ({"bias_correction": False}, {"bias_correction": True}),
     ("beta1", "Adafactor"): ({"beta1": 0.9}, {"beta1": None}),
+    ("beta1", "Lion"): ({"beta1": 0.5}, {"beta1": 0.9}),
     ("use_gc", "Lion"): ({"use_gc": True}, {"use_gc": False}),
     ("adanorm", "Lion"): ({"adanorm": True}, {"adanorm": False}),
     ("clipping_threshold", "AdamW"): ({"clipping_threshold": 1.0}, {"clipping_threshold": None}),
     ("d_coef", "AdamW"): ({"d_coef": 1.0}, {"d": 1.0}),
     ("numerator_weighted", "Lion"): ({"numerator_weighted": 0.0}, {"k": 2}),
+    ("d", "Lion"): ({"d": 0.5}, {"d": 1.0}),
     ("weight_lr_power", "SGD"): ({"weight_lr_power": 2.0}, {"warmup_steps": 0}),
 }
 
@@ -198,6 +184,64 @@ def test_a_setting_that_makes_another_rule_is_refused(setting: Any, case: tuple[
     _refuse(optimizer, _file(optimizer, state, **refused), match)
     optimizer.load_state_dict(_file(optimizer, state, **taken))
     optimizer.step()
+
+
+# Each class with each such setting: where it is the class's own, where it makes no other rule, and else it is refused.
+CLASSES = sorted(
+    name for name in fusedopt.__all__ if name in {case.optimizer for case in CASES} | {"SparseAdam", "Muon"}
+)
+APART = {
+    *("Adafactor", "AdamAtan2", "AdamW", "AdamWScheduleFree", "Adan", "AdEMAMix", "LaProp", "Lion", "MARS", "Muon"),
+    *("NAdamW", "RAdamScheduleFree", "SophiaG", "StableAdamW"),
+    # By a hyper-parameter, as they are by default.
+    *("AdaBelief", "Prodigy"),
+}
+WITHOUT_DECAY = {"Rprop", "SparseAdam"}
+WITHOUT_CORRECTION = {
+    *("ADOPT", "ASGD", "Adadelta", "Adafactor", "Adagrad", "LARS", "Lion", "Muon", "NovoGrad", "Prodigy", "RMSprop"),
+    *("Rprop", "SGD", "SGDScheduleFree", "SophiaG"),
+}
+ALL, NONE = set(CLASSES), set[str]()
+VALUES: dict[tuple[str, Any], tuple[set[str], set[str]]] = {
+    ("caution", True): ({"Adam", "AdamW", "Adan", "Lion"}, NONE),
+    ("decoupled_decay", True): ({"AdaBelief", "LAMB", "NovoGrad"}, (APART | WITHOUT_DECAY) - {"AdaBelief"}),
+    # Of timm's RMSpropTF alone, which says so.
+    ("decoupled_decay", False): ({"AdaBelief", "LAMB", "NovoGrad"}, ALL - APART - {"LAMB", "NovoGrad", "RMSprop"}),
+    ("weight_decouple", True): (NONE, APART | WITHOUT_DECAY),
+    ("weight_decouple", False): (NONE, ALL - APART | {"Adan"}),
+    ("decouple_wd", True): (NONE, APART | WITHOUT_DECAY),
+    ("decouple_wd", False): (NONE, ALL - APART),
+    ("adamw_mode", True): (NONE, APART | WITHOUT_DECAY),
+    ("adamw_mode", False): (NONE, ALL - APART),
+    ("adam_w_mode", False): (NONE, ALL - APART),
+    ("corrected_weight_decay", True): (NONE, WITHOUT_DECAY),
+    ("decouple_lr", True): (NONE, WITHOUT_DECAY),
+    ("fixed_decay", True): ({"AdaBelief"}, WITHOUT_DECAY),
+    ("d", 0.5): ({"Adafactor", "Prodigy"}, NONE),
+    ("beta1", 0.3): (NONE, NONE),
+    ("bias_correction", False): ({"Adam", "AdamW", "LAMB"}, WITHOUT_CORRECTION),
+    ("use_gc", True): (NONE, NONE),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), VALUES, ids=str)
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_setting_is_the_classs_own_or_of_no_matter_or_refused(name: str, key: str, value: Any) -> None:
+    own, alike = VALUES[key, value]
+    cls = getattr(fusedopt, name)
+    optimizer = cls([Parameter(torch.ones(SHAPE))]) if name == "SparseAdam" else _stepped(cls)
+    file = optimizer.state_dict()
+    group = {**file["param_groups"][0], key: value}
+    if name not in WITHOUT_DECAY:
+        group["weight_decay"] = 0.1
+    file["param_groups"] = [group]
+    known = {*cls._beyond, *_C.rules()[cls._rule]["hypers"]} if name != "Muon" else NONE
+    assert (key in known) == (name in own)
+    if name in own or name in alike:
+        optimizer.load_state_dict(file)
+        assert (optimizer.param_groups[0][key] == value) or name not in own
+    else:
+        _refuse(optimizer, file, rf"param_groups\[0\] of the file has {key}={value}, which {name} does not know: it ")
 
 
 def test_a_key_that_the_class_has_is_its_own() -> None:

@@ -144,6 +144,12 @@ RECORDED: dict[str, tuple[str, dict[str, Any], list[float]]] = {
         {"d0": 0.1, "lr": 0.5, "safeguard_warmup": True, "d_coef": 0.5, "betas": (0.8, 0.9)},
         [0.9213933662394614, -0.5378347829946505, 0.19261771002057287, -0.020713599969014857, 1.9683469922693306],
     ),
+    # sophia-opt 0.2.2, the authors' sophia.py; with estimates in tests/test_sophia.py
+    "sophia": (
+        "SophiaG",
+        {"betas": (0.9, 0.99)},
+        [0.9800847205492887, -0.5945736380073919, 0.2475610205516379, 4.980049920085862e-05, 2.0596609583220125],
+    ),
     # torch_optimizer 0.3.0
     "lamb-clamp": (
         "LAMB",

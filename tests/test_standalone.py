@@ -40,7 +40,7 @@ one_per_optimizer = pytest.mark.parametrize("case", [c for c in ONE_PER_OPTIMIZE
 # implementation: google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars, bitsandbytes' AdEMAMix,
 # the authors' ADOPT with timm's exponent in the place of a function,
 # lucidrains' AdamAtan2, timm's NAdamW, LaProp, AdaBelief, Mars and NvNovoGrad, optimi's StableAdamW,
-# schedulefree's three, prodigyopt's Prodigy.
+# schedulefree's three, prodigyopt's Prodigy, the authors' SophiaG.
 ADAPTIVE: dict[str, Any] = {"lr": 0.0025, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 SIGNATURES: dict[str, dict[str, Any]] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
@@ -78,6 +78,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "d_coef": 1.0,
         "growth_rate": math.inf,
     },
+    "SophiaG": {"lr": 1e-4, "betas": (0.965, 0.99), "rho": 0.04, "weight_decay": 0.1},
     "NAdamW": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2},
     "LaProp": {"lr": 4e-4, "betas": (0.9, 0.999), "eps": 1e-15, "weight_decay": 0.0},
     "AdaBelief": {
@@ -124,9 +125,11 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "always_adapt": False,
     },
 }
-# What ours takes by name alone: timm's `caution` and `decoupled_decay`, torch_optimizer's `clamp_value`.
+# What ours takes by name alone: timm's `caution` and `decoupled_decay`, torch_optimizer's `clamp_value`, and what the
+# authors give to SophiaG's step.
 BEYOND: dict[str, dict[str, Any]] = {
     "Lion": {"caution": False},
+    "SophiaG": {"bs": 5120},
     "Adan": {"caution": False},
     "LAMB": {"decoupled_decay": False, "clamp_value": None},
 }

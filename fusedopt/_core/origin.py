@@ -176,6 +176,11 @@ def kind_of(cls: type) -> Kind:
     return Kind(cls.__name__, _hypers(cls), [Keys(_states(cls), frozenset())])
 
 
+def state_keys() -> frozenset[str]:
+    """All that states of the package's classes may have."""
+    return frozenset[str]().union(*(kind.state.known for kind in _kinds().values()))
+
+
 @functools.cache
 def _exported() -> frozenset[type]:
     import fusedopt

@@ -35,6 +35,7 @@ PEERS = {
         "LAMB",
         hypers={"use_nvlamb": "always_adapt"},
         attributes={"adam_w_mode": True, "use_nvlamb": False},
+        reads=frozenset({"adam_w_mode"}),
         group_step=True,
         once=lambda group: {"max_grad_norm": group["max_grad_norm"] or None},
         refused=_refused_lamb,

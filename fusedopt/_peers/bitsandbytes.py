@@ -63,7 +63,8 @@ def _back(group: Mapping[str, Any], *names: str, betas: str | None = None) -> Ba
         return {"step": state.get("step", 1), _WRAPPER: kept} if kept else {}
 
     hypers = (lambda ours: {"betas": (ours[betas], 0)}) if betas else (lambda ours: {})
-    return Back({"lr": 1e-3, "betas": (0.0, 0.0), "eps": 0.0, "weight_decay": 0.0, **group}, hypers, write)
+    made = {"lr": 1e-3, "betas": (0.0, 0.0), "eps": 0.0, "weight_decay": 0.0, **group}
+    return Back(made, hypers, write, loads_float32=True)
 
 
 def _joined(state: State, group: Group) -> Mapping[str, Any]:
@@ -73,9 +74,29 @@ def _joined(state: State, group: Group) -> Mapping[str, Any]:
     return {"step": state["step"], _WRAPPER: {"state1": torch.stack([fast, slow]), "state2": squares}}
 
 
+def _kept(count: int) -> frozenset[str]:
+    """The keys of so many states, which no class of its own has by torch's names."""
+    numbered = {f"{key}{i}" for key in ("state", "absmax", "qmap") for i in range(1, count + 1)}
+    return frozenset({_WRAPPER, *numbered})
+
+
+# Where a constructor has no such argument, its groups have a number that says which class they are of.
+def _refused_eps(group: Group) -> str | None:
+    return (
+        f"its groups have eps=0, and this one {group['eps']}: another class steps by that" if group.get("eps") else None
+    )
+
+
+def _refused_adagrad(group: Group) -> str | None:
+    if not any(group["betas"]):
+        return None
+    return f"its groups have betas of 0, and this one {group['betas']}: another class steps by these"
+
+
 _MIX = {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
 _ADAMW = Peer(
     "AdamW",
+    keeps=_kept(2),
     more_states=_states("exp_avg", "exp_avg_sq"),
     back=_back(_MIX, "exp_avg", "exp_avg_sq"),
 )
@@ -85,14 +106,23 @@ _RULES = {
     "AdamW": _ADAMW,
     "AdEMAMix": Peer(
         "AdEMAMix",
+        keeps=_kept(2),
         more_states=_averages,
         shape=lambda state: _shape(state)[1:],
         back=replace(_back(_MIX), state=_joined),
     ),
-    "Lion": Peer("Lion", more_states=_states("exp_avg"), back=_back({}, "exp_avg")),
+    "Lion": Peer(
+        "Lion",
+        keeps=_kept(1),
+        refused=_refused_eps,
+        more_states=_states("exp_avg"),
+        back=_back({}, "exp_avg"),
+    ),
     # It does not read nesterov and dampening.
     "SGD": Peer(
         "SGD",
+        keeps=_kept(1),
+        refused=_refused_eps,
         more_states=_states("momentum_buffer"),
         more_hypers=lambda group: {"momentum": group["betas"][0]},
         back=_back({}, "momentum_buffer", betas="momentum"),
@@ -100,15 +130,25 @@ _RULES = {
     # It does not read momentum.
     "RMSprop": Peer(
         "RMSprop",
+        keeps=_kept(1),
         more_states=_states("square_avg"),
         more_hypers=lambda group: {"alpha": group["betas"][0]},
         back=_back({}, "square_avg", betas="alpha"),
     ),
-    "Adagrad": Peer("Adagrad", more_states=_states("sum"), back=_back({}, "sum")),
+    "Adagrad": Peer(
+        "Adagrad",
+        keeps=_kept(1),
+        refused=_refused_adagrad,
+        more_states=_states("sum"),
+        back=_back({}, "sum"),
+    ),
 }
 PEERS = {
     f"{paged}{name}{bits}": replace(
-        peer, shape=peer.shape if name == "AdEMAMix" else _shape, back=None if bits == "8bit" else peer.back
+        peer,
+        own_names=True,
+        shape=peer.shape if name == "AdEMAMix" else _shape,
+        back=None if bits == "8bit" else peer.back,
     )
     for name, peer in _RULES.items()
     for paged in ("", "Paged")

@@ -13,7 +13,8 @@ from .peer import Group, Peer, State
 
 
 def _hypers(group: Group) -> Mapping[str, Any]:
-    made = {"betas": tuple(group[name] for name in ("beta1", "beta2", "beta3") if name in group)}
+    others = (group["beta3"],) if "beta3" in group else ()
+    made: dict[str, Any] = {"betas": (group["beta1"], group["beta2"], *others)}
     if group["decouple_lr"]:
         # (lr / max_lr) * weight_decay, as lr times what follows.
         made["weight_decay"] = group["weight_decay"] / group["max_lr"]
@@ -64,9 +65,11 @@ def _options(group: Group) -> Mapping[str, Any]:
     return {"rounding": "kahan"} if group["kahan_sum"] else {}
 
 
-_READS = frozenset({"decouple_wd", "decouple_lr"})
+_READS = frozenset({"beta1", "decouple_wd", "decouple_lr"})
+_LOST = frozenset({"kahan_comp"})
 _ADAM = Peer(
     _adam,
+    keeps=_LOST,
     group_step=True,
     more_hypers=_hypers,
     more_states=_biased({"exp_avg": "beta1", "exp_avg_sq": "beta2"}),
@@ -80,6 +83,7 @@ PEERS = {
     "StableAdamW": replace(_ADAM, rule="StableAdamW"),
     "Adan": Peer(
         "Adan",
+        keeps=_LOST,
         states={"prev_grad": "neg_pre_grad"},
         group_step=True,
         more_hypers=_hypers,
@@ -92,6 +96,7 @@ PEERS = {
     ),
     "Lion": Peer(
         "Lion",
+        keeps=_LOST,
         more_hypers=_hypers,
         more_states=lambda state, group, param: _kahan(state, param),
         reads=_READS,
@@ -100,6 +105,7 @@ PEERS = {
     ),
     "SGD": Peer(
         "SGD",
+        keeps=_LOST,
         states={"exp_avg": "momentum_buffer"},
         more_hypers=_sgd_hypers,
         more_states=_sgd_states,

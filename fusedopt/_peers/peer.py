@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .signs import other_rule
+from .signs import TELLING, other_rule
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
 
 # What groups have beside hyper-parameters, whoever made them.
 _BOOKKEEPING = ("params", "param_names", "initial_lr")
+# What is called the same wherever there is such a thing.
+_COMMON = frozenset({"lr", "betas", "momentum", "eps", "weight_decay"})
 # What is one for a whole optimizer of ours, and may be a key of theirs with another meaning.
 _OPTIONS = ("max_grad_norm", "ema_decay", "state_dtype", "master_weights", "rounding", "rounding_seed", "offload")
 
@@ -36,6 +38,8 @@ class Back:
     # are theirs already, and its group, the state as they keep it.
     hypers: Callable[[Group], Mapping[str, Any]] = lambda group: {}
     state: Callable[[State, Group], Mapping[str, Any]] = lambda state, group: state
+    # Whether they load float32 states of params in 16 bits as they are, which torch's load_state_dict rounds.
+    loads_float32: bool = False
     # What they count steps in.
     counter: Callable[[float], Any] = int
 
@@ -52,6 +56,9 @@ class Peer:
     # Keys of ours by theirs, of hyper-parameters and of states. Those of one name need not be said.
     hypers: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
+    # Of a state, keys of theirs that `more_states` reads; and whether no other is theirs, by whatever name ours has.
+    keeps: Set[str] = frozenset()
+    own_names: bool = False
     # What ours is to have beside that.
     fixed: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +93,8 @@ class Peer:
 
     def state(self, theirs: State, group: Group, param: Tensor, known: Set[str]) -> dict[str, Any]:
         """A param's state of ours, whose keys are among the `known`."""
-        named = {self.states.get(key, key): value for key, value in theirs.items()}
+        read = self.keys(known)
+        named = {self.states.get(key, key): value for key, value in theirs.items() if key in read}
         made = {key: value for key, value in named.items() if key in known}
         if self.group_step and theirs and "step" in known:
             made["step"] = group["step"]
@@ -94,6 +102,20 @@ class Peer:
         if "step" in made:
             made["step"] = torch.tensor(float(made["step"]))
         return made
+
+    def keys(self, known: Set[str]) -> Set[str]:
+        """What a state of theirs may have of that from which one of ours is made, whose keys are the `known`."""
+        same = frozenset[str]() if self.own_names else known - set(self.states.values())
+        return same | self.states.keys() | self.keeps | {"step"}
+
+    def lacks(self, theirs: Group, needed: Set[str]) -> set[str]:
+        """Hyper-parameters that every class has by which ours steps, and of which a group of theirs says nothing."""
+        named = {self.hypers.get(key, key) for key in theirs} | self.fixed.keys()
+        return set((needed & _COMMON) - named - self.more_hypers(theirs).keys())
+
+    def others(self, theirs: Group, known: Set[str]) -> set[str]:
+        """Keys of a group that tell of another class."""
+        return set((TELLING & theirs.keys()) - known - self.hypers.keys() - self.attributes.keys())
 
     def their_group(self, back: Back, ours: Group, steps: Set[float]) -> dict[str, Any]:
         """A group of theirs; of the steps that its params have counted they keep one, if any."""

@@ -11,6 +11,7 @@ from . import (
     prodigyopt,
     pytorch_optimizer,
     schedulefree,
+    sophia_opt,
     timm,
     torch_optimizer,
     torchao,
@@ -28,12 +29,16 @@ _PACKAGES = (
     prodigyopt,
     pytorch_optimizer,
     schedulefree,
+    sophia_opt,
     timm,
     torch_optimizer,
     torchao,
     transformer_engine,
     transformers,
 )
+
+
+PACKAGES = frozenset(module.__name__.rpartition(".")[2] for module in _PACKAGES)
 
 
 def _by_name(table: str) -> dict[str, object]:

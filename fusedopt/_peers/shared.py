@@ -31,6 +31,9 @@ def adafactor_hypers(group: Group, eps1: float, eps2: float) -> Mapping[str, Any
     return {"lr": lr, "eps": (eps1, eps2), "beta2_decay": group["decay_rate"], "d": group["clip_threshold"]}
 
 
+ADAFACTOR_STATES = frozenset({"exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq"})
+
+
 def adafactor_states(state: State, group: Group, param: Tensor) -> Mapping[str, Any]:
     if "exp_avg_sq_row" in state:
         return {"row_var": state["exp_avg_sq_row"].unsqueeze(-1), "col_var": state["exp_avg_sq_col"].unsqueeze(-2)}

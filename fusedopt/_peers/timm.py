@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .peer import Back, Group, Peer, State
-from .shared import adafactor_hypers, adafactor_refusal, adafactor_states
+from .shared import ADAFACTOR_STATES, adafactor_hypers, adafactor_refusal, adafactor_states
 
 
 def _averaged_rates(state: State, group: Group, param: Tensor) -> Mapping[str, Any]:
@@ -106,6 +106,7 @@ PEERS = {
     "Adafactor": Peer(
         "Adafactor",
         more_hypers=_adafactor_hypers,
+        keeps=ADAFACTOR_STATES,
         more_states=adafactor_states,
         refused=_refused_adafactor,
     ),

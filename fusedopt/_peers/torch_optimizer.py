@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .peer import Group, Peer
-from .shared import adafactor_hypers, adafactor_refusal, adafactor_states
+from .shared import ADAFACTOR_STATES, adafactor_hypers, adafactor_refusal, adafactor_states
 
 
 def _refused_lamb(group: Group) -> str | None:
@@ -17,6 +17,7 @@ def _refused_lamb(group: Group) -> str | None:
 PEERS = {
     "Lamb": Peer(
         "LAMB",
+        keeps=frozenset({"trust_ratio"}),
         attributes={"clamp_value": 10, "adam": False, "debias": False},
         fixed={"bias_correction": False, "always_adapt": True},
         refused=_refused_lamb,
@@ -26,6 +27,7 @@ PEERS = {
     "Adafactor": Peer(
         "Adafactor",
         more_hypers=lambda group: adafactor_hypers(group, *group["eps2"]),
+        keeps=ADAFACTOR_STATES,
         more_states=adafactor_states,
         refused=adafactor_refusal,
     ),

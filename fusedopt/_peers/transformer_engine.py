@@ -31,6 +31,7 @@ PEERS = {
         adam_or_adamw,
         attributes={"adam_w_mode": True, "master_weights": False, "store_param_remainders": False},
         group_step=True,
+        keeps=frozenset({"master_param"}),
         more_states=_masters,
         options=_options,
     ),

@@ -130,7 +130,10 @@ SAME = [
     Call("schedulefree.AdamWScheduleFree", WD, "AdamWScheduleFree", WD),
     Call("schedulefree.RAdamScheduleFree", WD, "RAdamScheduleFree", WD, 1e-4),
     Call("schedulefree.SGDScheduleFree", WD, "SGDScheduleFree", WD),
+    Call("sophia_opt.SophiaG", WD, "SophiaG", WD),
     Call("torch_optimizer.Lamb", WD, "LAMB", {"bias_correction": False, "clamp_value": 10.0, **WD}),
+    # What eps as a floor is where no root is below it.
+    Call("heavyball.AdamW", {}, "AdamW", {"weight_decay": 0, "betas": (0.9, 0.99), "eps": 1e-30}),
     Call("torch_optimizer.LARS", LARS, "LARS", {**LARS, "trust_coeff": 0.01}),
     Call("torch_optimizer.RAdam", {}, "RAdam", {}, 1e-4),
 ]
@@ -184,6 +187,44 @@ def test_bitsandbytes_lamb_is_this(decay: float, scale: float) -> None:
         p = p * (1 - 0.01 * decay) - 0.01 * ratio * u
     moved = (p - start).abs().max()
     assert ((param - p).abs().max() / moved).item() <= (1e-3 if scale == 100 and not decay else 5e-5)
+
+
+@pytest.mark.parametrize("name", ["sophia_opt.SophiaG", "pytorch_optimizer.SophiaH"])
+def test_steps_by_estimates_of_the_hessian_are_the_same(name: str) -> None:
+    """SophiaH is given squares for Hutchinson's estimate, and clips at p where ours clips at 1."""
+    module, _, cls = name.partition(".")
+    of_p, generator = 0.25 if cls == "SophiaH" else 1.0, torch.Generator().manual_seed(0)
+    params, wanted = ([Parameter(torch.randn(64, 33, generator=torch.Generator().manual_seed(1)))] for _ in range(2))
+    theirs = getattr(importlib.import_module(module), cls)(
+        wanted, lr=0.04, betas=(0.9, 0.8), weight_decay=0.1, **({"p": of_p} if cls == "SophiaH" else {"rho": 0.5})
+    )
+    ours = fusedopt.SophiaG(
+        params,
+        lr=0.04 * of_p,
+        betas=(0.9, 0.8),
+        rho=of_p if cls == "SophiaH" else 0.5,
+        weight_decay=0.1 / of_p,
+        bs=1,
+    )
+    start = wanted[0].detach().clone()
+    clipped = []
+    for step in range(STEPS):
+        grad, sampled = (torch.randn(64, 33, generator=generator) for _ in range(2))
+        estimates = step % 3 == 0
+        for p, optimizer in ((params[0], ours), (wanted[0], theirs)):
+            if estimates and hasattr(optimizer, "update_hessian"):
+                p.grad = sampled.clone()
+                optimizer.update_hessian()
+            p.grad = grad.clone()
+            given = {} if optimizer is ours else {"bs": 1} if cls == "SophiaG" else {"hessian": [sampled**2]}
+            # Without an estimate SophiaH makes one of its own, every tenth step.
+            if cls == "SophiaH" and optimizer is theirs and not estimates:
+                theirs.update_period, given = 10**6, {}
+            optimizer.step(**given)
+        state = ours.state[params[0]]
+        clipped.append((state["exp_avg"].abs() > (of_p if cls == "SophiaH" else 0.5) * state["hessian"]).float().mean())
+    assert 0.05 < sum(clipped[3:]) / len(clipped[3:]) < 0.95
+    assert ((params[0] - wanted[0]).abs().max() / (wanted[0] - start).abs().max()).item() <= 1e-5
 
 
 def test_an_update_of_0_moves_deepspeeds_lion() -> None:

@@ -42,7 +42,7 @@ FILES: list[tuple[str, dict[str, Any], str, str]] = [
     ("heavyball.SGD", {"lr": 0.1}, "SGD", "lacks .*, as heavyball has"),
     ("dadaptation.DAdaptLion", {}, "Lion", "has numerator_weighted=.*it scales its steps by a distance"),
     ("dadaptation.DAdaptAdam", {}, "AdamW", "has numerator_weighted=.*it scales its steps by a distance"),
-    ("prodigyopt.Prodigy", {}, "AdamW", "has d_coef=.*it scales its steps by a distance"),
+    ("prodigyopt.Prodigy", {}, "AdamW", "another optimizer, prodigyopt, by its keys"),
     ("schedulefree.AdamWScheduleFree", {}, "AdamW", "another optimizer, AdamWScheduleFree, by its keys"),
     ("schedulefree.SGDScheduleFree", {}, "SGD", "another optimizer, SGDScheduleFree, by its keys"),
     ("timm.optim.laprop.LaProp", {"lr": 0.1, "caution": True}, "LaProp", "has caution=True"),

@@ -165,6 +165,7 @@ RUNS = [
     Run("schedulefree.AdamWScheduleFree", "AdamWScheduleFree", {"weight_decay": 0.1, "warmup_steps": 4}),
     Run("schedulefree.RAdamScheduleFree", "RAdamScheduleFree", {"weight_decay": 0.1, "betas": (0.9, 0.99)}, 1e-4),
     Run("schedulefree.SGDScheduleFree", "SGDScheduleFree", {"weight_decay": 0.1, "r": 1.0}),
+    Run("sophia_opt.SophiaG", "SophiaG", {"weight_decay": 0.1}),
     Run(
         "torch_optimizer.Lamb",
         "LAMB",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import save_and_load
+from torch import Tensor
 from torch.nn import Parameter
 
 import fusedopt
@@ -50,12 +51,12 @@ class Run:
 
 WD = {"weight_decay": 0.1}
 BF16 = torch.bfloat16
-# Of what bfloat16 params have moved: a last place of an element between 2 and 4, rounded the other way there.
-PLACES = 0.11
+# bfloat16 params are held to one of their last places, element by element.
+PLACES = 1.0
 ADAM = "deepspeed.ops.adam.DeepSpeedCPUAdam"
 RUNS = [
     Run("AdamW", WD, "bitsandbytes.optim.AdamW"),
-    Run("AdamW", WD, "bitsandbytes.optim.AdamW", close=PLACES, dtype=BF16),
+    Run("AdamW", {**WD, "state_dtype": "float32"}, "bitsandbytes.optim.AdamW", close=PLACES, dtype=BF16),
     Run("AdamW", {**WD, "state_dtype": "float32"}, "bitsandbytes.optim.PagedAdamW32bit", close=PLACES, dtype=BF16),
     Run("AdamW", WD, "bitsandbytes.optim.Adam"),
     Run("AdEMAMix", {**WD, "t_alpha": 8, "t_beta3": 8}, "bitsandbytes.optim.AdEMAMix"),
@@ -95,6 +96,18 @@ def _apart(params: list[Parameter], wanted: list[Parameter], start: list[Paramet
     return max(((p - q).detach().abs().max() / its).item() for p, q, its in zip(params, wanted, moved, strict=True))
 
 
+def _places(params: list[Parameter], wanted: list[Parameter], start: list[Parameter]) -> float:
+    """The largest difference in last places of the largest that an element has been."""
+
+    def worst(p: Tensor, q: Tensor, s: Tensor) -> float:
+        largest = torch.maximum(torch.maximum(p.abs(), q.abs()), s.abs())
+        place = torch.exp2(torch.frexp(largest).exponent.float() - 8)  # of a mantissa of 8 bits
+        return ((p - q).abs() / place).max().item()
+
+    every = zip(params, wanted, start, strict=True)
+    return max(worst(*(its.detach().float() for its in three)) for three in every)
+
+
 @pytest.mark.parametrize("on_disk", [False, True], ids=["call", "command"])
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_training_goes_on_there(run: Run, on_disk: bool, tmp_path: Path) -> None:
@@ -114,9 +127,13 @@ def test_training_goes_on_there(run: Run, on_disk: bool, tmp_path: Path) -> None
         file = save_and_load(fusedopt.foreign_state_dict(ours, run.path, **run.told))
     theirs = run.theirs(params)
     theirs.load_state_dict(file)
+    if run.dtype == BF16 and "bitsandbytes" not in run.path:
+        # Theirs has rounded them, as a warning says.
+        for at, p in enumerate(params):
+            theirs.state[p].update({key: file["state"][at][key].clone() for key in ("exp_avg", "exp_avg_sq")})
     _train(theirs, params, STEPS)
     apart = _apart(params, wanted, start)
-    assert apart <= run.close
+    assert (apart if run.dtype == torch.float32 else _places(params, wanted, start)) <= run.close
     # Without the states theirs ends elsewhere.
     _train(run.make(anew), anew, 0)
     fresh = run.theirs(anew)
