@@ -111,29 +111,14 @@ double add_all(const double* values, int64_t count) {
 }  // namespace
 
 const Rule& factored_rule() {
-  using R = Adafactor;
   static const Rule rule = [] {
-    Rule rule = {};
-    rule.name = R::name;
-    rule.hyper_names = R::hyper_names;
-    rule.state_names = R::state_names;
-    rule.counter_names = R::counter_names;
-    rule.state_kinds = R::state_kinds;
-    rule.hypers = Shape<R>::kHypers;
-    rule.states = Shape<R>::kStates;
-    rule.scalars = Shape<R>::kScalars;
-    rule.counters = R::counters;
-    rule.variants = R::variants;
+    Rule rule = described<Adafactor>();
     rule.factored = true;
     rule.variant = [](const double*) { return 0; };
     rule.keeps = [](int variant, int state) { return (state == 2) == (variant == 1); };
     rule.like_grad = [](int state) { return state == 2; };
     rule.initial_state = [](const double*, int) { return 0.0; };
     rule.initial_counter = [](const double*, int) { return 0.0; };
-    rule.prepare = [](const double* hypers, double* counters, bool first, double* scalars) {
-      const auto made = R::prepare(Shape<R>::hypers(hypers), counters, first);
-      std::memcpy(scalars, &made, sizeof(made));
-    };
     return rule;
   }();
   return rule;

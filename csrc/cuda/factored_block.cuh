@@ -18,7 +18,6 @@ using fusedopt::kAccumulators;
 
 constexpr int kThreads = kFactoredThreads;
 static_assert(kThreads == kAccumulators);
-constexpr int kPerLane = kChunk / kLanes;  // elements of a row
 
 // Any storage, looked up as it goes.
 struct AnyStored {};
@@ -192,15 +191,11 @@ __device__ inline double add_by_warp(const double* values, int64_t count) {
 
 // The sum of all threads' accumulators, for all of the block.
 __device__ inline double add_accumulators(double mine) {
-  __shared__ double partial[kAccumulators];
   __shared__ double all;
-  partial[threadIdx.x] = mine;
-  __syncthreads();
-  if (threadIdx.x < kLanes) {
-    double sum[kSumsPerLane];
-    for (int j = 0; j < kSumsPerLane; ++j) sum[j] = partial[j * kLanes + threadIdx.x];
-    const double result = total(sum);
-    if (threadIdx.x == 0) all = result;
+  double of_lane[kSumsPerLane];
+  if (bring_together(mine, of_lane)) {
+    const double sum = total(of_lane);
+    if (threadIdx.x == 0) all = sum;
   }
   __syncthreads();
   return all;

@@ -17,13 +17,6 @@ cudaError_t bring_for() {
                fusedopt_cuda::history_gather<T>);
 }
 
-uint32_t blocks_of(int64_t numel) { return static_cast<uint32_t>((history::chunks_of(numel) + kWarps - 1) / kWarps); }
-
-template <class... Parameters, class... Arguments>
-void put_chunks(int64_t numel, const Place& place, void (*kernel)(Parameters...), const Arguments&... arguments) {
-  put(place, blocks_of(numel), kWarps * kLanes, kernel, arguments...);
-}
-
 template <class T>
 void conclude(int64_t numel, int results, const T* sums, double* out, const Place& place) {
   put(place, static_cast<uint32_t>(results), kAccumulators, fusedopt_cuda::history_conclude<T>, sums,
@@ -45,7 +38,7 @@ void put_products(const history::Products& job, T* sums, double* out, const Plac
                                                      std::min(job.count - first, fusedopt_cuda::kSlice),
                                                      {}};
     std::copy_n(job.vectors + first, arguments.count, arguments.vectors);
-    put_chunks(job.numel, place,
+    put_chunks(history::chunks_of(job.numel), place,
                job.previous ? fusedopt_cuda::history_products<T, true> : fusedopt_cuda::history_products<T, false>,
                arguments);
     first += arguments.count;
@@ -81,7 +74,7 @@ void put_direction(const history::Direction& job, T* sums, double* out, const Pl
       arguments.vectors[k] = term.vector;
       arguments.factors[k] = static_cast<T>(term.factor);
     }
-    put_chunks(job.numel, place, fusedopt_cuda::history_direction<T>, arguments);
+    put_chunks(history::chunks_of(job.numel), place, fusedopt_cuda::history_direction<T>, arguments);
     wrote = true;
     first = last;
   } while (first < all);
@@ -117,14 +110,14 @@ void direction(const history::Direction& job, bool wide, void* sums, double* out
 void move(const history::Move& job, bool wide, const Place& place) {
   use(place.device);
   if (wide)
-    put_chunks(job.numel, place, fusedopt_cuda::history_move<double>, job, job.t);
+    put_chunks(history::chunks_of(job.numel), place, fusedopt_cuda::history_move<double>, job, job.t);
   else
-    put_chunks(job.numel, place, fusedopt_cuda::history_move<float>, job, static_cast<float>(job.t));
+    put_chunks(history::chunks_of(job.numel), place, fusedopt_cuda::history_move<float>, job, static_cast<float>(job.t));
 }
 
 void gather(const history::Gather& job, bool wide, const Place& place) {
   use(place.device);
-  put_chunks(job.numel, place, wide ? fusedopt_cuda::history_gather<double> : fusedopt_cuda::history_gather<float>,
+  put_chunks(history::chunks_of(job.numel), place, wide ? fusedopt_cuda::history_gather<double> : fusedopt_cuda::history_gather<float>,
              job);
 }
 

@@ -17,7 +17,6 @@ using fusedopt::cuda::kWarps;
 using fusedopt::history::Scattered;
 using fusedopt::history::Segment;
 
-constexpr int kPerLane = kChunk / kLanes;
 // Vectors that a launch's parameters hold.
 constexpr int kSlice = 128;
 
@@ -40,16 +39,6 @@ struct Span {
     return has(q) ? static_cast<const T*>(vector)[begin + element(q)] : T(0);
   }
 };
-
-// Where an element of a strided tensor lies. Not inlined: the divisions, 32 times unrolled, took a minute to compile.
-__device__ __noinline__ int64_t offset_of(const Layout& layout, int64_t index) {
-  int64_t offset = 0;
-  for (int d = layout.dims - 1; d >= 0; --d) {
-    offset += index % layout.size[d] * layout.stride[fusedopt::kParam][d];
-    index /= layout.size[d];
-  }
-  return offset;
-}
 
 // Finds a lane's elements of a scattered vector, in ascending order.
 template <class T>
@@ -101,13 +90,6 @@ __device__ void dots(X&& x, const T (&g)[kPerLane], const T (&y)[kPerLane], T* o
   if (Span::lane() > 0) return;
   out[0] = a;
   out[1] = b;
-}
-
-template <class T>
-__device__ T largest_of_lanes(T mine) {
-#pragma unroll
-  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) mine = maximum(mine, __shfl_xor_sync(~0u, mine, lanes));
-  return mine;
 }
 
 template <class T>
@@ -232,23 +214,14 @@ __global__ void __launch_bounds__(kWarps* kLanes, 1)
 template <class T>
 __global__ void __launch_bounds__(kAccumulators)
     history_conclude(const T* sums, int64_t chunks, int results, double* out) {
-  __shared__ double partial[kAccumulators];
-  double mine = 0;
+  double mine = 0, all[kSumsPerLane];
   for (int64_t i = threadIdx.x; i < chunks; i += kAccumulators) {
     const double one = static_cast<double>(sums[i * results + blockIdx.x]);
     mine = blockIdx.x == 0 ? maximum(mine, one) : mine + one;
   }
-  partial[threadIdx.x] = mine;
-  __syncthreads();
-  if (threadIdx.x >= kLanes) return;
-  double all[kSumsPerLane], largest = 0;
-  for (int j = 0; j < kSumsPerLane; ++j) {
-    all[j] = partial[j * kLanes + threadIdx.x];
-    largest = maximum(largest, all[j]);
-  }
-  const double sum = total(all);
-  largest = largest_of_lanes(largest);
-  if (threadIdx.x == 0) out[blockIdx.x] = blockIdx.x == 0 ? largest : sum;
+  if (!bring_together(mine, all)) return;
+  const double result = blockIdx.x == 0 ? largest(all) : total(all);
+  if (threadIdx.x == 0) out[blockIdx.x] = result;
 }
 
 template <class T>

@@ -2,8 +2,6 @@
 #define FUSEDOPT_NAMESPACE fusedopt_cuda
 #include "norm.h"
 
-#include <algorithm>
-
 #include "norm.cuh"
 #include "runtime.h"
 
@@ -47,23 +45,11 @@ void put_dense(const NormEntry* first, const NormEntry* last, F&& launch) {
 template <class F>
 void put_all(const NormEntry* first, const NormEntry* last, F&& launch) {
   put_dense(first, last, launch);
-  for (const NormEntry* entry = first; entry < last; ++entry) {
-    if (!entry->layout) continue;
-    StridedGrad grad = {static_cast<uint32_t>(entry->chunks()),
-                        entry->data,
-                        entry->numel,
-                        entry->dtype,
-                        entry->complex,
-                        entry->layout->dims,
-                        {},
-                        {}};
-    std::copy_n(entry->layout->size, grad.dims, grad.size);
-    std::copy_n(entry->layout->stride[kParam], grad.dims, grad.stride);
-    launch(grad, entry->chunks_end - entry->chunks());
-  }
+  for (const NormEntry* entry = first; entry < last; ++entry)
+    if (entry->layout)
+      launch(StridedGrad{static_cast<uint32_t>(entry->chunks()), *entry, *entry->layout},
+             entry->chunks_end - entry->chunks());
 }
-
-uint32_t blocks_of(uint32_t chunks) { return (chunks + kWarps - 1) / kWarps; }
 
 template <class Grads>
 cudaError_t bring_for() {
@@ -98,7 +84,7 @@ void measure(const NormEntry* first, const NormEntry* last, const NormOrder& ord
   put_all(first, last, [&](const auto& grads, int64_t before) {
     using Grads = std::decay_t<decltype(grads)>;
     const MeasureArguments<Grads> arguments = {order, sums + before, grads};
-    put(place, blocks_of(grads.chunks), kWarps * kLanes,
+    put_chunks(grads.chunks, place,
         order.term == Term::square ? fusedopt_cuda::norm_squares<Grads> : fusedopt_cuda::norm_terms<Grads>, arguments);
   });
   while (count > 1) {
@@ -125,7 +111,7 @@ void scale(const NormEntry* first, const NormEntry* last, const Number& coeffici
     put_all(first, last, [&](const auto& grads, int64_t) {
       using Grads = std::decay_t<decltype(grads)>;
       const ScaleArguments<Grads> arguments = {coefficient.value, {coefficient.device, coefficient.dtype}, grads};
-      put(place, blocks_of(grads.chunks), kWarps * kLanes, fusedopt_cuda::norm_scale<Grads>, arguments);
+      put_chunks(grads.chunks, place, fusedopt_cuda::norm_scale<Grads>, arguments);
       wrote = true;
     });
   });

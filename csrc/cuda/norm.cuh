@@ -19,6 +19,13 @@ struct NormChunk {
   int n;
   Dtype dtype;
   bool complex;
+
+  template <class Grad>
+  __device__ NormChunk(const Grad& grad, uint32_t chunk)
+      : data(grad.data), begin(static_cast<int64_t>(chunk) * kChunk), dtype(grad.dtype), complex(grad.complex) {
+    const int64_t left = grad.numel - begin;
+    n = static_cast<int>(left < kChunk ? left : kChunk);
+  }
 };
 
 // Gradients that are dense, as many as a launch's parameters hold.
@@ -41,9 +48,7 @@ struct DenseGrads {
       const uint32_t middle = (low + high) / 2;
       (entry[middle].first <= chunk ? low : high) = middle;
     }
-    const int64_t begin = static_cast<int64_t>(chunk - entry[low].first) * kChunk, left = entry[low].numel - begin;
-    return {entry[low].data, begin, static_cast<int>(left < kChunk ? left : kChunk), entry[low].dtype,
-            entry[low].complex};
+    return {entry[low], chunk - entry[low].first};
   }
   __device__ int64_t place(int64_t e) const { return e; }
 };
@@ -52,35 +57,12 @@ struct DenseGrads {
 struct StridedGrad {
   static constexpr bool kDense = false;
   uint32_t chunks;
-  void* data;
-  int64_t numel;
-  Dtype dtype;
-  bool complex;
-  int dims;
-  int64_t size[fusedopt::kMaxDims], stride[fusedopt::kMaxDims];
+  fusedopt::NormEntry grad;
+  fusedopt::Layout layout;
 
-  __device__ NormChunk find(uint32_t chunk) const {
-    const int64_t begin = static_cast<int64_t>(chunk) * kChunk, left = numel - begin;
-    return {data, begin, static_cast<int>(left < kChunk ? left : kChunk), dtype, complex};
-  }
-  __device__ int64_t place(int64_t e) const {
-    int64_t offset = 0;
-    for (int d = dims - 1; d >= 0; --d) {
-      offset += e % size[d] * stride[d];
-      e /= size[d];
-    }
-    return offset;
-  }
+  __device__ NormChunk find(uint32_t chunk) const { return {grad, chunk}; }
+  __device__ int64_t place(int64_t e) const { return offset_of(layout, e); }
 };
-
-__device__ inline double largest_of_lanes(double (&mine)[kSumsPerLane]) {
-  double all = 0;
-#pragma unroll
-  for (int j = 0; j < kSumsPerLane; ++j) all = maximum(all, mine[j]);
-#pragma unroll
-  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) all = maximum(all, __shfl_xor_sync(~0u, all, lanes));
-  return all;
-}
 
 template <class Grads>
 struct MeasureArguments {
@@ -95,7 +77,6 @@ __device__ void add_squares(const Grads& grads, const NormChunk& chunk, double (
   const S* data = static_cast<const S*>(chunk.data);
   const int lane = threadIdx.x % kLanes;
   if (Grads::kDense && chunk.n == kChunk) {
-    constexpr int kPerLane = kChunk / kLanes;
     S raw[kPerLane];
 #pragma unroll
     for (int q = 0; q < kPerLane; ++q) raw[q] = data[chunk.begin + q * kLanes + lane];
@@ -143,7 +124,7 @@ __global__ void __launch_bounds__(kWarps* kLanes) norm_terms(const __grid_consta
   if (index >= a.grads.chunks) return;
   const NormChunk chunk = a.grads.find(index);
   const int lane = threadIdx.x % kLanes, n = chunk.complex ? chunk.n / 2 : chunk.n;
-  const bool largest = a.order.term == Term::largest;
+  const bool keeps_largest = a.order.term == Term::largest;
   double sum[kSumsPerLane] = {};
   for (int at = 0; at < n; at += kAccumulators) {
     for (int j = 0; j < kSumsPerLane; ++j) {
@@ -158,30 +139,25 @@ __global__ void __launch_bounds__(kWarps* kLanes) norm_terms(const __grid_consta
         size = absolute(real(i));
       }
       if (a.order.term == Term::power) size = power(size, a.order.p);
-      sum[j] = largest ? maximum(sum[j], size) : sum[j] + size;
+      sum[j] = keeps_largest ? maximum(sum[j], size) : sum[j] + size;
     }
   }
-  const double all = largest ? largest_of_lanes(sum) : total(sum);
+  const double all = keeps_largest ? largest(sum) : total(sum);
   if (lane == 0) a.sums[index] = all;
 }
 
 // A block for each chunk of sums, a thread for each accumulator.
 __global__ void __launch_bounds__(kAccumulators)
-    norm_fold(const double* sums, int64_t count, bool largest, double* out) {
-  __shared__ double partial[kAccumulators];
-  double mine = 0;
+    norm_fold(const double* sums, int64_t count, bool keeps_largest, double* out) {
+  double mine = 0, all[kSumsPerLane];
   const int64_t begin = int64_t{blockIdx.x} * kChunk;
 #pragma unroll
   for (int r = 0; r < kChunk; r += kAccumulators) {
     const int64_t i = begin + r + threadIdx.x;
-    if (i < count) mine = largest ? maximum(mine, sums[i]) : mine + sums[i];
+    if (i < count) mine = keeps_largest ? maximum(mine, sums[i]) : mine + sums[i];
   }
-  partial[threadIdx.x] = mine;
-  __syncthreads();
-  if (threadIdx.x >= kLanes) return;
-  double all[kSumsPerLane];
-  for (int j = 0; j < kSumsPerLane; ++j) all[j] = partial[j * kLanes + threadIdx.x];
-  const double result = largest ? largest_of_lanes(all) : total(all);
+  if (!bring_together(mine, all)) return;
+  const double result = keeps_largest ? largest(all) : total(all);
   if (threadIdx.x == 0) out[blockIdx.x] = result;
 }
 

@@ -126,7 +126,7 @@ class Grads {
   struct Family {
     Ref mesh;
     std::vector<bool> divided;
-    int device;
+    int device = kHost;
   };
   static constexpr int kOrdinary = -1;
   struct Part {
@@ -159,11 +159,8 @@ class Grads {
     std::vector<bool> divided;
     if (!shard.local || !divided_by(shard.spec, divided)) return kOrdinary;
     wide_ = wide_ || tensor.scalar_type() == at::kDouble;
-    const Ref mesh = meshes_.first(py::getattr(shard.spec, spec_names().mesh));
-    size_t f = 0;
-    while (f < families_.size() && !(families_[f].mesh.is(mesh) && families_[f].divided == divided)) ++f;
-    if (f == families_.size())
-      families_.push_back({mesh, divided, device_index(*unpack(shard.local).unsafeGetTensorImpl())});
+    const size_t known = families_.size(), f = find_family(families_, meshes_, shard.spec, divided);
+    if (f == known) families_[f].device = device_index(*unpack(shard.local).unsafeGetTensorImpl());
     return static_cast<int>(f);
   }
 

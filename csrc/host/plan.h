@@ -347,8 +347,8 @@ class Plan {
   struct Family {
     Ref mesh;
     std::vector<bool> divided;
-    std::vector<int> slots;
-    int64_t processes;  // that have a part each
+    std::vector<int> slots = {};
+    int64_t processes = 1;  // that have a part each
   };
   std::vector<Family> families_;
   std::vector<Ref> specs_;         // by slot, what they were made of

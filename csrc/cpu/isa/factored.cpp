@@ -20,12 +20,8 @@ inline const T* read(const FactoredOperand& operand, int64_t at, int64_t stride,
   if (operand.dtype == dtype_of(T()) && stride == 1) return static_cast<const T*>(operand.data) + at;
   with_storage(operand.dtype, [&](auto type) {
     const auto* from = static_cast<const decltype(type)*>(operand.data) + at;
-    if (stride == 1) {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) buffer[i] = static_cast<T>(decode(from[i]));
-    } else {
-      for (int64_t i = 0; i < n; ++i) buffer[i] = static_cast<T>(decode(from[i * stride]));
-    }
+    if (stride == 1) return decode_all(from, buffer, n);
+    for (int64_t i = 0; i < n; ++i) buffer[i] = static_cast<T>(decode(from[i * stride]));
   });
   return buffer;
 }
@@ -34,12 +30,8 @@ template <class T>
 inline void write(const FactoredOperand& operand, int64_t at, int64_t stride, int64_t n, const T* values) {
   with_storage(operand.dtype, [&](auto type) {
     auto* to = static_cast<decltype(type)*>(operand.data) + at;
-    if (stride == 1) {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) encode(values[i], to[i]);
-    } else {
-      for (int64_t i = 0; i < n; ++i) encode(values[i], to[i * stride]);
-    }
+    if (stride == 1) return encode_all(values, to, n);
+    for (int64_t i = 0; i < n; ++i) encode(values[i], to[i * stride]);
   });
 }
 
