@@ -8,7 +8,7 @@
 #include "../cpu/engine.h"
 #include "../cuda/engine.h"
 #include "../cuda/transport.h"
-#include "../factored.h"
+#include "../adafactor/cpu.h"
 #include "../precision.h"
 #include "bind.h"
 #include "group.h"
