@@ -48,4 +48,25 @@ struct Shape {
   }
 };
 
+// What a rule says of itself, before an engine adds its kernels.
+template <class R>
+fusedopt::Rule described() {
+  fusedopt::Rule rule = {};
+  rule.name = key_of<R>();
+  rule.hyper_names = R::hyper_names;
+  rule.state_names = R::state_names;
+  rule.counter_names = R::counter_names;
+  rule.state_kinds = R::state_kinds;
+  rule.hypers = Shape<R>::kHypers;
+  rule.states = Shape<R>::kStates;
+  rule.counters = R::counters;
+  rule.scalars = Shape<R>::kScalars;
+  rule.variants = R::variants;
+  rule.prepare = [](const double* hypers, double* counters, bool first, double* scalars) {
+    const auto made = R::prepare(Shape<R>::hypers(hypers), counters, first);
+    memcpy(scalars, &made, sizeof(made));
+  };
+  return rule;
+}
+
 }  // namespace FUSEDOPT_NAMESPACE

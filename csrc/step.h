@@ -140,7 +140,7 @@ struct Rule {
   bool remembers;       // sums in counters: on CUDA they have to be on the device
   bool joint;           // its sums are over all tensors of the optimizer
   const Scope* scopes;  // of a joint rule: of each of its hyper-parameters
-  bool factored;  // its states are sums of rows and columns (variant 0), or of a vector's elements (1): factored.h
+  bool factored;  // its states are sums of rows and columns (variant 0), or of a vector's elements (1): adafactor/
   int (*variant)(const double* hypers);
   bool (*keeps)(int variant, int state);
   bool (*like_grad)(int state);

@@ -43,7 +43,7 @@ def bindings(package: Path = PACKAGE) -> Path | None:
 def why_none(package: Path = PACKAGE) -> str:
     """What keeps a package from having bindings for this torch, and what to do."""
     root = package.parent
-    files = sorted(path for path in package.glob("_C*.so"))
+    files = sorted(path for path in package.glob("_C_torch*.so"))
     if not files and (root / "pyproject.toml").exists():
         return (
             f"fusedopt is not built in {root}; run there: make build, or, to have it in this environment: python -m "

@@ -37,8 +37,16 @@ OLDEST_CUDA = (12, 1)
 ISAS = ["generic", "avx2", "avx512"]
 # These are compiled once for each rule.
 _CPU_RULE, _CUDA_RULE = Path("csrc/cpu/isa/rule.cpp"), Path("csrc/cuda/rule.cu")
+# A room has all that belongs to a feature. Its files say by their names how they are compiled, as folders say it of
+# others: for the bindings, the CPU engine, each instruction set, the CUDA engine.
+_SOURCES = {
+    "host": ("csrc/host/*.cpp", "csrc/*/host*.cpp"),
+    "cpu": ("csrc/cpu/*.cpp", "csrc/*/cpu*.cpp"),
+    "isa": ("csrc/cpu/isa/*.cpp", "csrc/*/isa*.cpp"),
+    "cuda": ("csrc/cuda/*.cu", "csrc/*/cuda*.cu"),
+}
 # What takes longest to compile: begun last, it would be waited for alone.
-_LONGEST = ["torch.h", "factored.cu", "rule.cu", "norm.cu", "history.cu", "engine.cu", "cuda_rule.cpp"]
+_LONGEST = ["torch.h", "adafactor/cuda.cu", "rule.cu", "clipping/cuda.cu", "lbfgs/cuda.cu", "cuda_rule.cpp"]
 # What all sources that see torch include first. Reading it takes longer than compiling one of them.
 TORCH_HEADER = Path("csrc/host/torch.h")
 _DEVICE, _BATCHES = Path("csrc/host/device.cpp"), 4
@@ -227,9 +235,9 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root, self.folder = root, root / "build" / "objects"
 
-    def sources(self, pattern: str) -> list[Path]:
+    def sources(self, *patterns: str) -> list[Path]:
         """Paths from the root, from where commands are run."""
-        return sorted(path.relative_to(self.root) for path in self.root.glob(pattern))
+        return sorted(path.relative_to(self.root) for pattern in patterns for path in self.root.glob(pattern))
 
     def torch_commands(
         self, batches: Sequence[Sequence[Path]], torch: Torch | None = None, header: Path | None = None
@@ -252,7 +260,7 @@ class Tree:
         An object costs six seconds for what pybind11 and torch put into every one, so there are few; device.cpp has one
         of its own, in whose place the emulator of the tests has another.
         """
-        others = [source for source in self.sources("csrc/host/*.cpp") if source != _DEVICE]
+        others = [source for source in self.sources(*_SOURCES["host"]) if source != _DEVICE]
         batches = [[_DEVICE], *filter(None, (others[n::_BATCHES] for n in range(_BATCHES)))]
         return self.torch_commands(batches, torch, header)
 
@@ -268,9 +276,9 @@ class Tree:
         """
         built = f"-DFUSEDOPT_ISAS(do)={_each(isas)}"
         commands = [registry_command(self.rules(), isas, cuda, flags)]
-        for source in self.sources("csrc/cpu/*.cpp"):
+        for source in self.sources(*_SOURCES["cpu"]):
             commands.append(cpp_command(source, [*[built] * (source.name == "engine.cpp"), *flags]))
-        for source in self.sources("csrc/cpu/isa/*.cpp"):
+        for source in self.sources(*_SOURCES["isa"]):
             if source != _CPU_RULE:
                 commands += [isa_command(source, isa, flags) for isa in isas]
         for rule in self.rules():
@@ -283,7 +291,7 @@ class Tree:
             return [cpp_command(Path("csrc/cuda/absent.cpp"))]
         flags, names = cuda.codes(cuda.architectures())
         engine = [*flags, f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"']
-        commands = [cuda.command(s, engine) for s in self.sources("csrc/cuda/*.cu") if s != _CUDA_RULE]
+        commands = [cuda.command(s, engine) for s in self.sources(*_SOURCES["cuda"]) if s != _CUDA_RULE]
         return commands + [cuda.rule_command(rules, flags) for rules in in_threes(self.rules())]
 
     def make(self, commands: Iterable[Sequence[str]]) -> list[Path]:
@@ -326,7 +334,9 @@ class Tree:
         digest = hashlib.sha256("\0".join([_version_of(command[0]), *command]).encode())
         (told,) = [flag for flag in command if re.match(r"-DFUSEDOPT_RULES?\b[^_]", flag)] or [""]
         rules = re.findall(r"\w+", told.partition("=")[2].replace("do(", " "))
-        return self.folder / f"{'-'.join([Path(command[-1]).stem, *rules, digest.hexdigest()[:12]])}.o"
+        source = Path(command[-1])
+        names = [source.stem, *(rules or [source.parent.name]), digest.hexdigest()[:12]]
+        return self.folder / f"{'-'.join(names)}.o"
 
 
 def run_all(commands: Sequence[Sequence[str]], folder: Path, root: Path) -> list[Path]:
@@ -358,8 +368,7 @@ def cache_folder() -> Path:
 
 
 def _rank(command: Sequence[str]) -> int:
-    name = Path(command[-1]).name
-    return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+    return next((rank for rank, name in enumerate(_LONGEST) if command[-1].endswith(f"/{name}")), len(_LONGEST))
 
 
 def _compiles_cuda(commands: Iterable[Sequence[str]]) -> bool:

@@ -183,7 +183,7 @@ def test_bounds_that_prose_rounds() -> None:
     assert cli.QUICK_SECONDS <= 60  # "a minute on two cores"
     assert gpu_all.TOTAL <= 600  # "under ten minutes"
     assert measured(DAY[3], "2matrices-muon", which="ours_ms") == pytest.approx(500, rel=0.1)  # "half a second"
-    text = (ROOT / "csrc/cuda/norm.cu").read_text()
+    text = (ROOT / "csrc/clipping/cuda.cu").read_text()
     (most,) = re.findall(r"DenseGrads<(\d+)>", text)
     assert f"parameters of the launch, {int(most):,} of them, and a strided" in text_of(ARCHITECTURE)
 

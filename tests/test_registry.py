@@ -106,10 +106,32 @@ def test_docstring_examples_run(name: str, thing: object) -> None:
         assert doctest.DocTestRunner().run(test).failed == 0
 
 
-def test_one_file_includes_torch() -> None:
-    pattern = re.compile(r'#include *[<"](torch|ATen|c10)/')
-    including = [p.name for p in (ROOT / "csrc").rglob("*") if p.is_file() and pattern.search(p.read_text())]
-    assert including == ["torch.h"]
+# Headers of torch, pybind11 and Python.
+TORCH = re.compile(r'#include *[<"](torch|ATen|c10|pybind11)/|#include *[<"](Python|structmember)\.h')
+
+
+def seen_by(path: Path) -> set[Path]:
+    """A file of csrc and all that it includes of csrc."""
+    seen: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        one = waiting.pop()
+        if one in seen or not one.exists():
+            continue
+        seen.add(one)
+        waiting += [(one.parent / name).resolve() for name in re.findall(r'#include *"([^"]+)"', one.read_text())]
+    return seen
+
+
+def test_bindings_alone_see_torch() -> None:
+    """Two headers include it, Python or pybind11, and none but bindings include these: engines and rules know none."""
+    files = [path.resolve() for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    including = {path for path in files if TORCH.search(path.read_text())}
+    names = {path.relative_to(ROOT / "csrc").as_posix() for path in including}
+    assert names == {"host/torch.h", "host/dtensor.h"}, "the latter reads slots of Python's own structs"
+    host, rooms = ROOT / "csrc/host", ("adafactor", "clipping", "lbfgs")
+    bindings = {*host.iterdir(), *(path for room in rooms for path in (ROOT / "csrc" / room).glob("host*.cpp"))}
+    assert {path for path in files if including & seen_by(path)} <= {path.resolve() for path in bindings}
 
 
 def test_rules_know_only_maths() -> None:

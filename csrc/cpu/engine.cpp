@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../adafactor/cpu.h"
 #include "../registry.h"
 #include "isa.h"
 #include "parallel.h"

@@ -1,12 +1,16 @@
-// What the objects of one instruction set define, beside its rules: every source in cpu/isa/ is compiled once for each.
+// What the objects of one instruction set define, beside its rules: every source in cpu/isa/, and every room's isa.cpp,
+// is compiled once for each. What the rooms' kernels are, rules need not know.
 #pragma once
 
-#include "../factored.h"
-#include "../history.h"
-#include "../norm.h"
 #include "../step.h"
 
 namespace fusedopt {
+
+struct FactoredKernels;
+struct NormKernels;
+namespace history {
+struct Kernels;
+}
 
 // How many elements ahead of the vector loop memory is asked for.
 extern const int64_t g_prefetch_distance;

@@ -272,10 +272,6 @@ struct Entry {
   static double initial_counter(const double* hypers, int counter) {
     return R::initial_counter(Shape<R>::hypers(hypers), counter);
   }
-  static void prepare(const double* hypers, double* counters, bool first, double* scalars) {
-    const auto c = R::prepare(Shape<R>::hypers(hypers), counters, first);
-    std::memcpy(scalars, &c, sizeof(c));
-  }
 
   static void add_up(const double* sums, int64_t count, double* total_of) {
     for (int k = 0; k < R::sums; ++k) {
@@ -318,18 +314,8 @@ struct Entry {
   static fusedopt::Rule rule() {
     static_assert(R::sums > 0 || !(R::joint || R::remembers));
     static_assert(!(R::joint && R::remembers), "what is made of sums has one place to stay");
-    fusedopt::Rule rule = {};
-    rule.name = key_of<R>();
-    rule.hyper_names = R::hyper_names;
-    rule.state_names = R::state_names;
-    rule.counter_names = R::counter_names;
-    rule.state_kinds = R::state_kinds;
+    fusedopt::Rule rule = described<R>();
     rule.hyper_defaults = R::hyper_defaults;
-    rule.hypers = Shape<R>::kHypers;
-    rule.states = Shape<R>::kStates;
-    rule.counters = R::counters;
-    rule.scalars = Shape<R>::kScalars;
-    rule.variants = R::variants;
     rule.sums = R::sums;
     rule.indexed = R::indexed;
     rule.remembers = R::remembers;
@@ -340,7 +326,6 @@ struct Entry {
     rule.like_grad = like_grad;
     rule.initial_state = initial_state;
     rule.initial_counter = initial_counter;
-    rule.prepare = prepare;
     if constexpr (R::sums > 0) {
       rule.add_up = add_up;
       rule.conclude[0] = conclude<float>;

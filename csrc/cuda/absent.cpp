@@ -1,9 +1,9 @@
 // The CUDA engine where there was no nvcc to build it with.
 #include <stdexcept>
 
+#include "../clipping/engines.h"
+#include "../lbfgs/engines.h"
 #include "engine.h"
-#include "history.h"
-#include "norm.h"
 #include "transport.h"
 
 namespace fusedopt::cuda {

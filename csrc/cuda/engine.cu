@@ -1,7 +1,7 @@
 // The CUDA engine: how a step is put on a stream.
 #define FUSEDOPT_NAMESPACE fusedopt_cuda
+#include "../adafactor/cuda_table.h"
 #include "../registry.h"
-#include "factored.h"
 #include "mirror.h"
 #include "patch.cuh"
 #include "rule_kernels.h"

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "../factored.h"
+#include "../adafactor/factored.h"
 
 #pragma GCC visibility push(default)
 namespace fusedopt::cuda {

@@ -78,20 +78,15 @@ __global__ void __launch_bounds__(kAnyWarps* kLanes) measure_any(const __grid_co
 // threads. True in its first warp, which has them.
 template <class R, class F>
 __device__ bool add_up(uint32_t first, uint32_t last, double (&all)[R::sums], F&& one) {
-  __shared__ double partial[R::sums][fusedopt::kAccumulators];
+  bool has_them = false;
   for (int k = 0; k < R::sums; ++k) {
-    double sum = 0;
+    double sum = 0, of_lane[kSumsPerLane];
     for (uint32_t i = first + threadIdx.x; i < last; i += fusedopt::kAccumulators) sum += one(i, k);
-    partial[k][threadIdx.x] = sum;
+    if (k > 0) __syncthreads();
+    has_them = bring_together(sum, of_lane);
+    if (has_them) all[k] = total(of_lane);
   }
-  __syncthreads();
-  if (threadIdx.x >= kLanes) return false;
-  for (int k = 0; k < R::sums; ++k) {
-    double mine[kSumsPerLane];
-    for (int j = 0; j < kSumsPerLane; ++j) mine[j] = partial[k][j * kLanes + threadIdx.x];
-    all[k] = total(mine);
-  }
-  return true;
+  return has_them;
 }
 
 template <class R, class T>

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "../adafactor/cuda_table.h"
 #include "engine.h"
-#include "factored.h"
 #include "table.h"
 
 namespace fusedopt::cuda {

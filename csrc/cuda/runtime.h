@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "table.h"
 
 namespace fusedopt::cuda {
 
@@ -136,6 +137,11 @@ void put(const Place& place, uint32_t blocks, unsigned threads, void (*kernel)(P
          const Arguments&... arguments) {
   put(place, blocks, threads,
       [&](const cudaLaunchConfig_t& config) { return cudaLaunchKernelEx(&config, kernel, arguments...); });
+}
+// A kernel of which a warp takes a chunk.
+template <class... Parameters, class... Arguments>
+void put_chunks(int64_t chunks, const Place& place, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  put(place, static_cast<uint32_t>((chunks + kWarps - 1) / kWarps), kWarps * kLanes, kernel, arguments...);
 }
 
 }  // namespace fusedopt::cuda

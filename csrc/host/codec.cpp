@@ -1,6 +1,6 @@
 #include "codec.h"
 
-#include "../precision.h"
+#include "../cpu/code_block.h"
 #include "bind.h"
 
 namespace fusedopt {
@@ -14,24 +14,6 @@ void each_block(int64_t blocks, const F& f) {
       for (int64_t block = begin; block < end; ++block) f(block);
     });
   });
-}
-
-template <class C>
-void encode_block(const float* in, uint32_t* words, float& scale) {
-  uint32_t largest = 0;
-  for (int i = 0; i < kCodeBlock; ++i) largest = std::max(largest, magnitude_of(in[i]));
-  scale = scale_of<C>(largest);
-  const Coder<C> coder(scale);
-  for (int w = 0; w < C::kWords; ++w) {
-    words[w] = 0;
-    each_place<C>([&](auto place) { words[w] |= coder.template encode<place>(in[w + place * C::kWords], kNearest); });
-  }
-}
-
-template <class C>
-void decode_block(const uint32_t* words, float scale, float* out) {
-  for (int w = 0; w < C::kWords; ++w)
-    each_place<C>([&](auto place) { out[w + place * C::kWords] = decode<C, place>(words[w], scale); });
 }
 
 std::vector<int64_t> permuted(c10::IntArrayRef sizes, c10::IntArrayRef order) {
@@ -65,7 +47,8 @@ Coded encode_state(const at::Tensor& value, Dtype code, const at::Tensor& model)
       // The last block is filled up with zeros.
       float numbers[kCodeBlock] = {};
       std::copy_n(in + block * kCodeBlock, std::min<int64_t>(kCodeBlock, numel - block * kCodeBlock), numbers);
-      encode_block<C>(numbers, words + block * C::kWords, scale[block]);
+      scale[block] = scale_of_block<C>(numbers);
+      encode_block<C>(numbers, scale[block], words + block * C::kWords, [](int) { return kNearest; });
     });
   });
   return {codes.to(value.device()), scales.to(value.device())};

@@ -127,6 +127,17 @@ class EqualMeshes {
   std::vector<std::pair<Ref, Ref>> known_;  // and the first of those equal to it
 };
 
+// The place of a spec's family, which one mesh divides alike, in a list of them. A new one comes to its end.
+template <class Family>
+size_t find_family(std::vector<Family>& families, EqualMeshes& meshes, PyObject* spec,
+                   const std::vector<bool>& divided) {
+  const Ref mesh = meshes.first(py::getattr(spec, spec_names().mesh));
+  size_t f = 0;
+  while (f < families.size() && !(families[f].mesh.is(mesh) && families[f].divided == divided)) ++f;
+  if (f == families.size()) families.push_back({mesh, divided});
+  return f;
+}
+
 // "(Shard(dim=0),)"
 inline std::string placements_of(PyObject* spec) { return py::str(py::getattr(spec, spec_names().placements)); }
 

@@ -1,4 +1,5 @@
 // Rules from shared objects.
+#include "../adafactor/cpu.h"
 #include "../cpu/engine.h"
 #include "../plugin.h"
 #include "../rules/rule.h"

@@ -1,5 +1,5 @@
-// torch and pybind11, as all of csrc/host sees them and no other file does. It is compiled once, ahead (see
-// fusedopt/_toolchain.py): reading it takes longer than compiling any file that includes it.
+// torch and pybind11, as all bindings (csrc/host, and host*.cpp of the rooms) see them and no other file does. It is
+// compiled once, ahead (see fusedopt/_toolchain.py): reading it takes longer than compiling any file that includes it.
 #ifndef FUSEDOPT_TORCH_H
 #define FUSEDOPT_TORCH_H
 

@@ -32,15 +32,10 @@ void Plan::find_families() {
       PyObject* spec = specs_[slot].ptr();
       std::vector<bool> divided;
       if (!spec || is_whole(spec) || !divided_by(spec, divided)) continue;
-      const Ref mesh = meshes.first(py::getattr(spec, spec_names().mesh));
-      size_t f = 0;
-      while (f < families_.size() && !(families_[f].mesh.is(mesh) && families_[f].divided == divided)) ++f;
-      if (f == families_.size()) {
-        families_.push_back({mesh, divided, {}, 1});
-        for (size_t d = 0; d < divided.size(); ++d)
-          if (divided[d]) families_[f].processes *= mesh.attr("size")(d).cast<int64_t>();
-      }
-      families_[f].slots.push_back(static_cast<int>(slot));
+      Family& family = families_[find_family(families_, meshes, spec, divided)];
+      for (size_t d = 0; family.slots.empty() && d < divided.size(); ++d)
+        if (divided[d]) family.processes *= family.mesh.attr("size")(d).cast<int64_t>();
+      family.slots.push_back(static_cast<int>(slot));
       in_a_family_[slot] = true;
     }
     if (rule_->factored) find_wholes();

@@ -81,7 +81,7 @@ MUTANTS = (
         "tests/test_sparse_adam.py",
     ),
     Mutant(
-        "csrc/host/clipping.cpp",
+        "csrc/clipping/host.cpp",
         "mine.version != its.version)",
         "false)",
         "a norm is used again of gradients that were written since",

@@ -2,6 +2,7 @@
 #include "target.h"
 
 #include "../../write_back.h"
+#include "../code_block.h"
 #include "../tile.h"
 
 namespace FUSEDOPT_NAMESPACE {
@@ -145,12 +146,7 @@ inline void each_block(const Row& row, int state, int64_t begin, int64_t n, F&& 
 template <class T>
 void load_codes(const Row& row, int state, int64_t begin, int64_t n, T* to) {
   each_block(row, state, begin, n, [to](auto code, const uint32_t* words, const float scale, int64_t at) {
-    using C = decltype(code);
-    each_place<C>([=](auto place) {
-      T* out = to + at + place * C::kWords;
-#pragma GCC ivdep
-      for (int w = 0; w < C::kWords; ++w) out[w] = static_cast<T>(decode<C, place>(words[w], scale));
-    });
+    decode_block<decltype(code)>(words, scale, to + at);
   });
 }
 
@@ -160,32 +156,15 @@ void store_codes(const Row& row, int state, int64_t begin, int64_t n, T* from) {
   for (int64_t i = n; i % fusedopt::kCodeBlock != 0; ++i) from[i] = 0;
   // All scales before any codes: the divisions that a scale takes go on while the next is looked for.
   each_block(row, state, begin, n, [from](auto code, const uint32_t*, float& scale, int64_t at) {
-    const T* in = from + at;
-    uint32_t largest = 0;
-#pragma GCC unroll 4
-    for (int i = 0; i < fusedopt::kCodeBlock; ++i) {
-      const uint32_t magnitude = magnitude_of(static_cast<float>(in[i]));
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    scale = scale_of<decltype(code)>(largest);
+    scale = scale_of_block<decltype(code)>(from + at);
   });
   each_block(row, state, begin, n, [&](auto code, uint32_t* words, const float scale, int64_t at) {
     using C = decltype(code);
-    const auto encode = [words, in = from + at, coder = Coder<C>(scale)](const auto draw) {
-#pragma GCC ivdep
-      for (int w = 0; w < C::kWords; ++w) {
-        uint32_t word = 0;
-        each_place<C>([&](auto place) {
-          const int e = w + place * C::kWords;
-          word |= coder.template encode<place>(static_cast<float>(in[e]), draw(e));
-        });
-        words[w] = word;
-      }
-    };
     if (row.extras->states_by_chance >> state & 1)
-      each_of_draws(*row.extras, own, begin + at, 1, [&](const auto draws, int64_t) { encode(draws); });
+      each_of_draws(*row.extras, own, begin + at, 1,
+                    [&](const auto draws, int64_t) { encode_block<C>(from + at, scale, words, draws); });
     else
-      encode([](int) { return kNearest; });
+      encode_block<C>(from + at, scale, words, [](int) { return kNearest; });
   });
 }
 

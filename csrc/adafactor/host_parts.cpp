@@ -1,0 +1,191 @@
+// Steps of a factored rule on tensors of which processes have parts. Sums of rows and columns are added up over
+// processes, and with them the states are made, of which every process has the whole; then the squares of param and
+// update. However many params there are, they go together.
+#include "../host/plan.h"
+
+namespace fusedopt {
+
+bool describe_matrices(Factored& t, c10::IntArrayRef sizes, const TensorImpl* const (&operands)[kFactoredOperands]);
+
+// All params of families count, also those without a gradient here, so that every process has the same list.
+void Plan::find_wholes() {
+  wholes_.clear();
+  whole_of_.assign(slots_.size(), -1);
+  sums_ = 0;
+  for (size_t f = 0; f < families_.size(); ++f)
+    for (const int slot : families_[f].slots) {
+      const c10::IntArrayRef sizes = unpack(slots_[slot].param).sizes();
+      Whole whole = {slot, static_cast<int>(f), sums_++};
+      if (sizes.size() >= 2) {
+        const py::list places = given_options_["places"](borrow(slots_[slot].param));
+        whole.at.matrices = {0};
+        for (size_t d = 0; d < sizes.size(); ++d) {
+          const at::Tensor its = unpack(places[d].ptr()).contiguous();
+          const int64_t* of_dim = its.const_data_ptr<int64_t>();
+          const std::vector<int64_t> at(of_dim, of_dim + its.numel());
+          if (d + 2 == sizes.size()) whole.at.rows = at;
+          if (d + 1 == sizes.size()) whole.at.cols = at;
+          if (d + 2 >= sizes.size()) continue;
+          whole.matrices *= sizes[d];
+          std::vector<int64_t> matrices;
+          for (const int64_t matrix : whole.at.matrices)
+            for (const int64_t place : at) matrices.push_back(matrix * sizes[d] + place);
+          whole.at.matrices = std::move(matrices);
+        }
+        whole.rows = sizes[sizes.size() - 2];
+        whole.cols = sizes[sizes.size() - 1];
+        sums_ += whole.matrices * (whole.rows + whole.cols);
+      }
+      whole_of_[slot] = static_cast<int>(wholes_.size());
+      wholes_.push_back(std::move(whole));
+    }
+}
+
+std::vector<FactoredPart> Plan::parts_of(const std::vector<size_t>& rows) const {
+  std::vector<FactoredPart> parts;
+  for (const size_t i : rows) {
+    FactoredPart part = {};
+    static_cast<Factored&>(part) = factored_row(rows_[i], sources_[i]);
+    part.whole = unpack(slots_[sources_[i].slot].param).numel();
+    parts.push_back(part);
+  }
+  return parts;
+}
+
+// This process's sums added up over all; undefined where it gives up. Refuses what only some processes have a gradient
+// of.
+at::Tensor Plan::sums_of_all(const at::Tensor& sums) {
+  py::list which;
+  size_t w = 0;
+  for (size_t f = 0; f < families_.size(); ++f) {
+    const int64_t start = wholes_[w].start;
+    while (w < wholes_.size() && wholes_[w].family == static_cast<int>(f)) ++w;
+    which.append(py::slice(start, w < wholes_.size() ? wholes_[w].start : sums_, 1));
+  }
+  const at::Tensor made = over_processes(sums, which);
+  if (!made.defined()) return made;
+  const double* numbers = made.const_data_ptr<double>();
+  for (const Whole& whole : wholes_) {
+    const int64_t with = static_cast<int64_t>(numbers[whole.start]), all = families_[whole.family].processes;
+    if (with != 0 && with != all)
+      throw std::runtime_error(label(slots_[whole.slot].group, slots_[whole.slot].position) + ": " +
+                               std::to_string(with) + " of the " + std::to_string(all) +
+                               " processes that have a part of it have a gradient, and its rule adds up over all of "
+                               "them; set it to zeros where there is none. Nothing has been written");
+  }
+  return made;
+}
+
+void Plan::run_parts(const std::vector<size_t>& rows) {
+  const at::Tensor sums = at::zeros({sums_ + 1}, at::kDouble);
+  const at::Tensor totals = at::zeros({static_cast<int64_t>(slots_.size()), 2}, at::kDouble);
+  // Whoever has part in the first collective has part in the second, so that nobody waits in it.
+  if (giving_up_) {
+    sums_of_all(sums);
+    exchange(totals);
+    return;
+  }
+  std::vector<FactoredPart> parts = parts_of(rows);
+  FactoredPart *const first = parts.data(), *const last = first + parts.size();
+  const auto whole_of = [&](size_t k) -> const Whole& { return wholes_[whole_of_[sources_[rows[k]].slot]]; };
+  int64_t work = 0, room = 0, matrices = 0;
+  for (const FactoredPart& part : parts) {
+    work += part.numel;
+    if (part.vector) continue;
+    room += part.matrices * (part.rows + part.cols);
+    matrices += part.matrices;
+  }
+  // Sums of rows and columns, and then the factors' copies, in no wider types.
+  std::vector<double> own(room), means, own_means(matrices);
+  const auto each_matrix = [&](auto&& f) {
+    double *numbers = own.data(), *its_means = own_means.data();
+    for (size_t k = 0; k < parts.size(); ++k) {
+      FactoredPart& part = parts[k];
+      if (part.vector) continue;
+      f(k, part, numbers, its_means);
+      numbers += part.matrices * (part.rows + part.cols);
+      its_means += part.matrices;
+    }
+  };
+  each_matrix([](size_t, FactoredPart& part, double* numbers, double*) {
+    part.sums_of_rows = numbers;
+    part.sums_of_cols = numbers + part.matrices * part.rows;
+  });
+
+  // The states before this step, which come back if a process fails before all have what they need of each other.
+  std::vector<std::pair<at::Tensor, at::Tensor>> before;
+  for (const size_t i : rows)
+    for (const TensorImpl* state : sources_[i].state)
+      if (state && !sources_[i].first) before.emplace_back(tensor_of(state), tensor_of(state).clone());
+  const auto put_back = [&] {
+    for (const auto& [state, copy] : before) state.copy_(copy);
+  };
+
+  const int threads = at::get_num_threads();
+  // Other processes may take their time: nobody's memory is freed in it.
+  without_gil(std::max(work, kReleaseGil), [&] {
+    cpu::measure_parts(first, last, threads);
+    double* numbers = sums.mutable_data_ptr<double>();
+    for (size_t k = 0; k < parts.size(); ++k) numbers[whole_of(k).start] = 1;
+    each_matrix([&](size_t k, const FactoredPart& part, const double*, const double*) {
+      const Whole& whole = whole_of(k);
+      double* to = numbers + whole.start + 1;
+      const double* from = part.sums_of_rows;
+      for (const int64_t matrix : whole.at.matrices)
+        for (const int64_t row : whole.at.rows) to[matrix * whole.rows + row] = *from++;
+      to += whole.matrices * whole.rows;
+      for (const int64_t matrix : whole.at.matrices)
+        for (const int64_t col : whole.at.cols) to[matrix * whole.cols + col] = *from++;
+    });
+    double* squares = totals.mutable_data_ptr<double>();
+    try {
+      at::Tensor made;
+      {
+        const py::gil_scoped_acquire acquire;
+        made = sums_of_all(sums);
+      }
+      numbers = made.mutable_data_ptr<double>();
+      each_matrix([&](size_t k, FactoredPart& part, double* memory, double* its_means) {
+        const Whole& its = whole_of(k);
+        const Source& source = sources_[rows[k]];
+        FactoredPart whole = part;
+        const TensorImpl* states[kFactoredOperands] = {};
+        for (int s = 0; s < 2; ++s) {
+          const int role = s == 0 ? kRowVar : kColVar;
+          const Dtype dtype = rows_[rows[k]].state_dtype[s];
+          states[role] = source.state[s];
+          whole.operand[role].data = data_of(*source.state[s], element_size(dtype));
+          whole.operand[role].dtype = dtype;
+        }
+        describe_matrices(whole, unpack(slots_[source.slot].param).sizes(), states);
+        if (part.whole == 0) return;
+        whole.sums_of_rows = numbers + its.start + 1;
+        whole.sums_of_cols = whole.sums_of_rows + its.matrices * its.rows;
+        means.resize(std::max(means.size(), static_cast<size_t>(its.matrices)));
+        cpu::take_sums(whole, means.data());
+        cpu::copy_factors(whole, part, its.at, reinterpret_cast<char*>(memory));
+        part.means = its_means;
+        for (const int64_t matrix : its.at.matrices) *its_means++ = means[matrix];
+      });
+
+      cpu::square_parts(first, last, threads);
+      for (size_t k = 0; k < parts.size(); ++k) std::copy_n(parts[k].squares, 2, squares + 2 * sources_[rows[k]].slot);
+    } catch (...) {
+      put_back();
+      const py::gil_scoped_acquire acquire;
+      say_refused([&] { exchange(totals); });
+      throw;
+    }
+    try {
+      const py::gil_scoped_acquire acquire;
+      exchange(totals);
+    } catch (...) {
+      put_back();
+      throw;
+    }
+    for (size_t k = 0; k < parts.size(); ++k) std::copy_n(squares + 2 * sources_[rows[k]].slot, 2, parts[k].squares);
+    cpu::update_parts(first, last, threads);
+  });
+}
+
+}  // namespace fusedopt

@@ -1,2 +1,0 @@
-// The CUDA engine's sweeps of L-BFGS, compiled against the emulator's cuda_runtime.h.
-#include "../../csrc/cuda/history.cu"

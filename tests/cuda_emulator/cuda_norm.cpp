@@ -1,2 +1,0 @@
-// The CUDA engine's sweeps over gradients, compiled against the emulator's cuda_runtime.h.
-#include "../../csrc/cuda/norm.cu"
