@@ -19,6 +19,9 @@ PEERS := .venv-peers
 SITE := .venv-site
 WHEEL := .venv-wheel
 NATIVE := $(shell find csrc -type f)
+# What a file's tests share (a compiled rule, what type checkers say, disassembled kernels) is made by one worker. All
+# workers and programs read bytecode that the first of them has written, whatever the environment says of it.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile
 # The fullest of those that were asked for before does for less, too.
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
@@ -76,16 +79,16 @@ else
 # memory and on the host. Each time without the combinations that tests/tiers.py leaves to test-all.
 test: $(TEST)
 	$(BIN)/python tests/cuda_emulator/build.py
-	$(BIN)/python -m pytest -n auto
-	$(BIN)/python -m pytest -n auto --cuda-emulator=device
-	$(BIN)/python -m pytest -n auto --cuda-emulator=host
+	$(PYTEST)
+	$(PYTEST) --cuda-emulator=device
+	$(PYTEST) --cuda-emulator=host
 endif
 
 test-all: $(BUILT)
 	$(BIN)/python tests/cuda_emulator/build.py
-	$(BIN)/python -m pytest --all -n auto
-	$(BIN)/python -m pytest --all -n auto --cuda-emulator=device
-	$(BIN)/python -m pytest --all -n auto --cuda-emulator=host
+	$(PYTEST) --all
+	$(PYTEST) --all --cuda-emulator=device
+	$(PYTEST) --all --cuda-emulator=host
 
 # What breaks the package in one place, and whether a test notices: tests/mutants/result.json.
 mutants: $(BUILT)
