@@ -6,7 +6,10 @@ GPU_OUT ?= build/gpu
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# Bytecode is made of what is imported, once: pip would first make it of all, and where the environment forbids it every
+# program would make its own.
+export PYTHONDONTWRITEBYTECODE :=
+PIP := $(BIN)/python -m pip install --no-compile $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 MADE := $(VENV)/.made
 TOOLS := $(VENV)/.tools
 # What the demo takes is built for this machine alone, what tests take has one GPU architecture of four. All three share
@@ -19,9 +22,8 @@ PEERS := .venv-peers
 SITE := .venv-site
 WHEEL := .venv-wheel
 NATIVE := $(shell find csrc -type f)
-# What a file's tests share (a compiled rule, what type checkers say, disassembled kernels) is made by one worker. All
-# workers and programs read bytecode that the first of them has written, whatever the environment says of it.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile
+# What a file's tests share (a compiled rule, what type checkers say, disassembled kernels) is made by one worker.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 # The fullest of those that were asked for before does for less, too.
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
