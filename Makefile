@@ -2,6 +2,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 TORCHES ?=
+PYTHONS ?= .venv/bin/python
 GPU_OUT ?= build/gpu
 
 VENV := .venv
@@ -28,7 +29,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
 
-.PHONY: venv build demo gallery precision docs docs-figures test test-all mutants test-frameworks test-peers test-site wheel bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision docs docs-figures test test-all mutants test-frameworks test-peers test-site wheel prove-wheel bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -133,6 +134,10 @@ $(WHEEL)/.made:
 
 wheel: $(WHEEL)/.made
 	$(WHEEL)/bin/python release/wheel.py $(TORCHES)
+
+# One for the torches of $(PYTHONS), installed beside each, and steps compared with torch's.
+prove-wheel: $(BUILT) $(WHEEL)/.made
+	$(WHEEL)/bin/python release/prove.py $(PYTHONS)
 
 bench: $(BUILT)
 	$(BIN)/python benchmarks/run.py
