@@ -2,11 +2,15 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 TORCHES ?=
+PYTHONS ?= .venv/bin/python
 GPU_OUT ?= build/gpu
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# Bytecode is made of what is imported, once: pip would first make it of all, and where the environment forbids it every
+# program would make its own.
+export PYTHONDONTWRITEBYTECODE :=
+PIP := $(BIN)/python -m pip install --no-compile $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 MADE := $(VENV)/.made
 TOOLS := $(VENV)/.tools
 # What the demo takes is built for this machine alone, what tests take has one GPU architecture of four. All three share
@@ -19,11 +23,13 @@ PEERS := .venv-peers
 SITE := .venv-site
 WHEEL := .venv-wheel
 NATIVE := $(shell find csrc -type f)
+# What a file's tests share (a compiled rule, what type checkers say, disassembled kernels) is made by one worker.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 # The fullest of those that were asked for before does for less, too.
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
 
-.PHONY: venv build demo gallery precision docs docs-figures test test-all mutants test-frameworks test-peers test-site wheel bench gpu lint format sanitize clean
+.PHONY: venv build demo gallery precision docs docs-figures test test-all mutants test-frameworks test-peers test-site wheel prove-wheel bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -76,16 +82,16 @@ else
 # memory and on the host. Each time without the combinations that tests/tiers.py leaves to test-all.
 test: $(TEST)
 	$(BIN)/python tests/cuda_emulator/build.py
-	$(BIN)/python -m pytest -n auto
-	$(BIN)/python -m pytest -n auto --cuda-emulator=device
-	$(BIN)/python -m pytest -n auto --cuda-emulator=host
+	$(PYTEST)
+	$(PYTEST) --cuda-emulator=device
+	$(PYTEST) --cuda-emulator=host
 endif
 
 test-all: $(BUILT)
 	$(BIN)/python tests/cuda_emulator/build.py
-	$(BIN)/python -m pytest --all -n auto
-	$(BIN)/python -m pytest --all -n auto --cuda-emulator=device
-	$(BIN)/python -m pytest --all -n auto --cuda-emulator=host
+	$(PYTEST) --all
+	$(PYTEST) --all --cuda-emulator=device
+	$(PYTEST) --all --cuda-emulator=host
 
 # What breaks the package in one place, and whether a test notices: tests/mutants/result.json.
 mutants: $(BUILT)
@@ -128,6 +134,10 @@ $(WHEEL)/.made:
 
 wheel: $(WHEEL)/.made
 	$(WHEEL)/bin/python release/wheel.py $(TORCHES)
+
+# One for the torches of $(PYTHONS), installed beside each, and steps compared with torch's.
+prove-wheel: $(BUILT) $(WHEEL)/.made
+	$(WHEEL)/bin/python release/prove.py $(PYTHONS)
 
 bench: $(BUILT)
 	$(BIN)/python benchmarks/run.py

@@ -351,6 +351,9 @@ CASES = [
 _SHOWN_BY = {"SGD": "sgd-momentum"}
 ONE_PER_OPTIMIZER = [case for case in CASES if case.name == _SHOWN_BY.get(case.optimizer, case.optimizer.lower())]
 
+# Those that keep the same states differ in numbers alone.
+ONE_PER_STATES = list({(case.optimizer, *case.kept): case for case in (*reversed(CASES), *ONE_PER_OPTIMIZER)}.values())
+
 # Those of which a param's step knows of no other param.
 APART = [case for case in CASES if not case.joint]
 ONE_PER_APART = [case for case in ONE_PER_OPTIMIZER if not case.joint]

@@ -3,6 +3,7 @@ what tests/tiers.py leaves out."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -41,10 +42,40 @@ def pytest_configure(config: pytest.Config) -> None:
         control.numbers_on_device(numbers == "device")
 
 
-# What does not step anything, or chooses its engine itself.
+# What does not step anything, chooses its engine itself, or is about files, arguments and programs.
 _OWN_ENGINE = tuple(
     f"test_{name}"
-    for name in "bench cuda docs examples extension generic gpu install registry sass site".split()  # noqa: SIM905
+    for name in (
+        "aarch64",
+        "arctangent",
+        "bench",
+        "claims",
+        "compare_optimizers",
+        "compiled",
+        "configs",
+        "constructor_errors",
+        "convert",
+        "cuda",
+        "docs",
+        "engines",
+        "examples",
+        "extension",
+        "foreign",
+        "generic",
+        "gpu",
+        "install",
+        "mutants",
+        "names",
+        "origin",
+        "parts",
+        "registry",
+        "sass",
+        "signatures",
+        "site",
+        "tiers",
+        "toolchain",
+        "vectorised",
+    )
 )
 
 
@@ -83,9 +114,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--all") and not any("::" in argument for argument in config.args):
         from tiers import select
 
-        kept, left_out = select(items, one_per_optimizer=config.getoption("--cuda-emulator") is not None)
+        kept, left_out = select(items, emulated=config.getoption("--cuda-emulator") is not None)
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    # Tens of thousands of tests: a collection of garbage that looks at them takes half a second.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

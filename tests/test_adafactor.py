@@ -220,10 +220,7 @@ def test_16_bit_params_may_keep_float32_state() -> None:
 
 
 @pytest.mark.skipif(EMULATED, reason="one instruction set")
-@thinned(
-    "an instruction set has kernels for each dtype, to which options are scalars",
-    keep=lambda options: options == OPTIONS["default"],
-)
+@thinned("an instruction set has kernels for each dtype, to which options are scalars")
 @every_dtype
 @every_option
 @every_isa

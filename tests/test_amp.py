@@ -100,6 +100,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@thinned("all classes inherit it from one base")
 @pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("said", [None, False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)

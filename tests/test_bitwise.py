@@ -10,11 +10,16 @@ import pytest
 import torch
 from cases import CASES, Case, named
 from support import every_isa, vector_isa
-from tiers import thinned
+from tiers import of_a_kind, thinned
 
 from fusedopt import _C
 
 STORAGES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def two_storages(case: Case, dtype: torch.dtype) -> bool:
+    """One of which an element is a number, and one that is converted."""
+    return of_a_kind(case) and dtype in (torch.float32, torch.bfloat16)
 
 
 def spread(*size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -40,7 +45,7 @@ def assert_same_bits(actual: list[torch.Tensor], expected: list[torch.Tensor]) -
         assert torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
 
 
-@thinned("every mix of sizes, storages and threads is the engine test's")
+@thinned("every mix of sizes, storages and threads is the engine test's", keep=two_storages, together=0)
 @pytest.mark.parametrize("dtype", STORAGES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @vector_isa
@@ -67,7 +72,7 @@ def test_every_float16_is_converted_alike(name: str, options: dict[str, str], is
     assert_same_bits(results, steps(case, values, grads))
 
 
-@thinned("every mix of sizes, storages and threads is the engine test's")
+@thinned("every mix of sizes, storages and threads is the engine test's", keep=of_a_kind, together=0)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @every_isa
 @pytest.mark.usefixtures("isa")
@@ -82,7 +87,7 @@ def test_position_does_not_matter(case: Case) -> None:
                 assert_same_bits([tensor], [tensor[0].expand(n)])
 
 
-@thinned("every mix of sizes, storages and threads is the engine test's")
+@thinned("every mix of sizes, storages and threads is the engine test's", keep=two_storages, together=0)
 @pytest.mark.parametrize("dtype", STORAGES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_threads_and_splits_agree(case: Case, dtype: torch.dtype) -> None:
@@ -97,6 +102,7 @@ def test_threads_and_splits_agree(case: Case, dtype: torch.dtype) -> None:
         assert torch.get_num_threads() == threads
 
 
+@thinned("how tensors are divided knows no rule", keep=of_a_kind, together=0)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_packing_does_not_matter(case: Case) -> None:
     """A tensor stepped alone, beside others, or as a strided view has the same bits."""

@@ -60,6 +60,10 @@ def ratios(file: str) -> dict[tuple[str, str], dict[str, float]]:
     }
 
 
+def of_stable_abi(way: str) -> float:
+    return float(json.loads((RESULTS / "stable-abi-20261129.json").read_text())["nanoseconds a tensor"][way])
+
+
 def spread(ratio: dict[str, float]) -> str:
     return f"({ratio['low']:.2f} to {ratio['high']:.2f})"
 
@@ -71,6 +75,7 @@ RPROP = [measured(file, "1x32mi-rprop", "torch foreach") for file in DAY]
 RADAM = [measured(file, "1x32mi-radam", "torch foreach") for file in DAY]
 BARE = [measured(LATEST, f"1x32mi-{name}", "bare loop") for name in ("adamw", "rprop", "radam")]
 SMALL = [measured(LATEST, f"1000x256-{name}", "torch fused", "theirs_ms") for name in ("sgd", "adamw")]
+OF_A_THOUSAND = measured(LATEST, "1000x256-adamw", "torch fused", "ours_ms")
 LARGE = [measured(LATEST, f"{suite}-adamw", "torch fused") for suite in ("1x32mi", "gpt2", "resnet50")] + [
     measured(LATEST, "resnet50-adamw-cold", "torch fused")
 ]
@@ -106,6 +111,13 @@ CLAIMS = [
     (ARCHITECTURE, f"A launch carries {constant('cuda/table.h', 'kLargePatch'):,} of them"),
     (ARCHITECTURE, f"where {constant('cuda/table.h', 'kSmallPatch')} will do, in 4 KiB"),
     (ARCHITECTURE, f"which take CUDA {'.'.join(map(str, _toolchain.OLDEST_CUDA))} (where"),
+    (
+        ARCHITECTURE,
+        f"takes {of_stable_abi('stable ABI'):.0f} ns, and {of_stable_abi('headers'):.0f} ns through the headers",
+    ),
+    (ARCHITECTURE, f"increment_version` does it, for {of_stable_abi('increment_version'):.0f} ns"),
+    (ARCHITECTURE, f"the looks alone would take {4 * 1000 * of_stable_abi('stable ABI') / 1e6:.1f} ms"),
+    (ARCHITECTURE, f"step over 1,000 small ones takes {OF_A_THOUSAND:.2f} ms with warm caches"),
     (README, f"nvcc of CUDA {'.'.join(map(str, _toolchain.OLDEST_CUDA))} or newer is found"),
     (
         ARCHITECTURE,

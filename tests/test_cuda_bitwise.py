@@ -22,7 +22,7 @@ from backends import (
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
 from layouts import GUARD, OF_ONE_SHAPE, OTHERS, Layout
-from tiers import thinned
+from tiers import of_a_kind, thinned
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -91,7 +91,7 @@ def test_every_mix_of_storages(backend: Backend, case: Case, size: int) -> None:
             twins.set_states(lambda i, k, state: state.to(mixes[i][2]))
 
 
-@thinned("finding a tensor's elements knows no rule", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
+@thinned("finding a tensor's elements knows no rule", keep=of_a_kind, together=0)
 @every_case
 def test_states_of_several_storages(backend: Backend, case: Case) -> None:
     params = [dtype for dtype in STORAGES for _ in STORAGES]
@@ -111,7 +111,7 @@ LONG = [
 ]
 
 
-@thinned("a walk through memory knows no rule", together=2)
+@thinned("a walk through memory knows no rule")
 @pytest.mark.parametrize("family", [OF_ONE_SHAPE, LONG], ids=["short", "long"])
 @every_storage
 @one_per_optimizer
@@ -128,7 +128,7 @@ def test_layouts_of_params_gradients_and_states(
         twins.set_states(lambda i, k, state: family[(i // 3 + 3 * k + step) % len(family)].place(state).tensor)  # noqa: B023
 
 
-@thinned("finding a tensor's elements knows no rule", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
+@thinned("finding a tensor's elements knows no rule", keep=of_a_kind, together=0)
 @every_case
 def test_other_layouts(backend: Backend, case: Case) -> None:
     twelve = Layout("", (3,) * 12, lambda b: b[(slice(0, 3, 2),) * 12].permute(*range(11, -1, -1)))
@@ -151,7 +151,7 @@ def test_complex_params(backend: Backend, case: Case, dtype: torch.dtype) -> Non
     Twins(backend, simple(case), values).train()
 
 
-@thinned("finding a tensor's elements knows no rule", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
+@thinned("finding a tensor's elements knows no rule", keep=of_a_kind, together=0)
 @every_case
 def test_expanded_gradients(backend: Backend, case: Case) -> None:
     """Their elements share memory, in all dimensions or some."""
@@ -164,7 +164,7 @@ def test_expanded_gradients(backend: Backend, case: Case) -> None:
         twins.check()
 
 
-@thinned("finding a tensor's elements knows no rule", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
+@thinned("finding a tensor's elements knows no rule", keep=of_a_kind, together=0)
 @every_case
 def test_hundreds_of_tensors(backend: Backend, case: Case) -> None:
     """Of random sizes, many empty, and of all storages; searches for a chunk's row meet every situation."""
@@ -174,7 +174,7 @@ def test_hundreds_of_tensors(backend: Backend, case: Case) -> None:
     twins.train()
 
 
-@thinned("finding a tensor's elements knows no rule", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
+@thinned("finding a tensor's elements knows no rule", keep=of_a_kind, together=0)
 @every_case
 def test_many_groups(backend: Backend, case: Case) -> None:
     """Each with numbers of its own, some as its neighbour, and some groups empty."""

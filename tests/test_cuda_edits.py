@@ -67,7 +67,7 @@ def test_edits_are_seen(backend: Backend, case: Case, there: bool, edit: Callabl
     twins.train()
 
 
-@thinned("a sequence is as good as another", together=2)
+@thinned("a sequence is as good as another")
 @pytest.mark.parametrize("seed", range(5))
 @numbers_anywhere
 @one_per_optimizer

@@ -7,11 +7,12 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+from tiers import thinned
 
 FOLDER = Path(__file__).parent / "cuda_emulator"
 KERNELS = ["selftest.cu", "selftest_host.cu", "selftest_streams.cu"]
@@ -40,19 +41,22 @@ RUNS = [
     ("address", "fibers"),
     ("thread", "threads"),
 ]
+# Compiling one takes longer than running it, and only a change of the emulator itself can break another alone.
+one_build = thinned("builds differ in who watches", keep=lambda build: build == "plain", together=0)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Runs a case in a build, which the first call compiles along with all others."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs a case in a build, which the first call compiles."""
     if shutil.which(COMPILER) is None:
         pytest.skip(f"{COMPILER} is not installed")
     folder = tmp_path_factory.mktemp("cuda_emulator")
     environment = os.environ | {"TSAN_OPTIONS": "atexit_sleep_ms=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
-    def compile_(name: str) -> Path | None:
+    @cache
+    def compiled(name: str) -> Path | None:
         """The executable; None where the toolchain lacks the sanitizer."""
         empty = folder / f"{name}.empty.cpp"
         empty.write_text("int main() {}\n")
@@ -76,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         return executable
 
     def call(build: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        executable = builds[build].result()
+        executable = compiled(build)
         if executable is None:
             pytest.skip(f"{COMPILER} cannot build with {BUILDS[build]}")
 
@@ -90,9 +94,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             done = attempt("setarch", platform.machine(), "-R")
         return done
 
-    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        builds: dict[str, Future[Path | None]] = {name: pool.submit(compile_, name) for name in BUILDS}
-        yield call
+    return call
 
 
 def seeds(backend: str) -> list[str]:
@@ -100,6 +102,7 @@ def seeds(backend: str) -> list[str]:
     return ["0", "1", "2", "3"] if backend == "fibers" else ["0"]
 
 
+@one_build
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("build", "backend"), RUNS)
 def test_kernels_run_as_on_a_device(run: Run, build: str, backend: str, case: str) -> None:
@@ -109,6 +112,7 @@ def test_kernels_run_as_on_a_device(run: Run, build: str, backend: str, case: st
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@one_build
 @pytest.mark.parametrize(
     ("build", "backend", "bug", "twin", "found"),
     [

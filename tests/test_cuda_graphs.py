@@ -26,7 +26,7 @@ from backends import (
 )
 from cases import CASES, ONE_PER_APART, ONE_PER_OPTIMIZER, Case
 from layouts import OF_ONE_SHAPE
-from tiers import thinned
+from tiers import of_a_kind, thinned
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -113,7 +113,7 @@ def _other_numbers(group: dict[str, Any]) -> None:
     group["maximize"] = not group["maximize"]
 
 
-@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
+@thinned("a graph knows launches, not rules", keep=of_a_kind, together=0)
 @every_case
 def test_refreshed_numbers_reach_the_next_replay_and_others_do_not(backend: Backend, case: Case) -> None:
     twins = trained_twins(backend, case)
@@ -136,7 +136,7 @@ def test_refreshing_without_a_graph_or_a_step_does_nothing(backend: Backend) -> 
         twins.train()
 
 
-@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
+@thinned("a graph knows launches, not rules", keep=of_a_kind, together=0)
 @every_case
 def test_groups_that_were_equal_at_capture_may_come_to_differ(backend: Backend, case: Case) -> None:
     def build(params: list[Any]) -> Any:
@@ -154,7 +154,7 @@ def test_groups_that_were_equal_at_capture_may_come_to_differ(backend: Backend, 
         replay_steps(twins, replay)
 
 
-@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
+@thinned("a graph knows launches, not rules", keep=of_a_kind, together=0)
 @every_case
 def test_steps_between_replays(backend: Backend, case: Case) -> None:
     """They take gradients from elsewhere and numbers of their own."""
@@ -175,7 +175,7 @@ def test_steps_between_replays(backend: Backend, case: Case) -> None:
         twins.cpu.param_groups[0]["lr"] = captured_lr
 
 
-@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
+@thinned("a graph knows launches, not rules", keep=of_a_kind, together=0)
 @every_case
 def test_a_learning_rate_in_device_memory_needs_no_refresh(backend: Backend, case: Case) -> None:
     twins = trained_twins(backend, case)
@@ -213,7 +213,7 @@ def test_two_graphs_of_one_optimizer(backend: Backend, case: Case) -> None:
         twins.ours.refresh_hyperparameters()
 
 
-@thinned("a graph knows launches, not rules", keep=lambda case: case in ONE_PER_OPTIMIZER, together=0)
+@thinned("a graph knows launches, not rules", keep=of_a_kind, together=0)
 @pytest.mark.parametrize("eager_before", [False, True])
 @every_case
 def test_an_overflow_makes_a_replay_nothing(backend: Backend, case: Case, eager_before: bool) -> None:

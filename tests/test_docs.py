@@ -162,6 +162,13 @@ def test_the_table_of_torch_versions_is_what_was_run() -> None:
     assert all((ROOT / f"tests/test_{name}.py").exists() for name in torch_versions.CORE)
 
 
+def test_the_table_of_wheels_is_what_was_installed() -> None:
+    """In a process of its own: beside release/ there is a package whose name is that of one of its files."""
+    check = "import json, prove; print(prove.table(json.loads(prove.RESULTS.read_text())))"
+    told = subprocess.check_output([sys.executable, "-c", check], cwd=ROOT / "release", text=True)
+    assert told.strip() in (DOCS / "compatibility.md").read_text()
+
+
 def test_the_table_of_memory_is_computed() -> None:
     assert bytes_per_param.table() in (DOCS / "memory.md").read_text()
 

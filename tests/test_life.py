@@ -194,6 +194,7 @@ OURS: dict[str, tuple[Callable[[Subject, Any], None], frozenset[str], str]] = {
 }
 
 
+@thinned("most classes have what they do from one base", keep=lambda subject: subject.name in OF_THEIR_OWN)
 @every_life
 def test_what_torch_has_not_works_or_is_refused(subject: Subject, state: str) -> None:
     for name, (method, having, refusal) in OURS.items():

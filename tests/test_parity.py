@@ -121,6 +121,7 @@ EXTREME_KWARGS = [
 ]
 
 
+@thinned("numbers are read before anybody asks for a dtype")
 @pytest.mark.parametrize("case", EXTREME_KWARGS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_extreme_hyper_parameters(case: Case, dtype: torch.dtype) -> None:
@@ -217,6 +218,7 @@ def _largest_error(actual: Tensor, expected: Tensor) -> Tensor:
     return ulp_error(actual, expected, size.clamp_min(size.mean())).max()
 
 
+@thinned("a seed is as good as another")
 @every_case
 @pytest.mark.parametrize("seed", range(3))
 def test_the_error_of_one_step_is_no_larger_than_the_for_loops(case: Case, seed: int) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cases import CASES, ONE_PER_OPTIMIZER
-from tiers import select, thinned
+from cases import CASES, ONE_PER_OPTIMIZER, ONE_PER_STATES
+from tiers import KINDS, of_a_kind, select, thinned
 
 
 def items(mark: Any, **parameters: Any) -> list[Any]:
@@ -55,7 +55,32 @@ def test_what_a_test_keeps_runs_whole() -> None:
     assert len(kept(items(thinned("why", keep=lambda a: a == 1, together=0), a=range(4), b=range(6)))) == 6
 
 
-def test_other_tests_run_whole_and_on_the_emulator_with_one_case_of_each_optimizer() -> None:
-    assert len(kept(items(None, case=CASES, b=range(2)))) == 2 * len(CASES)
-    assert kept(items(None, case=CASES), emulated=True) == [(case,) for case in ONE_PER_OPTIMIZER]
+def test_other_tests_run_whole() -> None:
+    assert len(kept(items(None, name="abc", b=range(2)))) == 6
+
+
+def test_of_variants_that_keep_the_same_states_one_is_enough_but_for_numbers() -> None:
+    given = items(None, case=CASES)
+    assert kept(given) == [(case,) for case in CASES if case in ONE_PER_STATES]
+    assert {(case.optimizer, *case.kept) for (case,) in kept(given)} == {(c.optimizer, *c.kept) for c in CASES}
+    for item in given:
+        item.path = Path("test_parity.py")
+    assert len(kept(given)) == len(CASES)
+
+
+def test_of_optimizers_in_several_situations_those_of_a_kind_meet_all() -> None:
+    left = kept(items(None, case=ONE_PER_OPTIMIZER, b=range(3)))
+    some = [case for case in ONE_PER_OPTIMIZER if of_a_kind(case)]
+    assert [case for case, _ in left if case in some] == [case for case in some for _ in range(3)]
+    assert {case.name for case, _ in left} == {case.name for case in ONE_PER_OPTIMIZER}
+    assert len(left) == len(ONE_PER_OPTIMIZER) + 2 * len(some)
+
+
+def test_a_list_of_pairs_is_no_product() -> None:
+    given = items(None, case=ONE_PER_OPTIMIZER[:5], b=range(3))
+    assert len(kept(given[1:])) == len(given) - 1
+
+
+def test_on_the_emulator_one_of_a_kind_is_enough() -> None:
+    assert {case.name for (case,) in kept(items(None, case=CASES), emulated=True)} == KINDS
     assert len(kept(items(None, name="abc"), emulated=True)) == 3

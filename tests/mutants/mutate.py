@@ -30,8 +30,8 @@ RESULT = HERE / "result.json"
 COPY = ROOT / "build/mutants"
 # In one instruction set: the tests hold the others to its bits.
 ENVIRONMENT = {**os.environ, "FUSEDOPT_CUDA": "0", "FUSEDOPT_ISAS": "generic"}
-# A mutant may well wait forever.
-LIMIT = 900
+# The tests of a mutant may well wait forever.
+LIMIT = 1800
 
 
 def changed(mutant: Mutant, text: str) -> str:
@@ -41,9 +41,9 @@ def changed(mutant: Mutant, text: str) -> str:
     return text.replace(mutant.before, mutant.after, 1)
 
 
-def call(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+def call(command: Sequence[str | Path], limit: float | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**ENVIRONMENT, "PYTHONPATH": str(COPY)}
-    return subprocess.run(command, cwd=COPY, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    return subprocess.run(command, cwd=COPY, env=environment, capture_output=True, text=True, timeout=limit)
 
 
 PROGRAMS = {False: ["setup.py", "-q", "build_ext", "--inplace"], True: ["tests/cuda_emulator/build.py"]}
@@ -66,7 +66,7 @@ def build(mutant: Mutant | None) -> None:
 def first_failure(tests: Sequence[str]) -> str | None:
     """The name of the first test that fails; None if all pass."""
     try:
-        done = call([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests])
+        done = call([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests], LIMIT)
     except subprocess.TimeoutExpired:
         return f"no end within {LIMIT} s"
     if done.returncode == 0:
@@ -107,14 +107,17 @@ def write(judged: dict[tuple[str, str], dict[str, str]]) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="?", default="", help="only mutants whose file or reason has this in it")
-    part = parser.parse_args().part
-    chosen = [mutant for mutant in MUTANTS if part in mutant.file or part in mutant.why]
+    parser.add_argument("--left", action="store_true", help="only those that the last result lacks")
+    asked = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if asked.part in mutant.file or asked.part in mutant.why]
     renew_sources(COPY)
     build(None)
     # What was found of others stays: a part is for the mutants that were added.
-    kept = json.loads(RESULT.read_text())["mutants"] if part and RESULT.exists() else []
+    kept = json.loads(RESULT.read_text())["mutants"] if (asked.part or asked.left) and RESULT.exists() else []
     judged = {(one["file"], one["before"]): one for one in kept}
     for mutant in chosen:
+        if asked.left and (mutant.file, mutant.before) in judged:
+            continue
         judged[mutant.file, mutant.before] = judge(mutant)
         write(judged)
     # Whatever has noticed a mutant has to pass without one.
