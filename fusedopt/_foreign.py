@@ -204,7 +204,7 @@ def take_over(optimizer: Optimizer) -> FusedStep | None:
     new.load_state_dict(converted.file)
     # What holds the groups of the old one, as schedulers do, holds those of the new one.
     for old, made in zip(optimizer.param_groups, new.param_groups, strict=True):
-        users = {key: old[key] for key in old.keys() - optimizer.defaults.keys() - {"params", "step"}}
+        users = {key: old[key] for key in old.keys() - optimizer.defaults.keys() - {"params", "step"} - peer.adds}
         old.clear()
         old.update({**users, **made})
     new.param_groups = optimizer.param_groups

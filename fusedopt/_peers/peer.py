@@ -64,6 +64,8 @@ class Peer:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     # What decides on the rule and is taken care of above and below; other such settings are refused.
     reads: Set[str] = frozenset()
+    # What their steps add to groups, which is no user's.
+    adds: Set[str] = frozenset()
     # Whether they count steps in the group.
     group_step: bool = False
     # What is more than another name: of a group, hyper-parameters of ours; of a state, states of ours.

@@ -28,5 +28,5 @@ def _refused(group: Group) -> str | None:
     return None
 
 
-PEERS = {"Prodigy": Peer("Prodigy", more_states=_states, refused=_refused)}
+PEERS = {"Prodigy": Peer("Prodigy", adds=frozenset({"d_denom", "d_hat"}), more_states=_states, refused=_refused)}
 OTHERS: Mapping[str, str] = {}
