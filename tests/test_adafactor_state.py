@@ -348,6 +348,43 @@ def test_temporaries_take_a_tenth_of_torchs() -> None:
         assert (sizes["fusedopt"][kind] - state) * 10 <= sizes["torch for-loop"][kind] - state, sizes
 
 
+def test_what_lies_otherwise_since_the_last_step_is_seen() -> None:
+    """The numbers of all are where they were, in objects that are as they were but for their shapes."""
+    ours, theirs = pair()
+    for step in range(4):
+        feed([ours, theirs])
+        ours.step()
+        theirs.step()
+        if step != 1:
+            continue
+        for optimizer in (ours, theirs):
+            p = params_of(optimizer)[0]
+            assert p.shape == (5, 7)
+            row, column = (optimizer.state[p][name] for name in ("row_var", "col_var"))
+            p.data = p.data.view(7, 5)
+            p.grad = None
+            row.resize_(7, 1)[5:] = 0.5
+            column.resize_(1, 5)
+    for mine, its in zip(params_of(ours), params_of(theirs), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(35,), (35, 1), (1, 5, 7)], ids=str)
+def test_a_param_of_another_shape_is_not_stepped_with_its_old_states(shape: tuple[int, ...]) -> None:
+    ours, _ = pair()
+    for _ in range(2):
+        feed([ours])
+        ours.step()
+    before = snapshot(ours)
+    params_of(ours)[0].data = params_of(ours)[0].data.view(shape)
+    params_of(ours)[0].grad = torch.ones(shape)
+    said = outcome(ours.step)
+    assert said is not None
+    assert "param 0 of group 0" in said[1]
+    params_of(ours)[0].data = params_of(ours)[0].data.view(5, 7)
+    assert_identical(before, snapshot(ours))
+
+
 def test_states_may_be_given_by_hand() -> None:
     """A state without entries counts as none."""
     ours = fusedopt.Adafactor(make(shapes=SMALL))

@@ -13,6 +13,21 @@ std::vector<int64_t> Plan::state_shape(const Row& row, const Source& source, int
   return shape;
 }
 
+// Whether state k is what state_shape() says for a param of these sizes, without gaps.
+bool Plan::is_factor(const Row& row, int k, const TensorImpl& state, c10::IntArrayRef sizes) {
+  const size_t dims = sizes.size();
+  if (row.variant == 1 || state.sizes().size() != dims || !state.is_contiguous()) return false;
+  for (size_t d = 0; d < dims; ++d)
+    if (state.sizes()[d] != (d == dims - (k == 0 ? 1 : 2) ? 1 : sizes[d])) return false;
+  return true;
+}
+
+// The same of one that was, for a row whose param is as it was. Not inlined: other rows would pay for it in registers.
+__attribute__((noinline)) bool Plan::factor_as_before(const Row& row, const Source& source, int k, const TensorImpl& state) const {
+  return rule_->factored && state.key_set() == source.keys && state.dtype() == source.state_type[k] &&
+         device_index(state) == source.device && is_factor(row, k, state, source.param->sizes());
+}
+
 // Rows, columns and leading dimensions of matrices of these sizes. False if the latter are too many.
 bool describe_matrices(Factored& t, c10::IntArrayRef sizes, const TensorImpl* const (&operands)[kFactoredOperands]) {
   const auto each = [&](auto&& f) {
@@ -90,6 +105,14 @@ bool Plan::lay_out_factored(Row& row, Source& source) const {
     for (int64_t d = 0; d + 2 < source.param->dim(); ++d) leads += source.param->sizes()[d] != 1;
     return leads <= kMaxLead;
   }
+  const TensorImpl& param = *source.param;
+  source.settled = !source.sharded && param.is_non_overlapping_and_dense();
+  const auto alike = [&](const TensorImpl* tensor) { return !tensor || equal(tensor->strides(), param.strides()); };
+  for (const TensorImpl* tensor : {source.grad, source.attached[kPartnerTensor], source.attached[kAverageTensor]})
+    source.settled = source.settled && alike(tensor);
+  for (int k = 0; k < rule_->states; ++k)
+    if (source.state[k] && !is_factor(row, k, *source.state[k], param.sizes()))
+      source.settled = source.settled && row.variant == 1 && alike(source.state[k]);
   Factored described = {};
   return describe(row, source, described);
 }

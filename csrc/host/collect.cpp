@@ -45,7 +45,9 @@ bool Plan::settled(int slot, size_t at, bool& moved) {
   const Slot& its = slots_[slot];
   const Group& group = groups_[its.group];
   Row& row = rows_[at];
-  if (group.variant != row.variant || group.differentiable) return false;
+  // Of factors the param's shape decides, which is compared below.
+  if (__builtin_expect(group.variant != row.variant, 0) && !rule_->factored) return false;
+  if (group.differentiable) return false;
   if (row.extras ? row.extras->clears_grad != clears_grad_ : clears_grad_) return false;
   if (group.device != kHost && group.device != source.device) return false;
   if (its.state && version_of(its.state) != source.state_version) return false;
@@ -74,7 +76,7 @@ bool Plan::settled(int slot, size_t at, bool& moved) {
     if (state != source.state[k]) return false;
     if (is_coded(row.state_dtype[k])
             ? !here(*state, source.state_type[k]) || !codes_of(*state, *param, code) || code != row.state_dtype[k]
-            : !alike(*state, source.state_type[k]))
+            : !alike(*state, source.state_type[k]) && !factor_as_before(row, source, k, *state))
       return false;
   }
   for (int c = 0; c < rule_->counters; ++c) {
@@ -84,7 +86,7 @@ bool Plan::settled(int slot, size_t at, bool& moved) {
         (source.before[c].device && device_index(*counter) != source.device))
       return false;
   }
-  if (source.coded && !equal(strides, source.strides)) return false;
+  if (source.shaped && !(equal(strides, source.strides) && equal(sizes, source.sizes))) return false;
   if (!attached_as_before(row, source)) return false;
   source.grad = grad;
   for (int c = 0; c < rule_->counters; ++c)
@@ -173,12 +175,13 @@ Plan::Found Plan::collect(int slot, size_t at) {
   source.keys = param->key_set();
   source.param_type = param->dtype();
   source.grad_type = grad->dtype();
-  for (int k = 0; k < rule_->states; ++k) {
-    if (!source.state[k]) continue;
-    source.state_type[k] = source.state[k]->dtype();
-    source.coded = source.coded || is_coded(row.state_dtype[k]);
+  source.shaped = rule_->factored || has_codes(row, source);
+  for (int k = 0; k < rule_->states; ++k)
+    if (source.state[k]) source.state_type[k] = source.state[k]->dtype();
+  if (source.shaped) {
+    source.sizes = param->sizes().vec();
+    source.strides = param->strides().vec();
   }
-  if (source.coded) source.strides = param->strides().vec();
   for (int a = 0; a < kAttached; ++a)
     if (source.attached[a]) source.attached_type[a] = source.attached[a]->dtype();
   for (int c = 0; c < rule_->counters; ++c) {

@@ -5,10 +5,10 @@
 // object behind an address that matched, so it cannot be stale and keeps no tensor alive.
 #pragma once
 
+#include "../adafactor/cpu.h"
 #include "../cpu/engine.h"
 #include "../cuda/engine.h"
 #include "../cuda/transport.h"
-#include "../adafactor/cpu.h"
 #include "../precision.h"
 #include "bind.h"
 #include "group.h"
@@ -139,15 +139,15 @@ class Plan {
     unsigned missing;  // bit a: attached a has yet to be made
 
     // What let the row pass when it was last looked at in full, for a step that finds all of it as it was. Only of rows
-    // whose operands have the param's own strides.
+    // whose operands have the param's own strides, or are factors without gaps.
     bool settled;
-    bool coded;              // some states are in codes, which lie in the order of the param's strides
+    bool shaped;             // some states lie otherwise: codes in the order of its strides, factors by its sizes
     uint64_t state_version;  // of the dict that holds the objects
     PyObject *state_object[kMaxStates], *counter_object[kMaxCounters], *attached_object[kAttached];
     c10::DispatchKeySet keys, counter_keys;
     caffe2::TypeMeta param_type, grad_type, state_type[kMaxStates], counter_type[kMaxCounters],
         attached_type[kAttached];
-    std::vector<int64_t> strides;  // if coded
+    std::vector<int64_t> sizes, strides;  // if shaped
   };
   // What the host makes of an entry of step_: scalars for the CPU, and counters after the step.
   struct Prepared {
@@ -202,6 +202,8 @@ class Plan {
   Found collect_slices(Row& row, Source& source);
   bool lay_out_slices(Row& row, Source& source);
   std::vector<int64_t> state_shape(const Row& row, const Source& source, int k) const;
+  static bool is_factor(const Row& row, int k, const TensorImpl& state, c10::IntArrayRef sizes);
+  bool factor_as_before(const Row& row, const Source& source, int k, const TensorImpl& state) const;
   bool describe(const Row& row, const Source& source, Factored& t) const;
   bool lay_out_factored(Row& row, Source& source) const;
   Factored factored_row(const Row& row, const Source& source) const;
