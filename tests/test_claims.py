@@ -104,7 +104,7 @@ CLAIMS = [
     (ARCHITECTURE, f"Each takes {constant('step.h', 'kChunk'):,} elements of one tensor"),
     (ARCHITECTURE, f"A chunk of the sums is {constant('step.h', 'kChunk'):,} elements"),
     (ARCHITECTURE, f"at the price of {constant('step.h', 'kAccumulators')} accumulators"),
-    (ARCHITECTURE, f"{constant('step.h', 'kCodeBlock')} elements at a time by way of shared memory"),
+    (ARCHITECTURE, f"{constant('step.h', 'kCodeBlock')} elements at a time, of which a lane has eight"),
     (ARCHITECTURE, f"when it takes {constant('cpu/parallel.h', 'kTeamSaves') // 2**10} Ki elements off the caller"),
     (ARCHITECTURE, f"for steps of {constant('host/python.h', 'kReleaseGil') // 2**20} Mi elements and more"),
     (ARCHITECTURE, f"Python's {sys.getswitchinterval() * 1000:.0f} ms switch interval"),

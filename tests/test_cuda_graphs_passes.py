@@ -273,3 +273,21 @@ def test_lbfgs_says_why_it_cannot_be_captured(backend: Backend) -> None:
 
         with pytest.raises(RuntimeError, match="LBFGS, which decides on the host, by sums that it waits for"):
             backend.capture(lambda: optimizer.step(closure))
+
+
+def test_prodigy_gets_no_group_that_a_graph_would_leave_behind(backend: Backend) -> None:
+    """A replay moves the distance of the groups that it was captured with."""
+    twins = Twins(backend, lambda params: fusedopt.Prodigy(params, d0=1e-2, capturable=True), [random((300,))])
+    twins.train(2)
+    replay: Any = backend.capture(twins.ours.step)
+    with backend.at_work():
+        more = torch.nn.Parameter(backend.place(torch.ones(5)))
+    with pytest.raises(RuntimeError, match=r"move 'd' in the groups of the capture alone.*add_param_group\(\) before"):
+        twins.ours.add_param_group({"params": [more]})
+    assert len(twins.ours.param_groups) == 1
+    replay_steps(twins, replay)
+    del replay
+    gc.collect()
+    twins.ours.add_param_group({"params": [more]})
+    first, second = twins.ours.param_groups
+    assert int(first["k"]) == int(second["k"]) > 2

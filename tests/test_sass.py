@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import sass
+import sass_paths
 from sass import SIZES, VECTOR_BYTES, Access, Kernel
 
 from fusedopt import _toolchain
@@ -27,8 +28,8 @@ FLOAT_MIXES = [("float", "float", "float"), ("bf16", "bf16", "bf16"), ("bf16", "
 DOUBLE_MIXES = [("double", "double", "double")]
 UPDATE_THREADS = 256
 BOUNDS = {"patch_table": (1024, 1), "advance": (1024, 1)}
-ANY_BOUNDS = {"float": (64, 14), "double": (64, 8)}
-# Its functions are called, a few times for 256 elements; what lives across a call may be put by.
+ANY_BOUNDS = (256, 2)
+# Tiles that go element by element keep numbers of codes there.
 ANY_STACK = 256
 # Preparing scalars is double's work, and a path for any mix of storages meets double storage. Everything else that does
 # not update doubles has none: a data-center GPU does two doubles in the time of four floats, others of 128.
@@ -207,7 +208,7 @@ def test_registers_are_within_launch_bounds(kernels: list[Kernel], kept_states: 
     told = sass.launch_bounds(sass.built())
     for kernel in kernels:
         if kernel.kind == "update_any":
-            bounds = ANY_BOUNDS["double" if kernel.name.endswith("double>") else "float"]
+            bounds = ANY_BOUNDS
         else:
             bounds = BOUNDS.get(kernel.kind) or (UPDATE_THREADS, Expected(kernel, kept_states).blocks)
         assert told.get(kernel.name, bounds) == bounds, f"{kernel.name} has other launch bounds"
@@ -238,6 +239,22 @@ def test_registers_and_instructions_are_those_committed(kernels: list[Kernel]) -
     found = list(differences(sass.table_of(sass.dump(sass.built())), committed))
     renewal = "if all of that is meant: python tests/sass.py --write"
     assert not found, "\n".join(["", "registers and instructions per element:", *found, renewal])
+
+
+# Instructions per element that rows with options may take. A block of codes has three IEEE divisions for its scale.
+MOST_PER_ELEMENT = {name: 110 if "8 bits" in name else 80 for name in sass_paths.ROWS}
+
+
+@pytest.mark.parametrize("name", sass_paths.ROWS)
+def test_rows_with_options_stay_in_registers(tmp_path: Path, name: str) -> None:
+    try:
+        kernel = sass_paths.compiled(sass_paths.ROWS[name], tmp_path)
+    except sass.Missing as why:
+        pytest.skip(str(why))
+    none(faults_of_memory(kernel))
+    assert sass_paths.per_element(kernel) <= MOST_PER_ELEMENT[name]
+    row = f"{name:28} {kernel.usage.registers:>3} {sass_paths.per_element(kernel):>6.1f}\n"
+    assert row in sass_paths.TABLE.read_text(), "if that is meant: python tests/sass_paths.py --write"
 
 
 # The gates themselves, on kernels with planted faults.

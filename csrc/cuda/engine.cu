@@ -212,7 +212,7 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
   const auto each = [&](auto&& f) {
     for (const Mirror::Launch& launch : state.mirror.launches()) {
       if (launch.chunks == 0 && !step.rule->joint) continue;
-      const int warps = step.factored ? 1 : fusedopt_cuda::warps_of(launch.kernel);
+      const int warps = step.factored ? 1 : kWarps;
       const unsigned threads = step.factored ? fusedopt_cuda::kFactoredThreads : warps * kLanes;
       const UpdateArguments arguments = {state.mirror.view(state.memory),
                                          launch.starts,

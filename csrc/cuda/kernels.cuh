@@ -141,10 +141,9 @@ struct Chunk {
   const void* numbers;  // the multiplier and the scalars
 
   // False if there is none.
-  template <int warps = fusedopt::cuda::kWarps>
   __device__ bool find(const UpdateArguments& a) {
     const unsigned lane = threadIdx.x % kLanes;
-    const uint32_t chunk = blockIdx.x * warps + threadIdx.x / kLanes;
+    const uint32_t chunk = blockIdx.x * fusedopt::cuda::kWarps + threadIdx.x / kLanes;
     if (chunk >= a.chunks || (a.skipped && *a.skipped)) return false;
     const uint32_t* starts = reinterpret_cast<const uint32_t*>(a.table.words + a.starts);
     index = chunk;

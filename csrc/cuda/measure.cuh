@@ -56,21 +56,34 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes) measure(const 
 }
 
 template <class R, int variant, class T>
-__global__ void __launch_bounds__(kAnyWarps* kLanes) measure_any(const __grid_constant__ UpdateArguments a) {
+__global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, kAnyBlocks)
+    measure_any(const __grid_constant__ UpdateArguments a) {
   static_assert(kAnyTile == fusedopt::kAccumulators);
-  using Numbers = AnyTile<R, variant, T>;
-  __shared__ typename Numbers::Memory memory[kAnyWarps];
+  constexpr int kStates = Shape<R>::kStates;
   Chunk<R> chunk;
-  if (!chunk.template find<kAnyWarps>(a)) return;
-  const Numbers tile(a, chunk, memory[threadIdx.x / kLanes]);
+  if (!chunk.find(a)) return;
+  AnyTile<R, variant, T> tile(a, chunk);
   const T* numbers = static_cast<const T*>(chunk.numbers);
+  const T multiplier = numbers[0];
   const auto scalars = Shape<R>::template scalars<T>(numbers);
-  const auto load = [&](int at) { tile.load(tile.share(chunk, at)); };
-  sum_chunk<R, T>(a, chunk, load, [&](int, int j, T(&out)[R::sums]) {
-    T s[Numbers::kStates] = {};
-    for (int k = 0; k < Numbers::kStates; ++k)
-      if (R::keeps(variant, k)) s[k] = tile.column(2 + k)[j];
-    R::template measure<variant>(tile.column(0)[j], tile.column(1)[j] * numbers[0], s, scalars, out);
+  bool loaded = false;
+  const auto load = [&](int at) {
+    const Share share = tile.share(chunk, at);
+    loaded = tile.in_registers_of(share);
+    if constexpr (sizeof(T) == sizeof(float))
+      if (loaded) return tile.load(share);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k)
+      if (R::keeps(variant, k) && tile.coded(k)) tile.load_codes_of(k, share, tile.s[k]);
+  };
+  sum_chunk<R, T>(a, chunk, load, [&](int i, int j, T(&out)[R::sums]) {
+    const int64_t e = chunk.begin + i;
+    const T p = loaded ? tile.p[j] : tile.load_param_one(e), g = loaded ? tile.g[j] : tile.grad_one(e);
+    T s[kStates] = {};
+#pragma unroll
+    for (int k = 0; k < kStates; ++k)
+      if (R::keeps(variant, k)) s[k] = loaded || tile.coded(k) ? tile.s[k][j] : tile.state_one(k, e);
+    R::template measure<variant>(p, g * multiplier, s, scalars, out);
   });
 }
 

@@ -72,8 +72,4 @@ inline bool is_wide(int kernel) {
   return mix == kDoubleMixes || mix == kAnyMix + 1;
 }
 
-inline int warps_of(int kernel) {
-  return kernel % kMixes < kAnyMix ? fusedopt::cuda::kWarps : fusedopt::cuda::kAnyWarps;
-}
-
 }  // namespace FUSEDOPT_NAMESPACE

@@ -20,8 +20,7 @@
 namespace fusedopt::cuda {
 
 constexpr int kLanes = 32;
-constexpr int kWarps = 8;     // in a block; they share nothing, so eight tiny tensors pack into one block
-constexpr int kAnyWarps = 2;  // in a block of the kernels for rows of any mix, which have tiles in shared memory
+constexpr int kWarps = 8;  // in a block; they share nothing, so eight tiny tensors pack into one block
 
 constexpr int kAdvanceThreads = 1024;
 

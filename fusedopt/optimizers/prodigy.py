@@ -131,7 +131,14 @@ class Prodigy(Standalone):
             ValueError: a hyper-parameter is out of range, the group has an option, which is the whole optimizer's, or a
                 param is in another group already.
             TypeError: a number is given as text.
+            RuntimeError: a CUDA graph has captured a step, and its replays would leave the group's distance behind.
         """
+        if self._plan is not None and self._plan.captured:
+            raise RuntimeError(
+                "a CUDA graph has captured a step of this optimizer, and its replays would move 'd' in the groups of "
+                "the capture alone, while all groups have one; call add_param_group() before the capture, or drop the "
+                "graph first"
+            )
         if isinstance(param_group, dict) and self.param_groups:
             first = self.param_groups[0]
             kept = {key: value.clone() if isinstance(value, Tensor) else value for key, value in _kept(first).items()}
