@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import fusedopt
 
@@ -212,7 +211,7 @@ def train(
 
     def loss_of_all() -> float:
         with torch.no_grad():
-            return F.mse_loss(network(data.x), data.y).item()
+            return nn.functional.mse_loss(network(data.x), data.y).item()
 
     losses = [loss_of_all()]
     for batch in make_batches(name, steps, seed):
@@ -220,7 +219,7 @@ def train(
 
         def closure(x: Tensor = x, y: Tensor = y) -> float:
             network.zero_grad()
-            loss = F.mse_loss(network(x), y)
+            loss = nn.functional.mse_loss(network(x), y)
             loss.backward()
             return loss.item()
 

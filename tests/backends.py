@@ -1,4 +1,7 @@
-"""Where the CUDA engine's tests run, on the emulator and on a GPU, and optimizers that step there beside the CPU's."""
+"""Where the CUDA engine's tests run, on the emulator and on a GPU, and optimizers that step there beside the CPU's.
+
+Long, because what one of the two backends can do the other must answer, too.
+"""
 
 from __future__ import annotations
 
@@ -136,16 +139,21 @@ class Backend:
         """How many kernels of ours `fn` puts on the device."""
         raise NotImplementedError
 
+    def waits(self) -> int:
+        """How often we have waited for the device, where that can be told."""
+        return 0
+
     def beside_launches(self, fn: Callable[[], Any]) -> list[str]:
         """What `fn` does that a step in steady state must not: waits, allocations, operations of torch."""
-        gc.disable()  # what others have left must not be cleared away meanwhile
-        try:
-            with profile() as prof:
-                fn()
-        finally:
-            gc.enable()
+        gc.disable()  # what others have left must not be cleared away meanwhile: it may wait, too
+        before = self.waits()
+        with profile() as prof:
+            fn()
+        waited = self.waits() - before
+        gc.enable()
         # A conversion that finds nothing to convert is no operation.
-        return [e.name for e in prof.function_events if e.name.startswith("aten::") and e.name != "aten::to"]
+        seen = [e.name for e in prof.function_events if e.name.startswith("aten::") and e.name != "aten::to"]
+        return seen + ["synchronize"] * waited
 
 
 @cache
@@ -201,15 +209,8 @@ class Emulated(Backend):
         fn()
         return int(self.control.launches() - before)
 
-    def beside_launches(self, fn: Callable[[], Any]) -> list[str]:
-        waits: list[str] = []
-
-        def counted() -> None:  # while nothing is collected: an offloading optimizer that goes away waits, too
-            before = self.control.synchronizations()
-            fn()
-            waits.extend(["synchronize"] * int(self.control.synchronizations() - before))
-
-        return super().beside_launches(counted) + waits
+    def waits(self) -> int:
+        return int(self.control.synchronizations())
 
 
 class Cuda(Backend):

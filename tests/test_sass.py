@@ -207,10 +207,8 @@ def test_no_kernel_uses_local_memory(kernels: list[Kernel]) -> None:
 def test_registers_are_within_launch_bounds(kernels: list[Kernel], kept_states: dict[tuple[str, str], int]) -> None:
     told = sass.launch_bounds(sass.built())
     for kernel in kernels:
-        if kernel.kind == "update_any":
-            bounds = ANY_BOUNDS
-        else:
-            bounds = BOUNDS.get(kernel.kind) or (UPDATE_THREADS, Expected(kernel, kept_states).blocks)
+        bounds = ANY_BOUNDS if kernel.kind == "update_any" else BOUNDS.get(kernel.kind)
+        bounds = bounds or (UPDATE_THREADS, Expected(kernel, kept_states).blocks)
         assert told.get(kernel.name, bounds) == bounds, f"{kernel.name} has other launch bounds"
         none(faults_of_registers(kernel, *bounds))
 

@@ -23,7 +23,8 @@ bool Plan::is_factor(const Row& row, int k, const TensorImpl& state, c10::IntArr
 }
 
 // The same of one that was, for a row whose param is as it was. Not inlined: other rows would pay for it in registers.
-__attribute__((noinline)) bool Plan::factor_as_before(const Row& row, const Source& source, int k, const TensorImpl& state) const {
+__attribute__((noinline)) bool Plan::factor_as_before(const Row& row, const Source& source, int k,
+                                                      const TensorImpl& state) const {
   return rule_->factored && state.key_set() == source.keys && state.dtype() == source.state_type[k] &&
          device_index(state) == source.device && is_factor(row, k, state, source.param->sizes());
 }
