@@ -306,6 +306,9 @@ def _toggle_an_option(twins: Twins) -> None:
 @pytest.mark.parametrize("change", [_add_a_group, _remove_a_group, _toggle_an_option], ids=lambda f: f.__name__[1:])
 @one_per_optimizer
 def test_refresh_after_groups_changed(backend: Backend, case: Case, change: Callable[[Twins], None]) -> None:
+    if case.joint and change is _add_a_group:
+        pytest.skip("refused by name while a graph may be replayed")
+
     def build(params: list[Any]) -> Any:
         return case.ours([{"params": params[:2]}, {"params": params[2:]}], **counter_flags(case))
 

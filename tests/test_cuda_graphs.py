@@ -236,6 +236,8 @@ def test_an_overflow_makes_a_replay_nothing(backend: Backend, case: Case, eager_
 @one_per_optimizer
 def test_what_a_graph_reads_outlives_other_steps(backend: Backend, case: Case) -> None:
     """Eager tables are given up and made anew meanwhile: for more params, for streams that come and go."""
+    if case.joint:
+        pytest.skip("takes no params while a graph may be replayed, by name")
     twins = trained_twins(backend, case)
     replay = backend.capture(twins.ours.step)
     static = [q.grad for q in twins.params]

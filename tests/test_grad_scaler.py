@@ -14,6 +14,7 @@ from test_amp import assert_skipped, scaled_backward
 from torch.nn import Parameter
 
 import fusedopt
+from fusedopt import _C
 from fusedopt import _clipping as clipping
 
 INF, NAN = float("inf"), float("nan")
@@ -42,6 +43,15 @@ def reads_fixture(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return total(*args, **kwargs)
 
     monkeypatch.setattr(clipping, "_total", counted)
+    step_clipped = _C.Plan.step_clipped
+
+    def stepped(*args: Any) -> Any:
+        norm = step_clipped(*args)
+        if norm is not None:
+            reads.append(1)
+        return norm
+
+    monkeypatch.setattr(_C.Plan, "step_clipped", stepped)
     return reads
 
 

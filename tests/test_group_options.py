@@ -145,6 +145,18 @@ def test_what_states_are_stored_by_does_not_change(cls: Any) -> None:
 
 
 @every_class
+def test_what_a_settled_step_would_leave_behind_is_refused(cls: Any) -> None:
+    """Also where nothing else has changed since the last step."""
+    optimizer = train(make(cls), count=4)
+    before = [{key: v.clone() if isinstance(v, Tensor) else v for key, v in s.items()} for s in states(optimizer)]
+    del optimizer.param_groups[1]["master_weights"]
+    with pytest.raises((RuntimeError, ValueError), match=r"other options|its state has a 'master', which its group's"):
+        train(optimizer, count=1)
+    for a, b in zip(states(optimizer), before, strict=True):
+        assert_same(a, b)
+
+
+@every_class
 def test_added_later(cls: Any) -> None:
     optimizer = train(make(cls, first=1))
     rest = make(cls)

@@ -29,8 +29,8 @@ DOUBLE_MIXES = [("double", "double", "double")]
 UPDATE_THREADS = 256
 BOUNDS = {"patch_table": (1024, 1), "advance": (1024, 1)}
 ANY_BOUNDS = (256, 2)
-# Tiles that go element by element keep numbers of codes there.
-ANY_STACK = 256
+# Tiles that go element by element keep numbers of codes there; with four states some more numbers find no register.
+ANY_STACK = 304
 # Preparing scalars is double's work, and a path for any mix of storages meets double storage. Everything else that does
 # not update doubles has none: a data-center GPU does two doubles in the time of four floats, others of 128.
 MAY_COMPUTE_IN_DOUBLE = ("advance", "update_any")

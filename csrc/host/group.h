@@ -114,7 +114,7 @@ class Group {
   int variant = 0;                         // of the rule, under these hyper-parameters
   int same_as = 0;                         // the first group with equal numbers: its scalars serve both
   PyObject* params = nullptr;              // borrowed from the dict
-  std::shared_ptr<const Options> options;  // its own; null: the optimizer's
+  std::shared_ptr<const Options> options;  // its own, the same object while they say the same; null: the optimizer's
   std::optional<double> ema_decay;         // the same
 
   void read(PyObject* dict, const GroupNames& names, const Rule& rule, int index) {
@@ -161,6 +161,8 @@ class Group {
     Role role;
   };
   std::vector<Entry> entries_;
+  std::shared_ptr<const Options> latest_;  // of its own options,
+  py::dict given_;                         // which these have said
   bool constant_ = false;
   uint64_t version_ = 0;  // of the dict when `params` was found in it
 
@@ -238,7 +240,6 @@ class Group {
     device_counters = capturable || fused || device != kHost;
 
     entries_.clear();
-    options.reset();
     ema_decay.reset();
     bool constant = true, own_options = false;
     PyObject *key, *value;
@@ -268,7 +269,12 @@ class Group {
       const bool held = role == kOption || (role == kNumber && constant);
       entries_.push_back({borrow(key), held ? borrow(value) : Ref(), role});
     }
-    if (own_options) options = std::make_shared<Options>(rule, names.resolve(borrow(dict), index).cast<py::dict>());
+    if (own_options) {
+      const py::dict given = names.resolve(borrow(dict), index).cast<py::dict>();
+      if (!latest_ || !given.equal(given_)) latest_ = std::make_shared<Options>(rule, given);
+      given_ = given;
+    }
+    options = own_options ? latest_ : nullptr;
     constant_ = constant;
   }
 };

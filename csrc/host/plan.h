@@ -179,6 +179,7 @@ class Plan {
     return grads_ ? unpack(grads_[slot]) : unpack(slots_[slot].param).unsafeGetTensorImpl()->grad();
   }
   void rebuild_slots(PyObject* state);
+  void unsettle();
   void refuse_replaced() const;
   bool settled(int slot, size_t at, bool& moved);
   bool all_settled();

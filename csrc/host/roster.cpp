@@ -12,7 +12,9 @@ void Plan::read_groups(PyObject* groups) {
   has_options_ = false;
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
     Group& group = groups_[g];
+    const Options* before = group.options.get();
     group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g);
+    if (group.options.get() != before) unsettle();
     const bool equal =
         g > 0 && groups_[g - 1].sign == group.sign && group.device == kHost &&
         std::equal(group.hypers.begin(), group.hypers.begin() + rule_->hypers, groups_[g - 1].hypers.begin());
@@ -71,6 +73,10 @@ void Plan::rebuild_slots(PyObject* state) {
   rows_.resize(slots_.size());
   sources_.resize(slots_.size());
   extras_.resize(slots_.size());
+  unsettle();
+}
+
+void Plan::unsettle() {
   for (Source& source : sources_) source.settled = false;
 }
 

@@ -142,7 +142,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
                 "copies are for float32 params, and this optimizer was constructed with master_weights or "
                 "rounding='kahan', which are for params in 16 bits"
             )
-        if self._plan is not None and self._plan.captured:
+        if self._captured():
             raise RuntimeError(
                 "a CUDA graph has captured a step of this optimizer, and its replays would write no copies; call "
                 "copy_params_to() before the capture, or drop the graph first"
@@ -228,6 +228,10 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         if self._plan is None:
             self._plan = self._make_plan()
         return self._plan
+
+    def _captured(self) -> bool:
+        """Whether a CUDA graph that has captured a step may still be replayed."""
+        return self._plan is not None and self._plan.captured
 
     def _make_plan(self) -> _C.Plan:
         # A wrapper need not have run a constructor.

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch.optim.optimizer import Optimizer
 
+from .. import _C
 from .. import _clipping as clipping
 
 
@@ -54,6 +55,12 @@ class ClippedStep(Optimizer):
     @max_grad_norm.setter
     def max_grad_norm(self, value: float | None) -> None:
         self._max_grad_norm = check_max_grad_norm(value)
+
+    def _step_clipped(self, plan: _C.Plan, clears_grad: bool) -> torch.Tensor | None:
+        """The gradients' norm after a step that found it in its own look at them; None, and no step, elsewhere."""
+        if self._max_grad_norm is None or self._measured is not None:
+            return None
+        return plan.step_clipped(self, self._max_grad_norm, clears_grad)
 
     def _measure(self) -> clipping.Measurement | None:
         """What `max_grad_norm` needs to know of the gradients; None without it."""

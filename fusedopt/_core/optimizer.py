@@ -133,9 +133,7 @@ class FusedStep(Checkpointed):
         plan = self._planned()
         # Of a step that a GPU alone knows to be skipped the engine would leave the gradients.
         in_pass = zero_grad and "found_inf" not in self.__dict__
-        leftover = norm = None
-        if self._max_grad_norm is not None and self._measured is None:
-            norm = plan.step_clipped(self, self._max_grad_norm, in_pass)
+        leftover, norm = None, self._step_clipped(plan, in_pass)
         if norm is None:
             norm, divisor = self._clip()
             # Without keywords, which the engine would look up one by one.

@@ -133,7 +133,7 @@ class Prodigy(Standalone):
             TypeError: a number is given as text.
             RuntimeError: a CUDA graph has captured a step, and its replays would leave the group's distance behind.
         """
-        if self._plan is not None and self._plan.captured:
+        if self._captured():
             raise RuntimeError(
                 "a CUDA graph has captured a step of this optimizer, and its replays would move 'd' in the groups of "
                 "the capture alone, while all groups have one; call add_param_group() before the capture, or drop the "

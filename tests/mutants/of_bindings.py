@@ -53,9 +53,9 @@ MUTANTS = (
         "tests/test_plan.py tests/test_step.py",
     ),
     Mutant(
-        "csrc/host/scaling.cpp",
-        "multiplier_ = 1 / read_number(",
-        "multiplier_ = read_number(",
+        "csrc/host/scaling.h",
+        "multiplier_ = 1 / divisor;",
+        "multiplier_ = divisor;",
         "gradients are multiplied by GradScaler's scale",
         "tests/test_grad_scaler.py tests/test_amp.py",
     ),
