@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import CASES, ONE_PER_OPTIMIZER, Case
 from support import (
+    EMULATED,
     assert_close,
     assert_identical,
     assert_same,
@@ -98,7 +99,7 @@ def test_groups_share_one_norm(case: Case) -> None:
     assert_identical(snapshot(ours), snapshot(expected))
 
 
-@pytest.mark.skipif(_C.cuda_built_for() == "emulated", reason="the emulator's gradients are none of the host's")
+@pytest.mark.skipif(EMULATED, reason="the emulator's gradients are none of the host's")
 @one_per_optimizer
 def test_one_look_at_gradients_on_the_host_serves(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a step has found of them is measured; nobody lists them a second time."""
