@@ -1,4 +1,7 @@
-"""Steps that the CUDA engine refuses or cannot finish: they say why and write nothing, and the next ones are right."""
+"""Steps that the CUDA engine refuses or cannot finish: they say why and write nothing, and the next ones are right.
+
+Long, because every such step has its test here.
+"""
 
 from __future__ import annotations
 
