@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import case, run_all
 from torch.nn import Parameter
 
 import fusedopt
 
-HERE = Path(__file__).parent
 SHAPES = [(40, 3), (1500,), (7,), (2, 2)]
 MAX_NORM = 0.5
 
@@ -34,16 +33,8 @@ def reduced(params: list[Any], order: float) -> torch.Tensor:
     return fusedopt.norm_from_local(total, order)
 
 
-def worker(rank: int, store: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        halves(rank)
-        shards(rank)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def halves(rank: int) -> None:
+@case()
+def norm_of_halves_of_a_model(rank: int) -> None:
     """Each process holds some of the params."""
     for order in (2.0, 1.0, 3.0, float("inf")):
         expected = whole_model()
@@ -55,7 +46,8 @@ def halves(rank: int) -> None:
         torch.testing.assert_close([p.grad for p in mine], [p.grad for p in expected[rank::2]])
 
 
-def shards(rank: int) -> None:
+@case()
+def norm_of_shards_of_params(rank: int) -> None:
     """Each process holds some rows of every param: DTensors, which an optimizer clips by the norm of the whole."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
@@ -81,8 +73,7 @@ def shards(rank: int) -> None:
     torch.testing.assert_close(norm.full_tensor(), whole)
 
 
-def test_two_processes(tmp_path: Path) -> None:
-    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
-        pytest.skip("needs gloo")
-    sys.path.insert(0, str(HERE))
-    torch.multiprocessing.spawn(worker, args=(str(tmp_path / "store"),), nprocs=2)
+@pytest.mark.parametrize("name", ["norm_of_halves_of_a_model", "norm_of_shards_of_params"])
+def test_two_processes(tmp_path: Path, name: str) -> None:
+    told = run_all(2, ["test_clipping_distributed"], tmp_path, [name])
+    assert not told[name], told[name]
