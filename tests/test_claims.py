@@ -82,7 +82,7 @@ LARGE = [measured(LATEST, f"{suite}-adamw", "torch fused") for suite in ("1x32mi
 PUBLIC = {name: thing for name in fusedopt.__all__ if isinstance(thing := getattr(fusedopt, name), type)}
 CLASSES = {name for name, cls in PUBLIC.items() if issubclass(cls, torch.optim.Optimizer)} - {"GenericOptimizer"}
 EIGHT, CLIP = (end_of_step(task) for task in ("8-bit", "gpt2-adamw: clip"))
-NARROW, COLD = ratios("narrow-20261129"), ratios("cold-20261129")
+NARROW, COLD = ratios("narrow-20261129"), ratios("cold-20261129") | ratios("cold-20261129T231350")
 STATES = {
     name: NARROW[f"AdamW, float32 with {name} states", "float32 states"]
     for name in ("bfloat16", "int8", "int4", "float16")
