@@ -27,7 +27,7 @@ mkdir -p "$dir/lists/partial" "$dir/root"
 cd "$dir"
 apt-get -qq -o Dir::State::lists="$dir/lists" -o APT::Sandbox::User=root update > /dev/null
 apt-get -qq -o Dir::State::lists="$dir/lists" -o APT::Sandbox::User=root download \
-  "g++-12=$version" "libgcc-12-dev=$version" libmpc3 libmpfr6 libgmp10 libisl23 > /dev/null
+  "g++-12=$version" "libgcc-12-dev=$version" libmpc3=1.3.1-1 libmpfr6=4.2.0-1 libgmp10=2:6.2.1+dfsg1-1.1 libisl23=0.25-1.1 > /dev/null
 for package in ./*.deb; do dpkg-deb -x "$package" "$dir/root"; done
 lib="$dir/root/usr/lib/x86_64-linux-gnu"
 tools="$dir/root/usr/lib/gcc/x86_64-linux-gnu/12"

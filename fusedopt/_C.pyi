@@ -13,6 +13,7 @@ class Plan:
     first_slot: int
     shares_grads: bool
     captured: bool
+    looks_once: bool
     def __init__(
         self, rule: str, defaults: dict[str, float], device_counters: bool = False, options: dict[str, Any] = ...
     ) -> None: ...

@@ -261,6 +261,17 @@ def test_optimizers_of_several_sweeps(name: str) -> None:
     assert_close(ours, expected)
 
 
+def test_params_that_take_more_than_one_look_get_no_third() -> None:
+    """What is found of them for a norm that has to be measured apart is not looked for in vain at every step."""
+    ordinary, twice = make_params(), make_params()
+    once = [fusedopt.SGD(ordinary, lr=0.1, max_grad_norm=1.0), fusedopt.SGD(twice, lr=0.1, max_grad_norm=1.0)]
+    once[1].param_groups[0]["params"] = [*twice, twice[0]]
+    for params, optimizer in zip((ordinary, twice), once, strict=True):
+        give_grads(params, 0)
+        optimizer.step()
+    assert [optimizer._plan is not None and optimizer._plan.looks_once for optimizer in once] == [not EMULATED, False]
+
+
 def test_a_gradient_with_gaps_counts_like_one_without() -> None:
     params, dense = make_params(), make_params()
     optimizers = [fusedopt.AdamW(p, max_grad_norm=0.1) for p in (params, dense)]

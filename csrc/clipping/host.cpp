@@ -311,8 +311,9 @@ py::tuple clip_of(const py::object& total_object, double p, const py::object& sc
 // knows.
 bool Plan::clip(Clipping& clipping) {
   const auto ordinary = [&](const Pass& pass) { return pass.device == kHost && pass.from == kHost && pass.wave == 0; };
-  if (rule_->indexed || scaling_.divisor_known_there_alone() || scaling_.known_there_alone() || passes_.size() != 1 ||
-      !ordinary(passes_[0]))
+  looks_once_ = !rule_->indexed && std::all_of(passes_.begin(), passes_.end(), ordinary) &&
+                std::none_of(sources_.begin(), sources_.begin() + count_, [](const Source& s) { return s.sharded; });
+  if (!looks_once_ || passes_.empty() || scaling_.divisor_known_there_alone() || scaling_.known_there_alone())
     return false;
   bool wide = false;
   int64_t elements = 0;
@@ -320,7 +321,7 @@ bool Plan::clip(Clipping& clipping) {
   entries.reserve(count_);
   for (size_t i = 0; i < count_; ++i) {
     const TensorImpl& grad = *sources_[i].grad;
-    if (sources_[i].sharded || !grad.is_non_overlapping_and_dense()) return false;
+    if (!grad.is_non_overlapping_and_dense()) return false;
     NormEntry entry = {};
     entry.numel = rows_[i].numel;
     entry.dtype = rows_[i].grad_dtype;

@@ -71,6 +71,8 @@ class Plan {
   // The same of gradients whose norm, of all together, is held to max_norm: one look at them serves for it and for the
   // step. Returns the norm; or None, and has done nothing, where it has to be measured by other means.
   py::object step_clipped(const py::object& optimizer, double max_norm, bool clears_grad);
+  // Whether the next may do so: not for the params of the last, if these are on a device, shards or listed twice.
+  bool looks_once() const { return looks_once_; }
 
   // Sends the groups' numbers to the device for the steps that were captured into graphs, which read them there.
   void refresh(py::object optimizer);
@@ -303,6 +305,7 @@ class Plan {
   uint32_t first_slot_ = 0;
   bool clears_grad_ = false;   // in this step's pass
   bool shares_grads_ = false;  // so that none may be cleared before all are read
+  bool looks_once_ = true;     // at gradients, for their norm and for the step
   struct StateKey {
     Ref name;
     int role;

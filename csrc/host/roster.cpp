@@ -55,6 +55,7 @@ void Plan::rebuild_slots(PyObject* state) {
   std::unordered_map<PyObject*, int> seen;
   order_.clear();
   slots_.clear();
+  looks_once_ = true;
   PyObject *key, *value;
   for (Py_ssize_t position = 0; PyDict_Next(state, &position, &key, &value);) {
     order_.emplace_back(key, value);

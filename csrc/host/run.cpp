@@ -179,6 +179,7 @@ py::object Plan::step_clipped(const py::object& optimizer, double max_norm, bool
 py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor, bool clears_grad, py::object grads,
                       Clipping* clipping) {
   if (busy_) throw std::runtime_error("step() is already running on this optimizer in another thread");
+  if (clipping && !looks_once_) return py::none();
   find_rules();
   const Ref dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
   // What a step reads of an optimizer.
@@ -288,6 +289,7 @@ void bind_plan(py::module_& m) {
              py::object grads) { return plan.step(optimizer, engine_only, divisor, clears_grad, grads); },
           py::arg("optimizer"), py::arg("engine_only") = false, py::arg("divisor") = py::none(),
           py::arg("clears_grad") = false, py::arg("grads") = py::none())
+      .def_property_readonly("looks_once", &Plan::looks_once)
       .def("step_clipped", &Plan::step_clipped, py::arg("optimizer"), py::arg("max_norm"), py::arg("clears_grad"))
       .def_property("draws", &Plan::draws, &Plan::set_draws_done)
       .def_property("first_slot", &Plan::first_slot, &Plan::set_first_slot)
