@@ -367,3 +367,15 @@ FORMS = [
     ),
     Form("transformer_engine.FusedSGD", "SGD", {"lr": 0.01, "momentum": 0.9}, {"dampening": 0.0}),
 ]
+
+
+def stand_in(path: str, **members: Any) -> Any:
+    """A class in the place of a package's."""
+    module, _, name = path.rpartition(".")
+    return type(name, (torch.optim.Optimizer,), {"__module__": module, **members})
+
+
+def live(path: str, params: list[Parameter], defaults: dict[str, Any], **attributes: Any) -> Any:
+    optimizer = stand_in(path)(params, defaults)
+    vars(optimizer).update(attributes)
+    return optimizer
