@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../precision.h"
+#include "tile.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
@@ -69,6 +70,12 @@ struct ByChance {
 // a detour would have to wait.
 template <class P, class S>
 constexpr bool kByChance = std::is_same_v<P, float> && std::is_same_v<S, bf16>;
+// Elements of a block, for which a loop has a constant length: a line of the param's memory, or several where a block
+// has something to prepare, which are draws or a conversion of float16s.
+template <class P, class S>
+constexpr int64_t kBlock = kByChance<std::remove_const_t<P>, S> || std::is_same_v<std::remove_const_t<P>, f16>
+                               ? kLargestBlock
+                               : 64 / static_cast<int64_t>(sizeof(P));
 template <class T>
 struct Loops {
   template <class... Mixes>

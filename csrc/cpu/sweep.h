@@ -10,22 +10,19 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
-// Elements of a block, for which the vector loop has a constant length.
-constexpr int64_t kBlock = 64;
 // How many slices ahead of the update memory is asked for, and how many elements of each: the rest is a stream.
 constexpr int64_t kSlicesAhead = 4;
-constexpr int64_t kPrefetchedOfSlice = 256;
+constexpr int64_t kPrefetchedOfSlice = 256, kPrefetchedAtOnce = 64;
 
 template <class R, int variant, class T>
 struct Kernel {
   static constexpr int kStates = Shape<R>::kStates;
   using Scalars = typename R::template Scalars<T>;
 
-  // The one place where a rule meets memory; bodies, tails, storages and decoded tiles all come here. The scalars are a
-  // copy that no store can reach: what might change in the middle of a loop keeps it from being vectorised.
-  template <class P, class G, class S, class Store>
-  static FUSEDOPT_HD void elements(P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars c,
-                                   const Store store) {
+  // The one place where a rule meets memory; all storages, decoded tiles and the ends of rows come here. The scalars
+  // are a copy that no store can reach: what might change in the middle of a loop keeps it from being vectorised.
+  template <int64_t n, class P, class G, class S, class Store>
+  static FUSEDOPT_HD void elements(P* p, const G* g, S* const* s, T multiplier, const Scalars c, const Store store) {
     constexpr int kParts = Parts<P>::kCount;
     S* state[kStates];
     for (int k = 0; k < kStates; ++k) state[k] = s[k];
@@ -58,73 +55,96 @@ struct Kernel {
     if constexpr (std::is_same_v<P, bf16> && std::is_same_v<G, bf16> && std::is_same_v<S, bf16>) {
       Two* state[kStates];
       for (int k = 0; k < kStates; ++k) state[k] = reinterpret_cast<Two*>(s[k]);
-      elements(reinterpret_cast<Two*>(p), reinterpret_cast<const Two*>(g), state, kBlock / 2, multiplier, c, store);
+      elements<kBlock<P, S> / 2>(reinterpret_cast<Two*>(p), reinterpret_cast<const Two*>(g), state, multiplier, c,
+                                 store);
     } else if constexpr (kConvertsHalves && std::is_same_v<P, f16>) {
-      alignas(64) float params[kBlock], grads[kBlock], states[kStates][kBlock];
+      alignas(64) float params[kBlock<P, S>], grads[kBlock<P, S>], states[kStates][kBlock<P, S>];
       float* state[kStates];
-      decode_all(p, params, kBlock);
-      decode_all(g, grads, kBlock);
-      for (int k = 0; k < kStates; ++k) {
-        state[k] = states[k];
-        if (R::keeps(variant, k)) decode_all(s[k], states[k], kBlock);
-      }
-      elements(params, grads, state, kBlock, multiplier, c, store);
-      encode_all(params, p, kBlock);
-      for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) encode_all(states[k], s[k], kBlock);
+      decode_all(p, params, kBlock<P, S>);
+      decode_all(g, grads, kBlock<P, S>);
+      for (int k = 0; k < kStates; ++k) state[k] = states[k];
+      each_kept([&](int k) { decode_all(s[k], states[k], kBlock<P, S>); });
+      elements<kBlock<P, S>>(params, grads, state, multiplier, c, store);
+      encode_all(params, p, kBlock<P, S>);
+      each_kept([&](int k) { encode_all(states[k], s[k], kBlock<P, S>); });
     } else {
-      elements(p, g, s, kBlock, multiplier, c, store);
+      elements<kBlock<P, S>>(p, g, s, multiplier, c, store);
     }
   }
 
   template <class Stored>
-  static FUSEDOPT_HD void prefetch(const Stored* at, int intent) {
+  static void prefetch(const Stored* at) {
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(Stored));
-    for (int64_t i = 0; i < kBlock; i += kLine) intent ? __builtin_prefetch(at + i, 1) : __builtin_prefetch(at + i, 0);
+    for (int64_t i = 0; i < kPrefetchedAtOnce; i += kLine) __builtin_prefetch(at + i, 1);
   }
 
-  // Asks for what lies some way ahead of block i.
-  template <class P, class G, class S>
-  struct Ahead {
-    P* p;
-    const G* g;
-    S* const* s;
-    int64_t n, distance = fusedopt::g_prefetch_distance;
-    void operator()(int64_t i) const {
-      const int64_t at = i + distance;
-      if (at >= n) return;
-      prefetch(p + at, 1);
-      prefetch(g + at, 0);
-      for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) prefetch(s[k] + at, 1);
-    }
-  };
-
-  // n elements in memory order: blocks of a constant length, which the compiler unrolls, then the rest.
-  template <class P, class G, class S, class Prefetch, class Store>
-  static void run(P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars& c, const Prefetch& ahead,
-                  const Store& store) {
-    S* state[kStates] = {};
-    int64_t i = 0;
-    for (; i + kBlock <= n; i += kBlock) {
-      for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) state[k] = s[k] + i;
-      ahead(i);
-      block(p + i, g + i, state, multiplier, c, store.at(i));
-    }
+  template <class F>
+  static FUSEDOPT_HD void each_kept(const F& f) {
     for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) state[k] = s[k] + i;
-    elements(p + i, g + i, state, n - i, multiplier, c, store.at(i));
+      if (R::keeps(variant, k)) f(k);
+  }
+
+  // Calls f(p, g, s, first, n) for n elements in memory order: for whole blocks, and for a copy of the end of the row
+  // that is filled up to one. So loops over a rule's maths have a constant length and no epilogue.
+  template <class P, class G, class S, class F>
+  static FUSEDOPT_HD void in_blocks(P* p, const G* g, S* const* s, int64_t n, const F& f) {
+    const int64_t whole = n / kBlock<P, S> * kBlock<P, S>;
+    if (whole > 0) f(p, g, s, 0, whole);
+    if (whole == n) return;
+    RowEnd end(n - whole, kBlock<P, S>);
+    P* param = end.add(p + whole);
+    const G* grad = end.add(g + whole);
+    S* state[kStates] = {};
+    each_kept([&](int k) { state[k] = end.add(s[k] + whole); });
+    end.fetch();
+    f(param, grad, state, whole, n - whole);
+    end.put_back();
+  }
+
+  template <class P, class G, class S, class Store>
+  static void run(P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars& c, const Streams& ahead,
+                  const Store& store) {
+    in_blocks(p, g, s, n, [&](P* param, const G* grad, S* const* state, int64_t first, int64_t count) {
+      update_blocks(param, grad, state, first, count, multiplier, c, ahead, store);
+    });
+  }
+  // Not inlined: whoever calls it from several places would hold it as often.
+  template <class P, class G, class S, class Store>
+  __attribute__((noinline)) static void update_blocks(P* p, const G* g, S* const* s, int64_t first, int64_t n,
+                                                      T multiplier, const Scalars c, const Streams& ahead,
+                                                      const Store store) {
+    S* state[kStates] = {};
+    for (int64_t i = 0; i < n; i += kBlock<P, S>) {
+      each_kept([&](int k) { state[k] = s[k] + i; });
+      ahead.prefetch(first + i, kBlock<P, S>);
+      block(p + i, g + i, state, multiplier, c, store.at(first + i));
+    }
   }
 
   // Adds the terms of n elements to accumulators.
   template <class P, class G, class S>
   static void add(const P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars& c,
                   T (&sum)[R::sums][fusedopt::kAccumulators]) {
-    for (int64_t at = 0; at < n; at += fusedopt::kAccumulators) {
-      const int64_t end = fusedopt::kAccumulators < n - at ? fusedopt::kAccumulators : n - at;
+    in_blocks(p, g, s, n, [&](const P* param, const G* grad, S* const* state, int64_t first, int64_t count) {
+      T* to[R::sums];
+      alignas(64) T terms[R::sums][kBlock<P, S>] = {};
+      const int64_t at = first % fusedopt::kAccumulators;
+      const bool whole = count >= kBlock<P, S>;
+      for (int k = 0; k < R::sums; ++k) to[k] = whole ? sum[k] : terms[k];
+      add_blocks(param, grad, state, count, multiplier, c, to);
+      if (whole) return;
+      for (int k = 0; k < R::sums; ++k)
+        for (int64_t i = 0; i < count; ++i) sum[k][at + i] += terms[k][i];
+    });
+  }
+  template <class P, class G, class S>
+  __attribute__((noinline)) static void add_blocks(const P* p, const G* g, S* const* s, int64_t n, T multiplier,
+                                                   const Scalars c, T* const* to) {
+    for (int64_t at = 0; at < n; at += kBlock<P, S>) {
+      T* sum[R::sums];
+      for (int k = 0; k < R::sums; ++k) sum[k] = to[k] + at % fusedopt::kAccumulators;
 #pragma GCC ivdep
-      for (int64_t i = 0; i < end; ++i) {
+      for (int64_t i = 0; i < kBlock<P, S>; ++i) {
         T value[kStates] = {}, terms[R::sums];
         for (int k = 0; k < kStates; ++k)
           if (R::keeps(variant, k)) value[k] = static_cast<T>(decode(s[k][at + i]));
@@ -153,22 +173,24 @@ struct Kernel {
   template <bool writes, class P, class G, class S, class Visit>
   static bool direct(const Row& row, int64_t begin, int64_t end, Visit& visit) {
     // Sums count from the begin of a chunk, not of a slice.
-    const bool sliced = writes && row.layout && row.layout->index;
+    constexpr bool kSlices = R::indexed && writes;
     bool fits = row.param_dtype == dtype_of(P()) && row.grad_dtype == dtype_of(G());
     for (int k = 0; k < kStates; ++k) fits = fits && (!R::keeps(variant, k) || row.state_dtype[k] == dtype_of(S()));
     // Sums have no blocks, in which float16s are converted: tiles do that.
     if (kConvertsHalves && !writes && std::is_same_v<P, f16>) return false;
-    if (!fits || !plain<P, S>(row) || (row.layout && !sliced)) return false;
+    if (!fits || !plain<P, S>(row) || (row.layout && !(kSlices && row.layout->index))) return false;
     P* p = static_cast<P*>(row.param);
     const G* g = static_cast<const G*>(row.grad);
     S* s[kStates] = {};
-    const auto move_states = [&](int64_t at) {
-      for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) s[k] = static_cast<S*>(row.state[k]) + at;
-    };
+    const auto move_states = [&](int64_t at) { each_kept([&](int k) { s[k] = static_cast<S*>(row.state[k]) + at; }); };
     // The n elements from these on, which are the row's from `at` on.
     const auto go = [&](P* param, const G* grad, int64_t n, int64_t at) {
-      const Ahead<P, G, S> ahead{param, grad, s, n};
+      Streams ahead(fusedopt::g_prefetch_distance, n);
+      if (n > fusedopt::g_prefetch_distance) {
+        ahead.add(param, dtype_of(P()));
+        ahead.add(grad, dtype_of(G()));
+        each_kept([&](int k) { ahead.add(s[k], dtype_of(S())); });
+      }
       if constexpr (kByChance<P, S>) {
         ByChance<kStates> store{{}, row.extras->numbering.first + at};
         for (int k = 0; k < kStates; ++k) store.key[k] = stream(row.extras->key, fusedopt::kState + k);
@@ -177,27 +199,28 @@ struct Kernel {
         visit(param, grad, s, n, ahead, ToNearest());
       }
     };
-    if (!sliced) {
-      move_states(begin);
-      go(p + begin, g + begin, end - begin, begin);
-      return true;
-    }
-    const Layout& layout = *row.layout;
-    each_slice(layout, begin, end, [&](int64_t slice, int64_t at, int64_t done, int64_t n) {
-      // No hardware foresees the next slices.
-      if (const int64_t coming = slice + kSlicesAhead; coming < layout.size[0]) {
-        const int64_t start = slice_start(layout, coming);
-        move_states(start);
-        for (int64_t i = 0; i < layout.size[1] && i < kPrefetchedOfSlice; i += kBlock) {
-          prefetch(p + start + i, 1);
-          for (int k = 0; k < kStates; ++k)
-            if (R::keeps(variant, k)) prefetch(s[k] + i, 1);
-        }
+    if constexpr (kSlices) {
+      if (row.layout) {
+        const Layout& layout = *row.layout;
+        each_slice(layout, begin, end, [&](int64_t slice, int64_t at, int64_t done, int64_t n) {
+          // No hardware foresees the next slices.
+          if (const int64_t coming = slice + kSlicesAhead; coming < layout.size[0]) {
+            const int64_t start = slice_start(layout, coming);
+            move_states(start);
+            for (int64_t i = 0; i < layout.size[1] && i < kPrefetchedOfSlice; i += kPrefetchedAtOnce) {
+              prefetch(p + start + i);
+              each_kept([&](int k) { prefetch(s[k] + i); });
+            }
+          }
+          const int64_t start = slice_start(layout, slice) + at;
+          move_states(start);
+          go(p + start, g + begin + done, n, begin + done);
+        });
+        return true;
       }
-      const int64_t start = slice_start(layout, slice) + at;
-      move_states(start);
-      go(p + start, g + begin + done, n, begin + done);
-    });
+    }
+    move_states(begin);
+    go(p + begin, g + begin, end - begin, begin);
     return true;
   }
 
@@ -216,7 +239,7 @@ struct Kernel {
     const Scalars c = Shape<R>::template scalars<T>(row.scalars);
     const T multiplier = static_cast<T>(row.scalars[0]);
     over<true>(row, begin, end,
-               [&](auto* p, const auto* g, auto* const* s, int64_t n, const auto& ahead, const auto& store) {
+               [&](auto* p, const auto* g, auto* const* s, int64_t n, const Streams& ahead, const auto& store) {
                  run(p, g, s, n, multiplier, c, ahead, store);
                });
   }
@@ -228,7 +251,7 @@ struct Kernel {
       alignas(64) T sum[R::sums][fusedopt::kAccumulators] = {};
       // Tiles are a multiple of the accumulators long, so each begins with the first.
       over<false>(row, at, fusedopt::kChunk < end - at ? at + fusedopt::kChunk : end,
-                  [&](const auto* p, const auto* g, auto* const* s, int64_t n, const auto&, const auto&) {
+                  [&](const auto* p, const auto* g, auto* const* s, int64_t n, const Streams&, const auto&) {
                     add(p, g, s, n, multiplier, c, sum);
                   });
       for (int k = 0; k < R::sums; ++k) *sums++ = static_cast<double>(total(sum[k]));
@@ -243,20 +266,18 @@ struct Kernel {
     const TileOperand<T> grad(row, fusedopt::kGrad, row.grad, row.grad_dtype, buffer[1]);
     const auto state = [&](int k) { return TileState<T>(row, k, buffer[2 + k]); };
     T* s[kStates] = {};
-    TileStreams streams(row);
-    for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) streams.add(row.state[k], row.state_dtype[k]);
+    Streams streams = tile_streams(row);
+    each_kept([&](int k) { streams.add(row.state[k], row.state_dtype[k]); });
     for (int64_t at = begin; at < end; at += kTile) {
       const int64_t n = kTile < end - at ? kTile : end - at;
       T* p = param.load(at, n);
       const T* g = grad.load(at, n);
-      for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) s[k] = state(k).load(at, n);
-      visit(p, g, s, n, [&](int64_t i) { streams.prefetch(at + kTile + i); }, ToNearest());
+      each_kept([&](int k) { s[k] = state(k).load(at, n); });
+      streams.move_to(at + kTile);
+      visit(p, g, s, n, streams, ToNearest());
       if constexpr (!writes) continue;
       param.store(p, at, n);
-      for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) state(k).store(at, n);
+      each_kept([&](int k) { state(k).store(at, n); });
     }
   }
 };

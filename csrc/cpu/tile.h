@@ -67,26 +67,22 @@ inline void walk(Element* base, const Layout& layout, int operand, int64_t begin
   }
 }
 
-// What a row's tiles come from and go to. The hardware loses a stream at each page, so the next tile is asked for while
-// a rule works on one: it spares its divider's time, where loads and stores have nothing to do.
-class TileStreams {
+// Memory that is asked for while a rule works on what lies before it.
+class Streams {
  public:
-  explicit TileStreams(const Row& row) : dense_(!row.layout) {
-    add(row.param, row.param_dtype);
-    add(row.grad, row.grad_dtype);
-    if (!row.extras) return;
-    const bool halves = row.extras->pair == fusedopt::Pair::remainder;
-    if (row.extras->partner) add(row.extras->partner, halves ? fusedopt::Dtype::bf16 : row.extras->partner_dtype);
-    if (row.extras->average) add(row.extras->average, row.extras->average_dtype);
-  }
+  // `end`: of the elements.
+  Streams(int64_t distance, int64_t end) : distance_(distance), end_(end) {}
   void add(const void* data, fusedopt::Dtype dtype) {
-    if (dense_) streams_[count_++] = {static_cast<const char*>(data), fusedopt::bits_of(dtype)};
+    streams_[count_++] = {static_cast<const char*>(data), fusedopt::bits_of(dtype)};
   }
-  // Those of elements [at, at + 64).
-  void prefetch(int64_t at) const {
-    for (int i = 0; i < count_; ++i) {
-      const char* from = streams_[i].data + at * streams_[i].bits / 8;
-      for (int64_t byte = 0; byte < 8 * streams_[i].bits; byte += 64) __builtin_prefetch(from + byte, 1);
+  void move_to(int64_t distance) { distance_ = distance; }
+  // The `n` elements that lie the distance ahead of element i.
+  void prefetch(int64_t i, int64_t n) const {
+    const int64_t at = i + distance_;
+    if (at >= end_) return;
+    for (int k = 0; k < count_; ++k) {
+      const char* from = streams_[k].data + at * streams_[k].bits / 8;
+      for (int64_t byte = 0; byte < n * streams_[k].bits / 8; byte += 64) __builtin_prefetch(from + byte, 1);
     }
   }
 
@@ -95,10 +91,53 @@ class TileStreams {
     const char* data;
     int64_t bits;  // of an element
   };
-  bool dense_;
+  int64_t distance_, end_;
   int count_ = 0;
   Stream streams_[fusedopt::kOperands];
 };
+
+// The most elements that a rule's loop takes at once: loops.h.
+constexpr int64_t kLargestBlock = 64;
+
+// The end of a row, whose elements do not fill a block: a copy of it for each operand, filled up with zeros.
+class RowEnd {
+ public:
+  RowEnd(int64_t n, int64_t block) : n_(n), block_(block) {}
+  // Where the copy of `data` will be.
+  template <class Stored>
+  Stored* add(Stored* data) {
+    constexpr int64_t size = sizeof(Stored);
+    pieces_[count_] = {const_cast<std::remove_const_t<Stored>*>(data), n_ * size, block_ * size,
+                       std::is_const_v<Stored>};
+    return reinterpret_cast<Stored*>(copies_[count_++]);
+  }
+  void fetch();
+  void put_back() const;
+
+ private:
+  struct Piece {
+    void* data;
+    int64_t bytes, room;
+    bool read_only;
+  };
+  int64_t n_, block_;
+  int count_ = 0;
+  Piece pieces_[fusedopt::kState + fusedopt::kMaxStates];
+  alignas(64) char copies_[fusedopt::kState + fusedopt::kMaxStates][kLargestBlock * sizeof(float)];
+};
+
+// What a row's tiles come from and go to, beside its states. The hardware loses a stream at each page, so the next tile
+// is asked for while a rule works on one: it spares its divider's time, where loads and stores have nothing to do.
+inline Streams tile_streams(const Row& row) {
+  Streams streams(0, row.layout ? 0 : row.numel);
+  streams.add(row.param, row.param_dtype);
+  streams.add(row.grad, row.grad_dtype);
+  if (!row.extras) return streams;
+  const bool halves = row.extras->pair == fusedopt::Pair::remainder;
+  if (row.extras->partner) streams.add(row.extras->partner, halves ? fusedopt::Dtype::bf16 : row.extras->partner_dtype);
+  if (row.extras->average) streams.add(row.extras->average, row.extras->average_dtype);
+  return streams;
+}
 
 enum class Access;  // write_back.h
 

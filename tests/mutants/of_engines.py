@@ -12,10 +12,17 @@ MUTANTS = (
     ),
     Mutant(
         "csrc/cpu/sweep.h",
-        "elements(p + i, g + i, state, n - i, multiplier, c, store.at(i));",
-        "elements(p + i, g + i, state, n - i - 1, multiplier, c, store.at(i));",
-        "a tail loses its last element",
+        "RowEnd end(n - whole, kBlock<P, S>);",
+        "RowEnd end(n - whole - 1, kBlock<P, S>);",
+        "the end of a row loses its last element",
         "tests/test_parity.py -k sgd",
+    ),
+    Mutant(
+        "csrc/cpu/isa/tile.cpp",
+        "if (bytes & 8) copy(std::integral_constant<int, 8>());",
+        "if (bytes & 8) at += 8;",
+        "of some ends two elements are not copied",
+        "tests/test_dtypes.py tests/test_bitwise.py",
     ),
     Mutant(
         "csrc/codec.h",

@@ -7,6 +7,34 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
+// Few bytes, an even number: the library's copy would take longer to find that out.
+inline void copy_bytes(char* to, const char* from, int64_t bytes) {
+  int64_t at = 0;
+  const auto copy = [&](auto size) {
+    std::memcpy(to + at, from + at, size);
+    at += size;
+  };
+  while (at + 32 <= bytes) copy(std::integral_constant<int, 32>());
+  if (bytes & 16) copy(std::integral_constant<int, 16>());
+  if (bytes & 8) copy(std::integral_constant<int, 8>());
+  if (bytes & 4) copy(std::integral_constant<int, 4>());
+  if (bytes & 2) copy(std::integral_constant<int, 2>());
+}
+
+void RowEnd::fetch() {
+  for (int i = 0; i < count_; ++i) {
+    const Piece& piece = pieces_[i];
+    // By constant sizes, as a string instruction takes longer to begin than these few bytes do.
+    for (int64_t at = piece.bytes / 32 * 32; at < piece.room; at += 32) std::memset(copies_[i] + at, 0, 32);
+    copy_bytes(copies_[i], static_cast<const char*>(piece.data), piece.bytes);
+  }
+}
+
+void RowEnd::put_back() const {
+  for (int i = 0; i < count_; ++i)
+    if (!pieces_[i].read_only) copy_bytes(static_cast<char*>(pieces_[i].data), copies_[i], pieces_[i].bytes);
+}
+
 // Brings elements into a row or back as so many bytes: what they mean is known only there.
 template <bool in, class Element>
 void move(Element* base, const Layout& layout, int operand, int64_t begin, int64_t n, Element* held) {
