@@ -6,7 +6,7 @@ namespace fusedopt {
 
 // The shape of state k of a param: that of what this process has of it, but for the sums of its rows and columns, which
 // are those of the whole.
-std::vector<int64_t> Plan::state_shape(const Row& row, const Source& source, int k) const {
+std::vector<int64_t> Roster::state_shape(const Row& row, const Source& source, int k) const {
   if (!rule_->factored || row.variant == 1) return source.param->sizes().vec();
   std::vector<int64_t> shape = unpack(slots_[source.slot].param).sizes().vec();
   shape[shape.size() - (k == 0 ? 1 : 2)] = 1;
@@ -14,7 +14,7 @@ std::vector<int64_t> Plan::state_shape(const Row& row, const Source& source, int
 }
 
 // Whether state k is what state_shape() says for a param of these sizes, without gaps.
-bool Plan::is_factor(const Row& row, int k, const TensorImpl& state, c10::IntArrayRef sizes) {
+bool Roster::is_factor(const Row& row, int k, const TensorImpl& state, c10::IntArrayRef sizes) {
   const size_t dims = sizes.size();
   if (row.variant == 1 || state.sizes().size() != dims || !state.is_contiguous()) return false;
   for (size_t d = 0; d < dims; ++d)
@@ -23,8 +23,8 @@ bool Plan::is_factor(const Row& row, int k, const TensorImpl& state, c10::IntArr
 }
 
 // The same of one that was, for a row whose param is as it was. Not inlined: other rows would pay for it in registers.
-__attribute__((noinline)) bool Plan::factor_as_before(const Row& row, const Source& source, int k,
-                                                      const TensorImpl& state) const {
+__attribute__((noinline)) bool Roster::factor_as_before(const Row& row, const Source& source, int k,
+                                                        const TensorImpl& state) const {
   return rule_->factored && state.key_set() == source.keys && state.dtype() == source.state_type[k] &&
          device_index(state) == source.device && is_factor(row, k, state, source.param->sizes());
 }
@@ -60,9 +60,7 @@ bool describe_matrices(Factored& t, c10::IntArrayRef sizes, const TensorImpl* co
   return true;
 }
 
-// Describes where the operands of a row lie, but for factors of which it needs a part. False if they have too many
-// dimensions.
-bool Plan::describe(const Row& row, const Source& source, Factored& t) const {
+bool Roster::describe(const Row& row, const Source& source, Factored& t) const {
   TensorImpl* exact = exact_param(source);
   const TensorImpl* operands[kFactoredOperands] = {exact, source.grad};
   t.vector = row.variant == 1;
@@ -85,7 +83,7 @@ bool Plan::describe(const Row& row, const Source& source, Factored& t) const {
   return true;
 }
 
-bool Plan::lay_out_factored(Row& row, Source& source) const {
+bool Roster::lay_out_factored(Row& row, Source& source) const {
   row.layout = nullptr;
   source.settled = false;
   const auto shares = [](const TensorImpl& tensor) {
@@ -119,16 +117,18 @@ bool Plan::lay_out_factored(Row& row, Source& source) const {
 }
 
 // A row with its numbers.
-Factored Plan::factored_row(const Row& row, const Source& source) const {
+Factored Plan::factored_row(size_t i) const {
+  const Row& row = roster_.row(i);
+  const Source& source = roster_.source(i);
   Factored t = {};
-  describe(row, source, t);
+  roster_.describe(row, source, t);
   const auto set = [&](int role, const void* data, Dtype dtype) {
     t.operand[role].data = const_cast<void*>(data);
     t.operand[role].dtype = dtype;
   };
   set(kFactoredParam, row.param, row.param_dtype);
   set(kFactoredGrad, row.grad, row.grad_dtype);
-  for (int k = 0; k < rule_->states; ++k)
+  for (int k = 0; k < rule().states; ++k)
     if (source.state[k]) set(k == 1 ? kColVar : kRowVar, row.state[k], row.state_dtype[k]);
   t.has_extras = row.extras != nullptr;
   if (row.extras) {
@@ -151,19 +151,19 @@ void Plan::run_factored(const Pass& pass) {
   std::vector<size_t> parts;
   int64_t work = 0;
   for (size_t i = pass.first; i < pass.last; ++i) {
-    if (in_parts(sources_[i])) {
+    if (roster_.in_parts(roster_.source(i))) {
       parts.push_back(i);
       continue;
     }
-    tensors.push_back(factored_row(rows_[i], sources_[i]));
-    work += rows_[i].numel;
+    tensors.push_back(factored_row(i));
+    work += roster_.row(i).numel;
   }
   if (adds_up_) run_parts(parts);
   if (pass.device == kHost)
     return without_gil(
         work, [&] { cpu::step_factored(tensors.data(), tensors.data() + tensors.size(), at::get_num_threads()); });
   work_.step.factored = tensors.data();
-  run(work_, rows_.data() + pass.first, rows_.data() + pass.last, pass.device);
+  run(work_, roster_.begin(pass), roster_.end(pass), pass.device);
 }
 
 }  // namespace fusedopt

@@ -7,17 +7,17 @@ namespace fusedopt {
 
 bool describe_matrices(Factored& t, c10::IntArrayRef sizes, const TensorImpl* const (&operands)[kFactoredOperands]);
 
-// All params of families count, also those without a gradient here, so that every process has the same list.
-void Plan::find_wholes() {
+void Families::find_wholes(const Roster& roster) {
+  const std::vector<Roster::Slot>& slots = roster.slots();
   wholes_.clear();
-  whole_of_.assign(slots_.size(), -1);
+  whole_of_.assign(slots.size(), -1);
   sums_ = 0;
   for (size_t f = 0; f < families_.size(); ++f)
     for (const int slot : families_[f].slots) {
-      const c10::IntArrayRef sizes = unpack(slots_[slot].param).sizes();
+      const c10::IntArrayRef sizes = unpack(slots[slot].param).sizes();
       Whole whole = {slot, static_cast<int>(f), sums_++};
       if (sizes.size() >= 2) {
-        const py::list places = given_options_["places"](borrow(slots_[slot].param));
+        const py::list places = given_["places"](borrow(slots[slot].param));
         whole.at.matrices = {0};
         for (size_t d = 0; d < sizes.size(); ++d) {
           const at::Tensor its = unpack(places[d].ptr()).contiguous();
@@ -41,20 +41,7 @@ void Plan::find_wholes() {
     }
 }
 
-std::vector<FactoredPart> Plan::parts_of(const std::vector<size_t>& rows) const {
-  std::vector<FactoredPart> parts;
-  for (const size_t i : rows) {
-    FactoredPart part = {};
-    static_cast<Factored&>(part) = factored_row(rows_[i], sources_[i]);
-    part.whole = unpack(slots_[sources_[i].slot].param).numel();
-    parts.push_back(part);
-  }
-  return parts;
-}
-
-// This process's sums added up over all; undefined where it gives up. Refuses what only some processes have a gradient
-// of.
-at::Tensor Plan::sums_of_all(const at::Tensor& sums) {
+at::Tensor Families::sums_of_all(const Roster& roster, const at::Tensor& sums) {
   py::list which;
   size_t w = 0;
   for (size_t f = 0; f < families_.size(); ++f) {
@@ -68,26 +55,39 @@ at::Tensor Plan::sums_of_all(const at::Tensor& sums) {
   for (const Whole& whole : wholes_) {
     const int64_t with = static_cast<int64_t>(numbers[whole.start]), all = families_[whole.family].processes;
     if (with != 0 && with != all)
-      throw std::runtime_error(label(slots_[whole.slot].group, slots_[whole.slot].position) + ": " +
-                               std::to_string(with) + " of the " + std::to_string(all) +
+      throw std::runtime_error(roster.label(roster.slots()[whole.slot].group, roster.slots()[whole.slot].position) +
+                               ": " + std::to_string(with) + " of the " + std::to_string(all) +
                                " processes that have a part of it have a gradient, and its rule adds up over all of "
                                "them; set it to zeros where there is none. Nothing has been written");
   }
   return made;
 }
 
+std::vector<FactoredPart> Plan::parts_of(const std::vector<size_t>& rows) const {
+  std::vector<FactoredPart> parts;
+  for (const size_t i : rows) {
+    FactoredPart part = {};
+    static_cast<Factored&>(part) = factored_row(i);
+    part.whole = unpack(roster_.slot(i).param).numel();
+    parts.push_back(part);
+  }
+  return parts;
+}
+
 void Plan::run_parts(const std::vector<size_t>& rows) {
-  const at::Tensor sums = at::zeros({sums_ + 1}, at::kDouble);
-  const at::Tensor totals = at::zeros({static_cast<int64_t>(slots_.size()), 2}, at::kDouble);
+  const at::Tensor sums = at::zeros({families_.sums_of_wholes() + 1}, at::kDouble);
+  const at::Tensor totals = at::zeros({static_cast<int64_t>(roster_.slots().size()), 2}, at::kDouble);
   // Whoever has part in the first collective has part in the second, so that nobody waits in it.
-  if (giving_up_) {
-    sums_of_all(sums);
-    exchange(totals);
+  if (families_.giving_up()) {
+    families_.sums_of_all(roster_, sums);
+    families_.exchange(roster_, totals);
     return;
   }
   std::vector<FactoredPart> parts = parts_of(rows);
   FactoredPart *const first = parts.data(), *const last = first + parts.size();
-  const auto whole_of = [&](size_t k) -> const Whole& { return wholes_[whole_of_[sources_[rows[k]].slot]]; };
+  const auto whole_of = [&](size_t k) -> const Families::Whole& {
+    return families_.whole_of(roster_.source(rows[k]).slot);
+  };
   int64_t work = 0, room = 0, matrices = 0;
   for (const FactoredPart& part : parts) {
     work += part.numel;
@@ -115,8 +115,8 @@ void Plan::run_parts(const std::vector<size_t>& rows) {
   // The states before this step, which come back if a process fails before all have what they need of each other.
   std::vector<std::pair<at::Tensor, at::Tensor>> before;
   for (const size_t i : rows)
-    for (const TensorImpl* state : sources_[i].state)
-      if (state && !sources_[i].first) before.emplace_back(tensor_of(state), tensor_of(state).clone());
+    for (const TensorImpl* state : roster_.source(i).state)
+      if (state && !roster_.source(i).first) before.emplace_back(tensor_of(state), tensor_of(state).clone());
   const auto put_back = [&] {
     for (const auto& [state, copy] : before) state.copy_(copy);
   };
@@ -128,7 +128,7 @@ void Plan::run_parts(const std::vector<size_t>& rows) {
     double* numbers = sums.mutable_data_ptr<double>();
     for (size_t k = 0; k < parts.size(); ++k) numbers[whole_of(k).start] = 1;
     each_matrix([&](size_t k, const FactoredPart& part, const double*, const double*) {
-      const Whole& whole = whole_of(k);
+      const Families::Whole& whole = whole_of(k);
       double* to = numbers + whole.start + 1;
       const double* from = part.sums_of_rows;
       for (const int64_t matrix : whole.at.matrices)
@@ -142,22 +142,22 @@ void Plan::run_parts(const std::vector<size_t>& rows) {
       at::Tensor made;
       {
         const py::gil_scoped_acquire acquire;
-        made = sums_of_all(sums);
+        made = families_.sums_of_all(roster_, sums);
       }
       numbers = made.mutable_data_ptr<double>();
       each_matrix([&](size_t k, FactoredPart& part, double* memory, double* its_means) {
-        const Whole& its = whole_of(k);
-        const Source& source = sources_[rows[k]];
+        const Families::Whole& its = whole_of(k);
+        const Source& source = roster_.source(rows[k]);
         FactoredPart whole = part;
         const TensorImpl* states[kFactoredOperands] = {};
         for (int s = 0; s < 2; ++s) {
           const int role = s == 0 ? kRowVar : kColVar;
-          const Dtype dtype = rows_[rows[k]].state_dtype[s];
+          const Dtype dtype = roster_.row(rows[k]).state_dtype[s];
           states[role] = source.state[s];
           whole.operand[role].data = data_of(*source.state[s], element_size(dtype));
           whole.operand[role].dtype = dtype;
         }
-        describe_matrices(whole, unpack(slots_[source.slot].param).sizes(), states);
+        describe_matrices(whole, unpack(roster_.slot(source).param).sizes(), states);
         if (part.whole == 0) return;
         whole.sums_of_rows = numbers + its.start + 1;
         whole.sums_of_cols = whole.sums_of_rows + its.matrices * its.rows;
@@ -169,21 +169,23 @@ void Plan::run_parts(const std::vector<size_t>& rows) {
       });
 
       cpu::square_parts(first, last, threads);
-      for (size_t k = 0; k < parts.size(); ++k) std::copy_n(parts[k].squares, 2, squares + 2 * sources_[rows[k]].slot);
+      for (size_t k = 0; k < parts.size(); ++k)
+        std::copy_n(parts[k].squares, 2, squares + 2 * roster_.source(rows[k]).slot);
     } catch (...) {
       put_back();
       const py::gil_scoped_acquire acquire;
-      say_refused([&] { exchange(totals); });
+      families_.say_refused([&] { families_.exchange(roster_, totals); });
       throw;
     }
     try {
       const py::gil_scoped_acquire acquire;
-      exchange(totals);
+      families_.exchange(roster_, totals);
     } catch (...) {
       put_back();
       throw;
     }
-    for (size_t k = 0; k < parts.size(); ++k) std::copy_n(squares + 2 * sources_[rows[k]].slot, 2, parts[k].squares);
+    for (size_t k = 0; k < parts.size(); ++k)
+      std::copy_n(squares + 2 * roster_.source(rows[k]).slot, 2, parts[k].squares);
     cpu::update_parts(first, last, threads);
   });
 }

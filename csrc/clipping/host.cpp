@@ -311,20 +311,21 @@ py::tuple clip_of(const py::object& total_object, double p, const py::object& sc
 // knows.
 bool Plan::clip(Clipping& clipping) {
   const auto ordinary = [&](const Pass& pass) { return pass.device == kHost && pass.from == kHost && pass.wave == 0; };
-  looks_once_ = !rule_->indexed && std::all_of(passes_.begin(), passes_.end(), ordinary) &&
-                std::none_of(sources_.begin(), sources_.begin() + count_, [](const Source& s) { return s.sharded; });
-  if (!looks_once_ || passes_.empty() || scaling_.divisor_known_there_alone() || scaling_.known_there_alone())
+  const auto& passes = roster_.passes();
+  looks_once_ = !rule().indexed && std::all_of(passes.begin(), passes.end(), ordinary) &&
+                !roster_.any_row([](const Source& source) { return source.sharded; });
+  if (!looks_once_ || passes.empty() || scaling_.divisor_known_there_alone() || scaling_.known_there_alone())
     return false;
   bool wide = false;
   int64_t elements = 0;
   std::vector<NormEntry> entries;
-  entries.reserve(count_);
-  for (size_t i = 0; i < count_; ++i) {
-    const TensorImpl& grad = *sources_[i].grad;
+  entries.reserve(roster_.count());
+  for (size_t i = 0; i < roster_.count(); ++i) {
+    const TensorImpl& grad = *roster_.source(i).grad;
     if (!grad.is_non_overlapping_and_dense()) return false;
     NormEntry entry = {};
-    entry.numel = rows_[i].numel;
-    entry.dtype = rows_[i].grad_dtype;
+    entry.numel = roster_.row(i).numel;
+    entry.dtype = roster_.row(i).grad_dtype;
     wide = wide || entry.dtype == Dtype::f64;
     if (entry.numel == 0) continue;
     entry.data = const_cast<void*>(read_of(grad, grad.dtype().itemsize()));
@@ -339,7 +340,7 @@ bool Plan::clip(Clipping& clipping) {
     total = cpu::measure(entries.data(), entries.data() + entries.size(), request.order, threads);
   };
   // What new states are made of is not held.
-  if (new_states_.empty())
+  if (roster_.new_states().empty())
     without_gil(elements, measure, &clipping.held);
   else
     measure();

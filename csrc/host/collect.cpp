@@ -1,9 +1,10 @@
-// How a plan finds and checks one param with its gradient and states.
-#include "plan.h"
+// How a roster finds and checks one param with its gradient and states.
+#include "roster.h"
+#include "shards.h"
 
 namespace fusedopt {
 
-void Plan::read_counts(Source& source) const {
+void Roster::read_counts(Source& source) const {
   for (int c = 0; c < rule_->counters; ++c) {
     Number& before = source.before[c];
     if (!source.counter[c]) {
@@ -21,7 +22,7 @@ void Plan::read_counts(Source& source) const {
   }
 }
 
-bool Plan::attached_as_before(const Row& row, const Source& source) const {
+bool Roster::attached_as_before(const Row& row, const Source& source) const {
   if (!row.extras) return true;
   for (int at = 0; at < kAttached; ++at) {
     TensorImpl* before = source.attached[at];
@@ -39,7 +40,7 @@ bool Plan::attached_as_before(const Row& row, const Source& source) const {
 
 // Whether all that stands behind row `at` is as it was when the row was made; then only the addresses are read anew.
 // Most steps are that for all rows, so this is what a step costs: some 500 instructions a param.
-bool Plan::settled(int slot, size_t at, bool& moved) {
+bool Roster::settled(int slot, size_t at, bool& moved) {
   Source& source = sources_[at];
   if (!source.settled || source.slot != slot) return false;
   const Slot& its = slots_[slot];
@@ -99,7 +100,7 @@ bool Plan::settled(int slot, size_t at, bool& moved) {
 // All rows at once, by several threads: what is looked at lies about in memory, and each waits for its own. That needs
 // no Python: the caller holds the GIL, so nothing changes meanwhile, and a row that is not as simple is looked at
 // alone.
-bool Plan::all_settled() {
+bool Roster::all_settled() {
   if (!simple_ || count_ != slots_.size()) return false;
   const int64_t count = static_cast<int64_t>(count_);
   std::atomic<bool> all = true, moved = false;
@@ -113,12 +114,12 @@ bool Plan::all_settled() {
     }
     if (its) moved = true;
   });
-  rows_changed_ = rows_changed_ || moved;
+  changed_ = changed_ || moved;
   return all;
 }
 
 // Makes row `at` of a slot.
-Plan::Found Plan::collect(int slot, size_t at) {
+Roster::Found Roster::collect_row(int slot, size_t at) {
   TensorImpl* whole_param = unpack(slots_[slot].param).unsafeGetTensorImpl();
   const at::Tensor& whole_grad = grad_of(slot);
   if (!whole_grad.defined()) return Found::nothing;
@@ -128,7 +129,7 @@ Plan::Found Plan::collect(int slot, size_t at) {
   Source& source = sources_[at];
   row = Row{};
   source = Source{};
-  rows_changed_ = true;
+  changed_ = true;
   source.slot = slot;
   source.param = whole_param;
   source.grad = whole_grad.unsafeGetTensorImpl();
@@ -138,7 +139,6 @@ Plan::Found Plan::collect(int slot, size_t at) {
   source.from = kHost;
   if (options_of(source).offload && source.device != kHost) send_home(source);
   row.slot = static_cast<uint32_t>(slot);
-  if (owes_sums_ && in_a_family_[slot]) check_family(source);
   if (rule_->indexed) return collect_slices(row, source);
   if (group.differentiable || !plain(*param) || !plain(*grad) || grad->device() != param->device() ||
       ((products_ || rule_->factored) && is_complex(*param))) {
@@ -168,7 +168,7 @@ Plan::Found Plan::collect(int slot, size_t at) {
                                           PySequence_Fast_GET_ITEM(group_list_, slots_[slot].group));
   if (source.first || source.missing) return Found::row;
   read_counts(source);
-  rows_changed_ = address(row, source) || rows_changed_;
+  changed_ = address(row, source) || changed_;
   if (!source.settled) return Found::row;
   source.state_version = slots_[slot].state ? version_of(slots_[slot].state) : 1;
   source.settled = source.state_version != 0;
@@ -193,7 +193,7 @@ Plan::Found Plan::collect(int slot, size_t at) {
 }
 
 // Says where a row's operands lie; whether that is elsewhere than before.
-bool Plan::address(Row& row, const Source& source) const {
+bool Roster::address(Row& row, const Source& source) const {
   if (row.numel == 0) return false;
   const int complex = is_complex(*source.param) ? 2 : 1;
   bool changed = false;
@@ -207,7 +207,7 @@ bool Plan::address(Row& row, const Source& source) const {
   for (int k = 0; k < rule_->states; ++k)
     if (source.state[k]) set(row.state[k], data_of(*source.state[k], complex * element_size(row.state_dtype[k])));
   if (row.extras) {
-    Extras& extras = const_cast<Extras&>(*row.extras);  // the plan's own
+    Extras& extras = const_cast<Extras&>(*row.extras);  // the roster's own
     const auto attach = [&](auto& pointer, const TensorImpl* tensor) {
       if (tensor)
         set(pointer, static_cast<std::decay_t<decltype(pointer)>>(data_of(*tensor, tensor->dtype().itemsize())));
@@ -220,7 +220,7 @@ bool Plan::address(Row& row, const Source& source) const {
   return changed;
 }
 
-const Plan::Signature* Plan::signature_of(PyObject* dict) {
+const Roster::Signature* Roster::signature_of(PyObject* dict) {
   Signature signature;
   PyObject *key, *value;
   for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) {
@@ -239,7 +239,7 @@ const Plan::Signature* Plan::signature_of(PyObject* dict) {
 }
 
 // Leftover where torch's own step has to make sense of the counter.
-Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
+Roster::Found Roster::read_counter(Source& source, int c, PyObject* value) {
   const auto name = [&] { return std::string("its state '") + rule_->counter_names[c] + "' "; };
   source.counter_object[c] = value;
   // Where torch counts in Python.
@@ -263,7 +263,7 @@ Plan::Found Plan::read_counter(Source& source, int c, PyObject* value) {
   return Found::row;
 }
 
-Plan::Found Plan::read_state(Row& row, Source& source) {
+Roster::Found Roster::read_state(Row& row, Source& source) {
   Slot& slot = slots_[source.slot];
   PyObject* found[kOwn + kNames] = {};
   const Options& options = options_of(source);
@@ -355,7 +355,7 @@ Plan::Found Plan::read_state(Row& row, Source& source) {
 }
 
 // The layout of a row, where its operands are not all dense in one order. False if it has too many dimensions.
-bool Plan::lay_out(Row& row, Source& source) {
+bool Roster::lay_out(Row& row, Source& source) {
   if (rule_->indexed) return lay_out_slices(row, source);
   if (rule_->factored) return lay_out_factored(row, source);
   row.layout = nullptr;

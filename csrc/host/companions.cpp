@@ -1,17 +1,18 @@
-// What a plan does for the extras of its rows.
+// What a roster does for the extras of its rows.
 #include "codec.h"
-#include "plan.h"
+#include "roster.h"
+#include "shards.h"
 
 namespace fusedopt {
 
 // Whether this param has a tensor of that kind.
-bool Plan::wants(const Row& row, const Source& source, int at) const {
+bool Roster::wants(const Row& row, const Source& source, int at) const {
   if (at >= kScaleTensor) return source.state[at - kScaleTensor] && is_coded(row.state_dtype[at - kScaleTensor]);
   return at == kAverageTensor || in_16_bits(*source.param);
 }
 
 // Finds the tensors that a row has beside its rule's, and notes those that have yet to be made.
-void Plan::read_attached(Row& row, Source& source, PyObject** found) {
+void Roster::read_attached(Row& row, Source& source, PyObject** found) {
   const Options& options = options_of(source);
   for (int n = 0; n < kNames - kPartnerNames; ++n) {
     PyObject* partner = found[kPartnerNames + n];
@@ -42,7 +43,7 @@ void Plan::read_attached(Row& row, Source& source, PyObject** found) {
   }
 }
 
-void Plan::attach(Source& source, int at, PyObject* value, const std::string& name) const {
+void Roster::attach(Source& source, int at, PyObject* value, const std::string& name) const {
   if (!THPVariable_Check(value)) fail(source, name + "is not a tensor");
   TensorImpl* tensor =
       source.sharded && at < kScaleTensor ? state_tensor(source, value, name) : unpack(value).unsafeGetTensorImpl();
@@ -73,7 +74,7 @@ void Plan::attach(Source& source, int at, PyObject* value, const std::string& na
   source.attached_object[at] = value;
 }
 
-bool Plan::has_codes(const Row& row, const Source& source) const {
+bool Roster::has_codes(const Row& row, const Source& source) const {
   for (int k = 0; k < rule_->states; ++k)
     if (source.state[k] && is_coded(row.state_dtype[k])) return true;
   return false;
@@ -81,7 +82,7 @@ bool Plan::has_codes(const Row& row, const Source& source) const {
 
 // Whether states in codes lie in the order of the memory that the param has now. If not, as after
 // module.to(memory_format=...), they are brought into it.
-bool Plan::codes_in_order(const Row& row, const Source& source, PyObject* order) const {
+bool Roster::codes_in_order(const Row& row, const Source& source, PyObject* order) const {
   if (!has_codes(row, source)) return true;
   const TensorImpl* exact = exact_param(source);
   if (!order || !PyTuple_Check(order) || PyTuple_GET_SIZE(order) != exact->dim())
@@ -95,7 +96,7 @@ bool Plan::codes_in_order(const Row& row, const Source& source, PyObject* order)
   return true;
 }
 
-void Plan::reorder_codes(const Row& row, const Source& source, const std::vector<int64_t>& before) const {
+void Roster::reorder_codes(const Row& row, const Source& source, const std::vector<int64_t>& before) const {
   const at::Tensor model = tensor_of(exact_param(source));
   py::dict made;
   for (int k = 0; k < rule_->states; ++k) {
@@ -111,7 +112,7 @@ void Plan::reorder_codes(const Row& row, const Source& source, const std::vector
 }
 
 // Gives row `at` its extras, if it has any.
-void Plan::outfit(size_t at) {
+void Roster::outfit(size_t at) {
   Row& row = rows_[at];
   Source& source = sources_[at];
   row.extras = nullptr;
@@ -136,7 +137,7 @@ void Plan::outfit(size_t at) {
 }
 
 // Makes what is missing of a row whose states exist by now.
-void Plan::make_attached(size_t i, py::dict& entry, const StateScales& scales) {
+void Roster::make_attached(size_t i, py::dict& entry, const StateScales& scales) {
   Source& source = sources_[i];
   const at::Tensor param = unpack(slots_[source.slot].param).detach();
   const at::TensorOptions there = param.options().device(home_of(source));
@@ -167,13 +168,12 @@ void Plan::make_attached(size_t i, py::dict& entry, const StateScales& scales) {
   }
 }
 
-// The tensor that a row's param is computed from.
-TensorImpl* Plan::exact_param(const Source& source) const {
+TensorImpl* Roster::exact_param(const Source& source) const {
   TensorImpl* partner = source.attached[kPartnerTensor];
   return partner && options_of(source).pair == Pair::master ? partner : source.param;
 }
 
-void Plan::refuse_leftover(const py::list& leftover) const {
+void Roster::refuse_leftover(const py::list& leftover) const {
   for (const py::handle one : leftover) {
     const auto [group, params] = one.cast<std::pair<int, py::list>>();
     if (!options_of(group).beyond_torch()) continue;
@@ -189,19 +189,45 @@ void Plan::refuse_leftover(const py::list& leftover) const {
   }
 }
 
-// What changes from step to step.
-void Plan::set_draws(double ema_decay) {
-  if (!has_options_) return;
-  cuda::Step& step = work_.step;
-  step.key = stream(options_.seed, draws_);
-  step.first_slot = first_slot_;
+void Roster::set_draws(uint64_t key, uint32_t first_slot, double ema_decay) {
   for (size_t i = 0; i < count_; ++i) {
     if (!rows_[i].extras) continue;
-    extras_[i].key = stream(step.key, first_slot_ + rows_[i].slot);
+    extras_[i].key = stream(key, first_slot + rows_[i].slot);
     const double weight = 1 - groups_[slots_[sources_[i].slot].group].ema_decay.value_or(ema_decay);
-    rows_version_ += extras_[i].average_weight != weight;
+    version_ += extras_[i].average_weight != weight;
     extras_[i].average_weight = weight;
   }
+}
+
+// Has a row of a device stepped on the host.
+void Roster::send_home(Source& source) const {
+  if (source.sharded)
+    fail(source,
+         "it is a DTensor, and offload='cpu' steps ordinary tensors; leave the option out, or have fully_shard offload "
+         "it with CPUOffloadPolicy");
+  if (rule_->indexed || rule_->factored || products_ || rule_->joint)
+    fail(source, std::string("offload='cpu' steps one param after the other by its elements, which rule '") +
+                     rule_->name + "' does not; leave the option out");
+  source.from = std::exchange(source.device, kHost);
+}
+
+void Roster::bring_in_order(Row& row, Source& source) {
+  if (row.numel == 0) return;
+  const TensorImpl* exact = exact_param(source);
+  const TensorImpl* copy = exact == source.param ? source.attached[kPartnerTensor] : nullptr;
+  const bool travels = copy && row.extras && row.extras->pair == Pair::copy;
+  const auto in_order = [&](const TensorImpl& impl) { return equal(impl.strides(), exact->strides()); };
+  if (!exact->is_non_overlapping_and_dense() || !in_order(*source.param) || (travels && !in_order(*copy)))
+    fail(source, std::string("it and its ") + (exact == source.param ? "copy" : "master") +
+                     " do not lie dense in memory in one order, which offload='cpu' copies; make them so, or "
+                     "load_state_dict(state_dict()), which brings states into the order of their params");
+  if (in_order(*source.grad)) return;
+  const at::NoGradGuard no_grad;
+  const at::Tensor grad = tensor_of(source.grad);
+  const at::Tensor made =
+      held_.emplace_back(at::zeros_like(tensor_of(source.param).detach(), grad.options().requires_grad(false)));
+  made.copy_(grad);
+  source.grad = made.unsafeGetTensorImpl();
 }
 
 }  // namespace fusedopt

@@ -1,12 +1,12 @@
 // Rules whose sums are over all params of an optimizer: what is concluded from them stays in its groups, as numbers
 // where the CPU steps, and where a GPU does as tensors, which its kernels write.
-#include "plan.h"
+#include "roster.h"
 
 #include "../rules/rule.h"
 
 namespace fusedopt {
 
-void Plan::check_groups_agree() const {
+void Roster::check_groups_agree() const {
   for (int i = 0; i < rule_->hypers; ++i) {
     const Scope scope = rule_->scopes[i];
     if (scope == Scope::own) continue;
@@ -32,7 +32,7 @@ void Plan::check_groups_agree() const {
   }
 }
 
-void Plan::check_one_pass() const {
+void Roster::check_one_pass() const {
   if (passes_.size() < 2) return;
   const Source& source = sources_[passes_[1].first];
   if (passes_[1].wave > 0)
@@ -41,53 +41,23 @@ void Plan::check_one_pass() const {
                    ", and its rule adds up over all params, which it does on one device; make an optimizer for each");
 }
 
-// Sums of rows without a gradient here, of which another process may have a part, count as well.
-void Plan::conclude_together(const std::vector<cpu::ChunkSums>& of_rows, const Row* first, Work& work) {
-  const int64_t sums = rule_->sums;
-  std::vector<double> of_slots(slots_.size() * sums);
-  for (size_t i = 0; i < of_rows.size(); ++i)
-    if (of_rows[i].chunks > 0) std::copy_n(of_rows[i].sums, sums, of_slots.data() + first[i].slot * sums);
-  if (owes_sums_) {
-    const py::gil_scoped_acquire acquire;
-    const at::Tensor totals = at::zeros({static_cast<int64_t>(slots_.size()), sums}, at::kDouble);
-    double* numbers = totals.mutable_data_ptr<double>();
-    std::copy(of_slots.begin(), of_slots.end(), numbers);
-    exchange(totals);
-    for (size_t slot = 0; slot < slots_.size(); ++slot)
-      if (in_a_family_[slot]) std::copy_n(numbers + slot * sums, sums, of_slots.data() + slot * sums);
-  }
-  double total[kMaxSums];
-  rule_->add_up(of_slots.data(), static_cast<int64_t>(slots_.size()), total);
-  for (size_t e = 0; e < work.prepared.size(); ++e) {
-    std::array<double, kMaxHypers> hypers = groups_[work.step.entries[e].group].numbers();
-    rule_->conclude[work.step.entries[e].wide](total, hypers.data(), work.prepared[e].scalars);
-  }
-  concluded_.clear();
-  for (const Group& group : groups_) {
-    double scalars[kMaxScalars] = {};
-    rule_->conclude[1](total, concluded_.emplace_back(group.numbers()).data(), scalars);
-  }
-}
-
-void Plan::keep_in_groups() {
-  for (size_t g = 0; g < concluded_.size(); ++g) {
+void Roster::keep_in_groups(const std::vector<std::array<double, kMaxHypers>>& concluded) {
+  for (size_t g = 0; g < concluded.size(); ++g) {
     PyObject* dict = PySequence_Fast_GET_ITEM(group_list_, g);
     for (int i = 0; i < rule_->hypers; ++i) {
       if (rule_->scopes[i] != Scope::kept) continue;
       PyObject* key = names_.hypers[i].key.ptr();
       PyObject* before = PyDict_GetItem(dict, key);
-      const double value = concluded_[g][i];
+      const double value = concluded[g][i];
       // What is counted stays an int.
       const Ref now =
           before && PyLong_Check(before) ? Ref(py::int_(static_cast<int64_t>(value))) : Ref(py::float_(value));
       if (PyDict_SetItem(dict, key, now.ptr()) != 0) throw py::error_already_set();
     }
   }
-  concluded_.clear();
 }
 
-// Has what a step keeps on the device that steps, from the first on.
-void Plan::keep_on_device(int device) {
+void Roster::keep_on_device(int device) {
   for (size_t g = 0; g < groups_.size(); ++g) {
     PyObject* dict = PySequence_Fast_GET_ITEM(group_list_, g);
     for (int i = 0; i < rule_->hypers; ++i) {

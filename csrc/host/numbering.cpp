@@ -1,6 +1,6 @@
 // Which elements of a whole a process has: what rounds by chance draws by their numbers there, so that a run draws the
 // same however it is divided.
-#include "plan.h"
+#include "roster.h"
 
 namespace fusedopt {
 namespace {
@@ -31,7 +31,7 @@ bool add_digits(const at::Tensor& places, int64_t stride, int64_t& first, std::v
 
 }  // namespace
 
-const Numbering& Plan::numbering_of(const Source& source) {
+const Numbering& Roster::numbering_of(const Source& source) {
   if (numbered_.size() != slots_.size()) numbered_.resize(slots_.size());
   Numbered& known = numbered_[source.slot];
   const TensorImpl& exact = *exact_param(source);
@@ -48,7 +48,7 @@ const Numbering& Plan::numbering_of(const Source& source) {
   if (!is_whole(source.spec)) {
     PyObject* param = slots_[source.slot].param;
     const TensorImpl& whole = *unpack(param).unsafeGetTensorImpl();
-    const py::list places = given_options_["places"](borrow(param));
+    const py::list places = given_["places"](borrow(param));
     const int64_t of_number = is_complex(exact) ? 2 : 1;
     const std::vector<int64_t> of_whole = ordered(whole);
     std::vector<int64_t> strides(exact.dim());

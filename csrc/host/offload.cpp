@@ -143,45 +143,13 @@ void each_load(Transport& transport, const std::vector<Load>& loads, const Row* 
 
 }  // namespace
 
-// Has a row of a device stepped on the host.
-void Plan::send_home(Source& source) const {
-  if (source.sharded)
-    fail(source,
-         "it is a DTensor, and offload='cpu' steps ordinary tensors; leave the option out, or have fully_shard offload "
-         "it with CPUOffloadPolicy");
-  if (rule_->indexed || rule_->factored || products_ || rule_->joint)
-    fail(source, std::string("offload='cpu' steps one param after the other by its elements, which rule '") +
-                     rule_->name + "' does not; leave the option out");
-  source.from = std::exchange(source.device, kHost);
-}
-
-// What travels does so as it lies in memory: in the order of the row.
-void Plan::bring_in_order(Row& row, Source& source) {
-  if (row.numel == 0) return;
-  const TensorImpl* exact = exact_param(source);
-  const TensorImpl* copy = exact == source.param ? source.attached[kPartnerTensor] : nullptr;
-  const bool travels = copy && row.extras && row.extras->pair == Pair::copy;
-  const auto in_order = [&](const TensorImpl& impl) { return equal(impl.strides(), exact->strides()); };
-  if (!exact->is_non_overlapping_and_dense() || !in_order(*source.param) || (travels && !in_order(*copy)))
-    fail(source, std::string("it and its ") + (exact == source.param ? "copy" : "master") +
-                     " do not lie dense in memory in one order, which offload='cpu' copies; make them so, or "
-                     "load_state_dict(state_dict()), which brings states into the order of their params");
-  if (in_order(*source.grad)) return;
-  const at::NoGradGuard no_grad;
-  const at::Tensor grad = tensor_of(source.grad);
-  const at::Tensor made =
-      held_.emplace_back(at::zeros_like(tensor_of(source.param).detach(), grad.options().requires_grad(false)));
-  made.copy_(grad);
-  source.grad = made.unsafeGetTensorImpl();
-}
-
 void Plan::run_offloaded(const Pass& pass) {
   const OnDevice guard(pass.from);
-  Row* const first = rows_.data() + pass.first;
-  Row* const last = rows_.data() + pass.last;
-  const auto measures = [&](const Row& row) { return rule_->sums > 0 && rule_->measures(row.variant); };
+  Row* const first = roster_.begin(pass);
+  Row* const last = roster_.end(pass);
+  const auto measures = [&](const Row& row) { return rule().sums > 0 && rule().measures(row.variant); };
   size_t bytes = 0;
-  const size_t most = options_of(sources_[pass.first]).offload;
+  const size_t most = roster_.options_of(roster_.source(pass.first)).offload;
   const std::vector<Load> loads = loads_of(first, last, most, bytes);
   if (loads.empty()) return;
   // What of these is needed for sums over a tensor, which are complete before the first update.
@@ -198,7 +166,7 @@ void Plan::run_offloaded(const Pass& pass) {
     row->scalars = work_.prepared[row->entry].scalars;
     row->counters = work_.prepared[row->entry].after;
     const int64_t chunks = measures(*row) ? (row->numel + kChunk - 1) / kChunk : 0;
-    sums.emplace_back(chunks * rule_->sums);
+    sums.emplace_back(chunks * rule().sums);
     sums_of.push_back({sums.back().data(), chunks});
   }
 
@@ -211,15 +179,15 @@ void Plan::run_offloaded(const Pass& pass) {
       transport.begin(place, bytes);
       each_load(transport, measured, first, /*returns=*/false, [&](const Load& load, const Here& here) {
         const cpu::Part* const parts = here.parts.data();
-        cpu::measure(*rule_, parts, parts + load.size(), threads, [&](const cpu::Part& part) {
-          return sums_of[load[&part - parts].row].sums + part.begin / kChunk * rule_->sums;
+        cpu::measure(rule(), parts, parts + load.size(), threads, [&](const cpu::Part& part) {
+          return sums_of[load[&part - parts].row].sums + part.begin / kChunk * rule().sums;
         });
       });
       for (const Row* row = first; row < last; ++row)
-        if (measures(*row)) cpu::conclude(*rule_, *row, sums_of[row - first]);
+        if (measures(*row)) cpu::conclude(rule(), *row, sums_of[row - first]);
       each_load(transport, loads, first, /*returns=*/true, [&](const Load& load, const Here& here) {
         wrote = true;
-        cpu::update(*rule_, here.parts.data(), here.parts.data() + load.size(), threads);
+        cpu::update(rule(), here.parts.data(), here.parts.data() + load.size(), threads);
       });
       transport.end();
     } catch (const std::runtime_error& error) {

@@ -25,15 +25,15 @@ std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
   };
   std::vector<Like> like;
   for (size_t i = pass.first; i < pass.last; ++i) {
-    const Source& source = sources_[i];
-    const TensorImpl& param = *exact_param(source);
-    const std::vector<int64_t> sizes = unpack(slots_[source.slot].param).sizes().vec();
+    const Source& source = roster_.source(i);
+    const TensorImpl& param = *roster_.exact_param(source);
+    const std::vector<int64_t> sizes = unpack(roster_.slot(source).param).sizes().vec();
     if (param.numel() == 0) continue;
-    const int group = slots_[source.slot].group;
+    const int group = roster_.slot(source).group;
     // Codes lie in the order of the param, and so must what they are made of.
-    const bool by_columns = has_codes(rows_[i], source) && order_of(param)[0] == 1;
-    const bool wide = rows_[i].param_dtype == Dtype::f64;
-    const size_t most = std::max<int64_t>(1, products_->most_bytes / (2 * sizes[0] * sizes[1]));
+    const bool by_columns = roster_.has_codes(roster_.row(i), source) && order_of(param)[0] == 1;
+    const bool wide = roster_.row(i).param_dtype == Dtype::f64;
+    const size_t most = std::max<int64_t>(1, roster_.products()->most_bytes / (2 * sizes[0] * sizes[1]));
     size_t at = 0;
     while (at < batches.size() &&
            !(batches[at].group == group && like[at].sizes == sizes && like[at].by_columns == by_columns &&
@@ -45,7 +45,7 @@ std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
     }
     batches[at].rows.push_back(i);
     at::Tensor part;
-    if (owes_sums_ && in_a_family_[source.slot]) {
+    if (families_.owe_sums() && families_.has(source.slot)) {
       const auto options = at::TensorOptions(param.device()).dtype(at::kBFloat16);
       part =
           by_columns ? at::empty({param.sizes()[1], param.sizes()[0]}, options).t() : at::empty(param.sizes(), options);
@@ -55,7 +55,7 @@ std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
   for (size_t b = 0; b < batches.size(); ++b) {
     const int64_t count = static_cast<int64_t>(batches[b].rows.size()), rows = like[b].sizes[0],
                   columns = like[b].sizes[1];
-    const auto options = at::TensorOptions(sources_[batches[b].rows[0]].param->device()).dtype(at::kBFloat16);
+    const auto options = at::TensorOptions(roster_.source(batches[b].rows[0]).param->device()).dtype(at::kBFloat16);
     batches[b].matrices = like[b].by_columns ? at::empty({count, columns, rows}, options).transpose(1, 2)
                                              : at::empty({count, rows, columns}, options);
   }
@@ -65,8 +65,7 @@ std::vector<Plan::Batch> Plan::batches_of(const Pass& pass) const {
 void Plan::multiply(Batch& batch) {
   keep_for_replays(capturing_, batch.matrices);
   const auto made =
-      products_->multiply(borrow(PySequence_Fast_GET_ITEM(group_list_, batch.group)), wrap(batch.matrices))
-          .cast<py::tuple>();
+      roster_.products()->multiply(borrow(roster_.group_dict(batch.group)), wrap(batch.matrices)).cast<py::tuple>();
   batch.matrices = unpack(made[0].ptr());
   batch.ratio = made[1].cast<double>();
   keep_for_replays(capturing_, batch.matrices);
@@ -76,48 +75,48 @@ void Plan::multiply(Batch& batch) {
 void Plan::give_batches(Work& work) const {
   work.numbers.clear();
   work.step.groups.clear();
-  for (const Products::Batch& batch : work.batches) work.numbers.push_back(products_->numbers(batch));
+  for (const Products::Batch& batch : work.batches) work.numbers.push_back(roster_.products()->numbers(batch));
   for (const Products::Numbers& numbers : work.numbers) work.step.groups.push_back({numbers.data(), 1});
 }
 
 // Has the whole of every matrix of which processes have parts, in its batch. All params count, also those without a
 // gradient here, whose part is zeros: every process sends the same list.
 void Plan::gather(std::vector<Batch>& batches) {
-  owes_sums_ = false;
-  std::vector<at::Tensor> part_of(slots_.size());
+  families_.settle();
+  std::vector<at::Tensor> part_of(roster_.slots().size());
   for (const Batch& batch : batches)
-    for (size_t k = 0; k < batch.rows.size(); ++k) part_of[sources_[batch.rows[k]].slot] = batch.parts[k];
+    for (size_t k = 0; k < batch.rows.size(); ++k) part_of[roster_.source(batch.rows[k]).slot] = batch.parts[k];
   py::list params, parts;
-  std::vector<int> place(slots_.size());
-  for (size_t slot = 0; slot < slots_.size(); ++slot) {
-    if (!in_a_family_[slot]) continue;
-    const at::Tensor& local = local_tensor(slots_[slot].param);
+  std::vector<int> place(roster_.slots().size());
+  for (size_t slot = 0; slot < roster_.slots().size(); ++slot) {
+    if (!families_.has(slot)) continue;
+    const at::Tensor& local = local_tensor(roster_.slots()[slot].param);
     if (!part_of[slot].defined()) part_of[slot] = at::zeros(local.sizes(), local.options().dtype(at::kBFloat16));
     place[slot] = static_cast<int>(py::len(params));
-    params.append(borrow(slots_[slot].param));
+    params.append(borrow(roster_.slots()[slot].param));
     parts.append(wrap(part_of[slot]));
   }
-  const Ref made = given_options_["gather"](params, parts, giving_up_);
-  if (giving_up_) return;
+  const Ref made = options_["gather"](params, parts, families_.giving_up());
+  if (families_.giving_up()) return;
   if (made.is_none())
-    throw std::runtime_error(std::string(kAnotherRefuses) +
+    throw std::runtime_error(std::string(Families::kAnotherRefuses) +
                              " to params here, whose momentum has taken this step's gradients already");
   for (Batch& batch : batches)
     for (size_t k = 0; k < batch.rows.size(); ++k) {
-      const int slot = sources_[batch.rows[k]].slot;
+      const int slot = roster_.source(batch.rows[k]).slot;
       if (batch.parts[k].defined()) batch.matrices.select(0, k).copy_(unpack(Ref(made[py::int_(place[slot])]).ptr()));
     }
 }
 
 // What a process does whose step has no rows, while others wait for what it has of theirs.
 void Plan::come_without_rows() {
-  if (rule_->factored) return run_parts({});
-  if (rule_->joint && !giving_up_) {
+  if (rule().factored) return run_parts({});
+  if (rule().joint && !families_.giving_up()) {
     work_.prepared.clear();
     conclude_together({}, nullptr, work_);
-    return keep_in_groups();
+    return roster_.keep_in_groups(concluded_);
   }
-  if (!products_) return exchange(at::Tensor());
+  if (!roster_.products()) return families_.exchange(roster_, at::Tensor());
   std::vector<Batch> none;
   gather(none);
 }
@@ -135,16 +134,16 @@ void Plan::run_with_products(const Pass& pass) {
       for (size_t k = 0; k < batches[b].rows.size(); ++k) {
         const size_t i = batches[b].rows[k];
         const at::Tensor& part = batches[b].parts[k];
-        const at::Tensor& held = held_.emplace_back(part.defined() ? part : batches[b].matrices.select(0, k));
+        const at::Tensor& held = roster_.keep(part.defined() ? part : batches[b].matrices.select(0, k));
         TensorImpl* matrix = held.unsafeGetTensorImpl();
-        Row row = rows_[i];
-        Source source = sources_[i];
+        Row row = roster_.row(i);
+        Source source = roster_.source(i);
         Extras* own = row.extras ? &extras.emplace_back(*row.extras) : nullptr;
         row.extras = own;
         change(row, source, own, matrix, b);
-        if (!lay_out(row, source))
-          fail(source, "its gradient, states and itself lie too differently; make them contiguous");
-        address(row, source);
+        if (!roster_.lay_out(row, source))
+          roster_.fail(source, "its gradient, states and itself lie too differently; make them contiguous");
+        roster_.address(row, source);
         rows.push_back(row);
       }
     }
@@ -171,7 +170,7 @@ void Plan::run_with_products(const Pass& pass) {
   after.stage = 1;
   after.divides = false;  // the matrices have been
   after.step = work_.step;
-  after.step.rule = products_->after;
+  after.step.rule = roster_.products()->after;
   after.step.multiplier = 1;
   after.step.entries.clear();
   for (size_t b = 0; b < batches.size(); ++b) {
@@ -181,16 +180,16 @@ void Plan::run_with_products(const Pass& pass) {
     cuda::Entry& entry = after.step.entries.emplace_back();
     entry = {};
     entry.group = static_cast<int>(b);
-    entry.wide = rows_[batch.rows[0]].param_dtype == Dtype::f64;  // of all of them
+    entry.wide = roster_.row(batch.rows[0]).param_dtype == Dtype::f64;  // of all of them
     Prepared& prepared = after.prepared.emplace_back();
     prepared.scalars[0] = 1;
-    std::array<double, kMaxHypers> numbers = products_->groups[batch.group].numbers();
-    numbers[products_->after->hypers - 1] = batch.ratio;
-    products_->after->prepare(numbers.data(), prepared.after, false, prepared.scalars + 1);
+    std::array<double, kMaxHypers> numbers = roster_.products()->groups[batch.group].numbers();
+    numbers[roster_.products()->after->hypers - 1] = batch.ratio;
+    roster_.products()->after->prepare(numbers.data(), prepared.after, false, prepared.scalars + 1);
     for (size_t k = 0; k < batch.rows.size(); ++k) {
       if (!batch.parts[k].defined()) continue;
-      const py::object param = borrow(slots_[sources_[batch.rows[k]].slot].param);
-      batch.parts[k] = unpack(Ref(given_options_["part"](param, wrap(batch.matrices.select(0, k)))).ptr());
+      const py::object param = borrow(roster_.slots()[roster_.source(batch.rows[k]).slot].param);
+      batch.parts[k] = unpack(Ref(options_["part"](param, wrap(batch.matrices.select(0, k)))).ptr());
     }
   }
   give_batches(after);

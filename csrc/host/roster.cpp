@@ -1,11 +1,47 @@
-// How a plan finds all of an optimizer's params, and brings those together that step together.
-#include "plan.h"
+// How a roster finds all of an optimizer's params, and brings those together that step together.
+#include "roster.h"
+
+#include "bind.h"
+#include "shards.h"
 
 namespace fusedopt {
 
-std::string Plan::label(int group, int position) const { return param_label(group_list_, group, position); }
+Roster::Roster(const std::string& rule, const py::dict& defaults, bool device_counters, const py::dict& options,
+               const Families& families)
+    : families_(families),
+      rule_(rule_named(rule)),
+      given_(options),
+      device_counters_(device_counters),
+      names_(*rule_, defaults, options),
+      options_(*rule_, options) {
+  const auto add = [&](const std::string& key, int role) { keys_.push_back({intern(key.c_str()), role}); };
+  for (int k = 0; k < rule_->states; ++k) add(rule_->state_names[k], k);
+  for (int c = 0; c < rule_->counters; ++c) add(rule_->counter_names[c], kMaxStates + c);
+  for (int n = 0; n < kNames - kPartnerNames; ++n) add(kPartnerName[n], kOwn + kPartnerNames + n);
+  add("ema", kOwn + kAverageTensor);
+  add("code_order", kOwn + kOrder);
+  for (int k = 0; k < rule_->states; ++k) add(std::string(rule_->state_names[k]) + "_scale", kOwn + kScaleTensor + k);
+  if (!options.contains("products")) return;
+  const auto given = options["products"].cast<py::dict>();
+  const Rule* after = rule_named(given["rule"].cast<std::string>());
+  // The last of its numbers is no group's: it is of the matrices.
+  py::dict none;
+  none[after->hyper_names[after->hypers - 1]] = 1.0;
+  products_ = std::make_unique<Products>(
+      Products{after, GroupNames(*after, none, py::dict()), given["multiply"], given["most_bytes"].cast<int64_t>()});
+}
 
-void Plan::read_groups(PyObject* groups) {
+void Roster::find_rules(const std::string& name) {
+  const cpu::Isa* chosen = &cpu::chosen_isa();
+  if (isa_ == chosen) return;
+  rule_ = rule_named(name);
+  if (products_) products_->after = rule_named(products_->after->name);
+  isa_ = chosen;
+}
+
+std::string Roster::label(int group, int position) const { return param_label(group_list_, group, position); }
+
+void Roster::read_groups(PyObject* groups) {
   if (!is_sequence(groups)) throw py::type_error("optimizer.param_groups is not a list");
   group_list_ = groups;
   groups_.resize(PySequence_Fast_GET_SIZE(groups));
@@ -28,7 +64,7 @@ void Plan::read_groups(PyObject* groups) {
     products_->groups[g].read(PySequence_Fast_GET_ITEM(groups, g), products_->names, *products_->after, g);
 }
 
-bool Plan::slots_match(PyObject* state) {
+bool Roster::slots_match(PyObject* state) {
   if (PyDict_GET_SIZE(state) != static_cast<Py_ssize_t>(order_.size())) return false;
   if (state != order_of_ || version_of(state) != order_version_ || order_version_ == 0) {
     PyObject *key, *value;
@@ -50,12 +86,11 @@ bool Plan::slots_match(PyObject* state) {
   return slot == slots_.size();
 }
 
-void Plan::rebuild_slots(PyObject* state) {
+void Roster::rebuild_slots(PyObject* state) {
   std::unordered_map<PyObject*, PyObject*> dict_of;
   std::unordered_map<PyObject*, int> seen;
   order_.clear();
   slots_.clear();
-  looks_once_ = true;
   PyObject *key, *value;
   for (Py_ssize_t position = 0; PyDict_Next(state, &position, &key, &value);) {
     order_.emplace_back(key, value);
@@ -77,11 +112,25 @@ void Plan::rebuild_slots(PyObject* state) {
   unsettle();
 }
 
-void Plan::unsettle() {
+void Roster::unsettle() {
   for (Source& source : sources_) source.settled = false;
 }
 
-void Plan::take_grads(const py::object& grads) {
+bool Roster::read(PyObject* groups, PyObject* state, const py::object& grads) {
+  state_of_all_ = state;
+  read_groups(groups);
+  const bool listed_anew = !slots_match(state);
+  if (listed_anew) rebuild_slots(state);
+  take_grads(grads);
+  return listed_anew;
+}
+
+void Roster::release() {
+  held_.clear();
+  grads_ = nullptr;
+}
+
+void Roster::take_grads(const py::object& grads) {
   grads_ = nullptr;
   if (grads.is_none()) return;
   if (!is_sequence(grads.ptr())) throw py::type_error("grads is not a list");
@@ -96,7 +145,7 @@ void Plan::take_grads(const py::object& grads) {
 
 // fully_shard puts other params in the place of those it is given, which then get no gradients any more. It leaves a
 // mark on them, as far as the installed torch does (2.13 does).
-void Plan::refuse_replaced() const {
+void Roster::refuse_replaced() const {
   if (!PyDict_GetItemString(PyImport_GetModuleDict(), "torch.distributed.fsdp")) return;
   static PyObject* const mark = intern("_fsdp_orig_uid").release().ptr();
   for (const Slot& slot : slots_)
@@ -108,7 +157,7 @@ void Plan::refuse_replaced() const {
 
 // Brings rows that step together side by side, those of one wave and one device, on their own or on the host, and notes
 // which need states.
-void Plan::find_passes() {
+void Roster::find_passes() {
   const auto pass = [&](size_t i) {
     return std::make_tuple(slots_[sources_[i].slot].wave, sources_[i].device, sources_[i].from);
   };
@@ -144,21 +193,21 @@ void Plan::find_passes() {
               [&](size_t a, size_t b) { return sources_[a].slot < sources_[b].slot; });
 }
 
-// Fills rows_ and sources_ with what the engine steps, and returns the rest as [(group index, [params])].
-py::list Plan::collect_all() {
+py::list Roster::collect(bool clears_grad) {
+  clears_grad_ = clears_grad;
   // A dispatch mode (FakeTensorMode, make_fx, a flop counter) must see operations, so torch's path takes all.
   const bool observed = c10::impl::TorchDispatchModeTLS::any_modes_set();
   py::list leftover;
   if (observed || !all_settled()) collect_each(observed, leftover);
-  if (rows_changed_) {
-    ++rows_version_;
+  if (changed_) {
+    ++version_;
     find_passes();
-    rows_changed_ = false;
+    changed_ = false;
   }
   return leftover;
 }
 
-void Plan::collect_each(bool observed, py::list& leftover) {
+void Roster::collect_each(bool observed, py::list& leftover) {
   const int slots = static_cast<int>(slots_.size());
   const size_t before = count_;
   count_ = 0;
@@ -166,9 +215,7 @@ void Plan::collect_each(bool observed, py::list& leftover) {
   py::list params;
   int group = -1;
   for (int slot = 0; slot < slots; ++slot) {
-    Found found = observed                               ? Found::leftover
-                  : settled(slot, count_, rows_changed_) ? Found::row
-                                                         : collect(slot, count_);
+    Found found = observed ? Found::leftover : settled(slot, count_, changed_) ? Found::row : collect_row(slot, count_);
     if (observed && !grad_of(slot).defined()) found = Found::nothing;
     if (found == Found::row) ++count_;
     if (found != Found::leftover) continue;
@@ -179,13 +226,59 @@ void Plan::collect_each(bool observed, py::list& leftover) {
     }
     params.append(borrow(slots_[slot].param));
   }
-  rows_changed_ = rows_changed_ || count_ != before;
+  changed_ = changed_ || count_ != before;
   simple_ = count_ == slots_.size() && !rule_->indexed;
   elements_ = 0;
   for (size_t i = 0; i < count_; ++i) {
     simple_ = simple_ && sources_[i].settled && !sources_[i].sharded;
     elements_ += rows_[i].numel;
   }
+}
+
+bool Roster::grads_overlap() const {
+  std::vector<std::pair<const char*, const char*>> ranges;
+  for (size_t i = 0; i < count_; ++i) {
+    const TensorImpl& grad = *sources_[i].grad;
+    if (grad.numel() == 0) continue;
+    if (!grad.is_non_overlapping_and_dense()) return true;
+    const char* begin = static_cast<const char*>(read_of(grad, grad.dtype().itemsize()));
+    ranges.emplace_back(begin, begin + grad.numel() * grad.dtype().itemsize());
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i)
+    if (ranges[i].first < ranges[i - 1].second) return true;
+  return false;
+}
+
+void Roster::bump_versions() const {
+  for (size_t i = 0; i < count_; ++i) {
+    const Source& source = sources_[i];
+    source.param->bump_version();
+    for (int c = 0; c < rule_->counters; ++c)
+      if (source.counter[c]) source.counter[c]->bump_version();
+    for (int k = 0; k < rule_->states; ++k)
+      if (source.state[k]) source.state[k]->bump_version();
+    for (int a = 0; rows_[i].extras && a < kAttached; ++a)
+      if (source.attached[a]) source.attached[a]->bump_version();
+    if (clears_grad_) source.grad->bump_version();
+    if (source.sharded) whole(source, [](TensorImpl* impl) { impl->bump_version(); });
+  }
+}
+
+Roster::Held Roster::hold_all() const {
+  Held held;
+  const auto hold = [&](TensorImpl* impl) {
+    if (impl) held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
+  };
+  for (size_t i = 0; i < count_; ++i) {
+    hold(sources_[i].param);
+    if (sources_[i].sharded) whole(sources_[i], hold);
+    hold(sources_[i].grad);
+    for (TensorImpl* state : sources_[i].state) hold(state);
+    for (TensorImpl* counter : sources_[i].counter) hold(counter);
+    for (TensorImpl* tensor : sources_[i].attached) hold(tensor);
+  }
+  return held;
 }
 
 }  // namespace fusedopt

@@ -2,12 +2,12 @@
 // ordinary tensors.
 #pragma once
 
-// Part of plan.h.
+#include "roster.h"
 
 namespace fusedopt {
 
 // Puts the local tensors of a param and its gradient in their places, if they are DTensors of one layout.
-inline void Plan::enter_shards(Source& source, const at::Tensor& grad) const {
+inline void Roster::enter_shards(Source& source, const at::Tensor& grad) const {
   if (!dispatches_to_python(*source.param) && !dispatches_to_python(*source.grad)) return;
   if (rule_->indexed || groups_[slots_[source.slot].group].differentiable) return;
   PyObject* param = slots_[source.slot].param;
@@ -21,7 +21,7 @@ inline void Plan::enter_shards(Source& source, const at::Tensor& grad) const {
 }
 
 // The same for a row that was entered before; false if a spec has changed since.
-inline bool Plan::shards_as_before(const Source& source, TensorImpl*& param, TensorImpl*& grad) const {
+inline bool Roster::shards_as_before(const Source& source, TensorImpl*& param, TensorImpl*& grad) const {
   const Shard its = shard_of(slots_[source.slot].param), of_grad = shard_of(grad_of(source.slot));
   if (!its.local || its.spec != source.spec || !of_grad.local) return false;
   if (of_grad.spec != its.spec && of_grad.spec != source.grad_spec.ptr()) return false;
@@ -31,13 +31,13 @@ inline bool Plan::shards_as_before(const Source& source, TensorImpl*& param, Ten
 }
 
 // Of a state that was checked before.
-inline TensorImpl* Plan::known_tensor(const Source& source, PyObject* value) const {
+inline TensorImpl* Roster::known_tensor(const Source& source, PyObject* value) const {
   return (source.sharded ? local_tensor(value) : unpack(value)).unsafeGetTensorImpl();
 }
 
 // A state as the row's engine needs it. One in codes, and scales, are this process's own; factors all processes have.
-inline TensorImpl* Plan::state_tensor(const Source& source, PyObject* value, const std::string& name,
-                                      bool factor) const {
+inline TensorImpl* Roster::state_tensor(const Source& source, PyObject* value, const std::string& name,
+                                        bool factor) const {
   TensorImpl* own = unpack(value).unsafeGetTensorImpl();
   const Shard shard = shard_of(value);
   if (shard.local) {
@@ -56,7 +56,7 @@ inline TensorImpl* Plan::state_tensor(const Source& source, PyObject* value, con
 
 // The DTensors of a row themselves, for each.
 template <class F>
-void Plan::whole(const Source& source, F&& f) const {
+void Roster::whole(const Source& source, F&& f) const {
   TensorImpl* param = unpack(slots_[source.slot].param).unsafeGetTensorImpl();
   f(param);
   if (clears_grad_) f(param->grad().unsafeGetTensorImpl());
@@ -67,20 +67,7 @@ void Plan::whole(const Source& source, F&& f) const {
   for (int a = 0; a < kAttached; ++a) other(source.attached_object[a], source.attached[a]);
 }
 
-// Takes part in a collective as one that refuses its step.
-template <class F>
-void Plan::say_refused(F&& take_part) noexcept {
-  const py::error_scope pending;
-  giving_up_ = true;
-  try {
-    take_part();
-  } catch (const std::exception&) {
-    // What is to be told is why this process gives up. The others will find that it does not answer.
-  }
-  giving_up_ = false;
-}
-
-inline std::string Plan::why_left(const py::object& param) const {
+inline std::string Roster::why_left(const py::object& param) const {
   if (!THPVariable_Check(param.ptr())) return "";
   const at::Tensor& tensor = unpack(param.ptr());
   const at::Tensor& grad = tensor.unsafeGetTensorImpl()->grad();

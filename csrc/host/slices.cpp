@@ -1,6 +1,6 @@
 // Rows of rules that step what a sparse gradient holds: its values stand for the gradient, and an index tells whose
 // they are.
-#include "plan.h"
+#include "roster.h"
 
 namespace fusedopt {
 namespace {
@@ -26,7 +26,7 @@ bool indices_fit(const at::Tensor& grad, c10::IntArrayRef sizes) {
 
 }  // namespace
 
-Plan::Found Plan::collect_slices(Row& row, Source& source) {
+Roster::Found Roster::collect_slices(Row& row, Source& source) {
   TensorImpl *param = source.param, *grad = source.grad;
   if (!plain(*param) || dispatches_to_python(*grad) || grad->is_inference() || is_complex(*param) ||
       !param->is_contiguous()) {
@@ -74,13 +74,13 @@ Plan::Found Plan::collect_slices(Row& row, Source& source) {
   if (!lay_out_slices(row, source)) return Found::leftover;
   if (!source.first && !source.missing) {
     read_counts(source);
-    rows_changed_ = address(row, source) || rows_changed_;
+    changed_ = address(row, source) || changed_;
   }
   return Found::row;
 }
 
 // False if an operand's slices do not lie one after the other.
-bool Plan::lay_out_slices(Row& row, Source& source) {
+bool Roster::lay_out_slices(Row& row, Source& source) {
   row.layout = nullptr;
   source.settled = false;
   const auto contiguous = [](const TensorImpl* tensor) { return !tensor || tensor->is_contiguous(); };

@@ -1,12 +1,13 @@
 // The states of params that have none.
 #include "codec.h"
 #include "new_entries.h"
-#include "plan.h"
+#include "roster.h"
+#include "shards.h"
 
 namespace fusedopt {
 
 // The rule's states and counters of a new row.
-void Plan::make_own(size_t i, py::dict& entry, StateScales& scales) {
+void Roster::make_own(size_t i, py::dict& entry, StateScales& scales, bool device_decides) {
   const at::ScalarType default_dtype = at::get_default_dtype_as_scalartype() == at::kDouble ? at::kDouble : at::kFloat;
   Row& row = rows_[i];
   Source& source = sources_[i];
@@ -16,7 +17,7 @@ void Plan::make_own(size_t i, py::dict& entry, StateScales& scales) {
   Group group = groups_[slot.group];
   group.fetch_for(kHost, names_, PySequence_Fast_GET_ITEM(group_list_, slot.group));
   const std::array<double, kMaxHypers> hypers = group.numbers();
-  const bool on_device = counts_on_device(source);
+  const bool on_device = counts_on_device(source, device_decides);
   const Options& options = options_of(source);
   for (int c = 0; c < rule_->counters; ++c) {
     if (counts_in_python(source)) {
@@ -52,8 +53,7 @@ void Plan::make_own(size_t i, py::dict& entry, StateScales& scales) {
                            ? at::zeros(state_shape(row, source, k), tensor_of(source.param).options().dtype(storage))
                            : param.new_zeros(state_shape(row, source, k), as)
                      : at::zeros_like(rule_->like_grad(k) ? grad_of(source.slot) : param, as);
-      if (factor && source.sharded)
-        value = unpack(Ref(given_options_["replicated"](borrow(slot.param), wrap(value))).ptr());
+      if (factor && source.sharded) value = unpack(Ref(given_["replicated"](borrow(slot.param), wrap(value))).ptr());
     }
     const Ref object = wrap(value);
     const at::Tensor& local = local_tensor(object.ptr());
@@ -70,7 +70,7 @@ void Plan::make_own(size_t i, py::dict& entry, StateScales& scales) {
 }
 
 // New states are complete before the first of them is entered.
-void Plan::make_states(NewEntries& new_entries) {
+void Roster::enter_states(NewEntries& new_entries, bool device_decides) {
   if (new_states_.empty()) return;
   std::unordered_map<PyObject*, size_t> made;  // a param listed twice has one state
   std::vector<std::pair<PyObject*, Ref>> entries;
@@ -91,13 +91,27 @@ void Plan::make_states(NewEntries& new_entries) {
     }
     py::dict entry;
     StateScales scales;
-    if (source.first) make_own(i, entry, scales);
+    if (source.first) make_own(i, entry, scales, device_decides);
     make_attached(i, entry, scales);
     entries.emplace_back(slot.param, std::move(entry));
   }
 
   for (auto& [param, entry] : entries)
     new_entries.enter(borrow(slots_[sources_[made[param]].slot].state), param, entry);
+}
+
+void Roster::make_states(NewEntries& new_entries, bool device_decides) {
+  enter_states(new_entries, device_decides);
+  for (const size_t i : new_states_) {
+    Row& row = rows_[i];
+    Source& source = sources_[i];
+    outfit(i);
+    lay_out(row, source);
+    changed_ = address(row, source) || changed_;
+    for (int c = 0; c < rule_->counters; ++c)
+      if (source.counter[c]) source.count[c] = data_of(*source.counter[c]);
+    read_counts(source);
+  }
 }
 
 }  // namespace fusedopt
