@@ -26,13 +26,14 @@ ROOT = Path(__file__).parent.parent
 FLOAT_MIXES = [("float", "float", "float"), ("bf16", "bf16", "bf16"), ("bf16", "bf16", "float"), ("f16", "f16", "f16")]
 DOUBLE_MIXES = [("double", "double", "double")]
 UPDATE_THREADS = 256
-BOUNDS = {"patch_table": (1024, 1), "advance": (1024, 1)}
+BOUNDS = {"patch_table": (1024, 1), "advance": (1024, 1), "norm_squares": (256, 2)}
 ANY_BOUNDS = (256, 2)
 # Tiles that go element by element keep numbers of codes there; with four states some more numbers find no register.
 ANY_STACK = 304
-# Preparing scalars is double's work, and a path for any mix of storages meets double storage. Everything else that does
-# not update doubles has none: a data-center GPU does two doubles in the time of four floats, others of 128.
-MAY_COMPUTE_IN_DOUBLE = ("advance", "update_any")
+# Preparing scalars and adding squares is double's work, and a path for any mix of storages meets double storage.
+# Everything else that does not update doubles has none: a data-center GPU does two doubles in the time of four floats,
+# others of 128.
+MAY_COMPUTE_IN_DOUBLE = ("advance", "update_any", "norm_squares")
 GATED = (*BOUNDS, "update_any", "update")
 # Its param is where it writes: the old value is never read.
 WRITES_ONLY = "MuonMomentum"
@@ -146,7 +147,7 @@ def kept_states(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str
 
 @pytest.fixture(scope="module")
 def kernels() -> list[Kernel]:
-    """Those of the element-wise update. What sums, factors and L-BFGS's history take is in the table alone so far."""
+    """Those of the update and of norms. What other sums, factors and L-BFGS's history take is in the table alone."""
     try:
         return [kernel for kernel in sass.dump(sass.built()) if kernel.kind in GATED]
     except sass.Missing as why:
@@ -218,6 +219,14 @@ def test_updates_move_sixteen_bytes_at_a_time(kernels: list[Kernel], kept_states
         for kernel in updates(kernels)
         for fault in faults_of_traffic(kernel, Expected(kernel, kept_states).traffic)
     )
+
+
+def test_norms_load_sixteen_bytes_at_a_time(kernels: list[Kernel]) -> None:
+    """A lane's 32 elements of an aligned chunk, in each of float64, float32 and three storages of 16 bits."""
+    for kernel in kernels:
+        if kernel.kind == "norm_squares" and "DenseGrads" in kernel.arguments:
+            loads = sum(i.access == ("load", "plain") for i in kernel.code)
+            assert loads == sum(32 * size // VECTOR_BYTES for size in (8, 4, 2, 2, 2)), kernel
 
 
 def test_floats_are_not_updated_in_double(kernels: list[Kernel]) -> None:
