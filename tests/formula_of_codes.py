@@ -33,10 +33,11 @@ def encode(value: Tensor, code: str, model: Tensor) -> tuple[Tensor, Tensor]:
     blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
     magnitudes = blocks.abs()
     largest = magnitudes.amax(1, keepdim=True)
-    finite = largest.isfinite()
     top = _units_and_one(torch.tensor(2 ** (bits - signed) - 1, dtype=torch.int32), bits)
     units = top - 1
-    scales = torch.where(finite, (largest / units * units / units).clamp(min=2.0**-126), torch.nan)
+    scales = (largest / units * units / units).clamp(min=2.0**-126)
+    finite = scales.isfinite()
+    scales = torch.where(finite, scales, torch.nan)
     y = (magnitudes.double() * (1 / scales * (1 + 2.0**-20)) + 1).float()  # one rounding, as of fma
     most = torch.where(finite, top, 1)
     codes = torch.where(y < most, y, most).view(torch.int32) - _ONE + (1 << (_shift(bits) - 1))

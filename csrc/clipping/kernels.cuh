@@ -71,31 +71,76 @@ struct MeasureArguments {
   Grads grads;
 };
 
-// Squares of a chunk: all loads of a dense whole one are under way before the first is used.
-template <class S, class Grads>
-__device__ void add_squares(const Grads& grads, const NormChunk& chunk, double (&sum)[kSumsPerLane]) {
-  const S* data = static_cast<const S*>(chunk.data);
-  const int lane = threadIdx.x % kLanes;
-  if (Grads::kDense && chunk.n == kChunk) {
-    S raw[kPerLane];
+// The sum of all accumulators as total() in sum.cuh has it, where a lane has those of its vectors: its j-th is number
+// j / vector * kLanes * vector + lane * vector + j % vector. Lanes that add theirs to each other's share the work.
+template <int vector>
+__device__ double total_of_vectors(double (&sum)[kSumsPerLane]) {
 #pragma unroll
-    for (int q = 0; q < kPerLane; ++q) raw[q] = data[chunk.begin + q * kLanes + lane];
+  for (int half = kSumsPerLane / 2; half >= vector; half /= 2) {
 #pragma unroll
-    for (int q = 0; q < kPerLane; ++q) {
-      const double e = static_cast<double>(decode(raw[q]));
-      sum[q % kSumsPerLane] += e * e;
+    for (int j = 0; j < half; ++j) sum[j] += sum[half + j];
+  }
+  int count = vector;
+#pragma unroll
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+    if (count > 1) {
+      count /= 2;
+      const bool upper = threadIdx.x & lanes;
+#pragma unroll
+      for (int j = 0; j < count; ++j) {
+        const double given = upper ? sum[j] : sum[count + j];
+        sum[j] = (upper ? sum[count + j] : sum[j]) + __shfl_xor_sync(~0u, given, lanes);
+      }
+    } else {
+      sum[0] += __shfl_xor_sync(~0u, sum[0], lanes);
     }
-    return;
+  }
+  // What is left are the accumulators within a vector, of which the first halving sent the upper half to the upper
+  // lanes.
+  double all = sum[0];
+#pragma unroll
+  for (int half = vector / 2, lanes = kLanes / 2; half > 0; half /= 2, lanes /= 2)
+    all += __shfl_xor_sync(~0u, all, lanes);
+  return all;
+}
+
+template <class S>
+__device__ void add_square(S x, double& sum) {
+  const double e = static_cast<double>(decode(x));
+  sum += e * e;
+}
+
+// Of a dense whole chunk all loads are under way before the first is used. Returns the numbers of a Word.
+template <class Word, class S>
+__device__ int add_squares_of_whole(const S* data, double (&sum)[kSumsPerLane]) {
+  constexpr int kVector = sizeof(Word) / sizeof(S), kWords = kPerLane / kVector;
+  Word raw[kWords];
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) raw[w] = reinterpret_cast<const Word*>(data)[w * kLanes + threadIdx.x % kLanes];
+  S numbers[kPerLane];
+  memcpy(numbers, raw, sizeof(raw));
+#pragma unroll
+  for (int q = 0; q < kPerLane; ++q) add_square(numbers[q], sum[q % kSumsPerLane]);
+  return kVector;
+}
+
+// Returns how long the vectors are of which a lane has the sums.
+template <class S, class Grads>
+__device__ int add_squares(const Grads& grads, const NormChunk& chunk, double (&sum)[kSumsPerLane]) {
+  const S* data = static_cast<const S*>(chunk.data);
+  if (Grads::kDense && chunk.n == kChunk) {
+    const bool aligned = reinterpret_cast<uint64_t>(data) % sizeof(uint4) == 0;
+    data += chunk.begin;
+    return aligned ? add_squares_of_whole<uint4>(data, sum) : add_squares_of_whole<S>(data, sum);
   }
   for (int at = 0; at < chunk.n; at += kAccumulators) {
 #pragma unroll
     for (int j = 0; j < kSumsPerLane; ++j) {
-      const int i = at + j * kLanes + lane;
-      if (i >= chunk.n) continue;
-      const double e = static_cast<double>(decode(data[grads.place(chunk.begin + i)]));
-      sum[j] += e * e;
+      const int i = at + j * kLanes + static_cast<int>(threadIdx.x) % kLanes;
+      if (i < chunk.n) add_square(data[grads.place(chunk.begin + i)], sum[j]);
     }
   }
+  return 1;
 }
 
 template <class Grads>
@@ -104,8 +149,12 @@ __global__ void __launch_bounds__(kWarps* kLanes, 2) norm_squares(const __grid_c
   if (index >= a.grads.chunks) return;
   const NormChunk chunk = a.grads.find(index);
   double sum[kSumsPerLane] = {};
-  with_storage(chunk.dtype, [&](auto type) { add_squares<decltype(type)>(a.grads, chunk, sum); });
-  const double all = total(sum);
+  int vector = 1;
+  with_storage(chunk.dtype, [&](auto type) { vector = add_squares<decltype(type)>(a.grads, chunk, sum); });
+  const double all = vector == 8   ? total_of_vectors<8>(sum)
+                     : vector == 4 ? total_of_vectors<4>(sum)
+                     : vector == 2 ? total_of_vectors<2>(sum)
+                                   : total(sum);
   if (threadIdx.x % kLanes == 0) a.sums[index] = all;
 }
 

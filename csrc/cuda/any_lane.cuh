@@ -189,17 +189,28 @@ __device__ __noinline__ inline Numbers<float> decode_codes(Dtype dtype, const Ra
   return numbers;
 }
 
+// The bits of the largest magnitude that all lanes have, or of some number that is not finite where there is one.
+__device__ inline uint32_t largest_magnitude(const Numbers<float>& numbers) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float mine = 0;
+#pragma unroll
+  for (int j = 0; j < kShare; ++j) asm("max.NaN.f32 %0, %1, %2;" : "=f"(mine) : "f"(mine), "f"(fabsf(numbers.at[j])));
+  return __reduce_max_sync(~0u, bit_cast<uint32_t>(mine));
+#else
+  uint32_t largest = 0;
+  for (const float x : numbers.at) largest = max(largest, magnitude_of(x));
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) largest = max(largest, __shfl_xor_sync(~0u, largest, lanes));
+  return largest;
+#endif
+}
+
 // All lanes of a warp come here together, with zeros for elements beyond the row's end. `first`: as above.
 __device__ __noinline__ inline void store_codes(const AnyCodes codes, const Numbers<float> numbers, bool by_chance,
                                                 const AnyDraws draws, int64_t first) {
-  uint32_t chance[kShare], largest = 0;
+  uint32_t chance[kShare];
 #pragma unroll
-  for (int j = 0; j < kShare; ++j) {
-    chance[j] = by_chance ? draws(first + j * kLanes) : kNearest;
-    largest = max(largest, magnitude_of(numbers.at[j]));
-  }
-#pragma unroll
-  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) largest = max(largest, __shfl_xor_sync(~0u, largest, lanes));
+  for (int j = 0; j < kShare; ++j) chance[j] = by_chance ? draws(first + j * kLanes) : kNearest;
+  const uint32_t largest = largest_magnitude(numbers);
   with_code(codes.dtype, [&](auto code) {
     using C = decltype(code);
     constexpr int kWords = C::kWords / kLanes;
