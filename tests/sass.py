@@ -1,8 +1,8 @@
 """What nvcc made of the CUDA kernels: reads the machine code (SASS) of a build and finds its loops.
 
-`python tests/sass.py` prints, for every kernel and architecture, its registers, the instructions per element of its
-vector loop and how many of that loop's loads are under way before the first is used; with `--write` it renews the
-committed table of the first two.
+`python tests/sass.py` prints, for every kernel and architecture, its registers, the warps of it that an SM holds, the
+bytes that these have under way before the first is used, and the instructions per element of its vector loop; with
+`--write` it renews the committed table of them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,30 @@ SIZES = {"float": 4, "double": 8, "bf16": 2, "f16": 2}
 # (.cg in the source), everything else is touched once a step (.cs); rows of the step's table are read plainly.
 Access = tuple[str, str]
 POLICIES = {"STRONG.GPU": "kept", "EF": "streamed"}
+
+
+LANES = 32
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What an SM has for the blocks that it holds (the CUDA programming guide's table of compute capabilities)."""
+
+    warps: int
+    blocks: int
+    shared: int  # bytes, of which each block takes a KiB for itself
+
+
+MULTIPROCESSORS = {
+    "sm_80": Multiprocessor(64, 32, 164 << 10),
+    "sm_90": Multiprocessor(64, 32, 228 << 10),
+    "sm_100": Multiprocessor(64, 32, 228 << 10),
+    "sm_120": Multiprocessor(48, 24, 100 << 10),
+}
+REGISTERS_OF_QUARTER = 16384  # each quarter of an SM gives its warps registers of its own, in 256s
+# Threads of a block: of these kinds, and of all others. A kernel of one thread has no occupancy.
+THREADS = {"advance": 1024, "patch_table": 1024, "norm_clip": 1}
+USUAL_THREADS = 256
 
 
 class Missing(Exception):
@@ -63,6 +87,7 @@ class Usage:
     registers: int
     stack: int
     local: int
+    shared: int = 0
 
 
 @dataclass
@@ -100,6 +125,21 @@ class Kernel:
         loop = self.vector_loops[0]
         params = sum(i.access == ("store", "kept") for i in loop) * VECTOR_BYTES / SIZES[self.arguments[3]]
         return sum(i.opcode != "NOP" for i in loop) / params if params else None
+
+    def warps(self) -> int | None:
+        """That an SM holds at a time. None: of an architecture that is not listed, or of one thread."""
+        of, threads = MULTIPROCESSORS.get(self.arch), THREADS.get(self.kind, USUAL_THREADS)
+        if not of or threads == 1:
+            return None
+        each = threads // LANES
+        by_registers = REGISTERS_OF_QUARTER // (-(-self.usage.registers // 8) * 8 * LANES) * 4
+        by_shared = of.shared // (self.usage.shared + 1024)
+        return min(of.warps // each, by_registers // each, of.blocks, by_shared) * each
+
+    def bytes_in_flight(self) -> int | None:
+        """Of an SM's warps, each with the vector loads that come before the first is used. None: it has none."""
+        ahead, warps = self.loads_ahead()[0], self.warps()
+        return ahead * VECTOR_BYTES * LANES * warps if ahead and warps else None
 
     def loads_ahead(self) -> tuple[int, int]:
         """The loads before the vector loop's first store: how many are issued before any of their values is used."""
@@ -203,8 +243,8 @@ def parse_usage(text: str) -> dict[tuple[str, str], Usage]:
         elif function := re.match(r" Function (\S+):", line):
             name = function[1]
         elif "REG:" in line:
-            numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", line))
-            found[arch, name] = Usage(int(numbers["REG"]), int(numbers["STACK"]), int(numbers["LOCAL"]))
+            numbers = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", line))
+            found[arch, name] = Usage(*(int(numbers[which]) for which in ("REG", "STACK", "LOCAL", "SHARED")))
     return found
 
 
@@ -262,9 +302,10 @@ def compiler() -> str:
     return version[1].decode() if version else "unknown"
 
 
-# The table: for each kernel and architecture "registers instructions-per-element".
+# The table: for each kernel and architecture "registers warps bytes-in-flight instructions-per-element".
 
 Table = dict[str, dict[str, str]]
+WIDTHS = (3, 3, 3, 6)
 
 
 def number_of(arch: str) -> int:
@@ -274,9 +315,14 @@ def number_of(arch: str) -> int:
 def table_of(kernels: list[Kernel]) -> Table:
     table: Table = defaultdict(dict)
     for kernel in sorted(kernels, key=lambda kernel: (kernel.name, number_of(kernel.arch))):
-        per_element = kernel.instructions_per_element()
-        text = "-" if per_element is None else f"{per_element:.2f}"
-        table[kernel.name][kernel.arch] = f"{kernel.usage.registers} {text}"
+        in_flight, per_element = kernel.bytes_in_flight(), kernel.instructions_per_element()
+        cells = [
+            str(kernel.usage.registers),
+            str(kernel.warps() or "-"),
+            f"{in_flight / 1024:.0f}" if in_flight else "-",
+            "-" if per_element is None else f"{per_element:.2f}",
+        ]
+        table[kernel.name][kernel.arch] = " ".join(cells)
     return dict(table)
 
 
@@ -285,23 +331,25 @@ def write(table: Table, compiled_by: str) -> str:
     width = max(map(len, table))
     lines = [
         f"# Compiled by nvcc {compiled_by}; `python tests/sass.py --write` renews this table.",
-        "# Registers of a thread, then instructions per element of the loop that moves 16 bytes at a time.",
-        " ".join([f"{'kernel':{width}}", *(f"{arch:>10}" for arch in archs)]),
+        "# Registers of a thread; warps of an SM; KiB that their loads have under way before the first is used, and",
+        "# instructions per element, both of the loop that moves 16 bytes at a time.",
+        " ".join([f"{'kernel':{width}}", *(f"{arch:>{sum(WIDTHS) + 3}}" for arch in archs)]),
     ]
     for name, row in table.items():
-        cells = [row.get(arch, "- -").split() for arch in archs]
-        lines.append(" ".join([f"{name:{width}}", *(f"{registers:>3} {count:>6}" for registers, count in cells)]))
+        cells = [cell for arch in archs for cell in row.get(arch, "- - - -").split()]
+        padded = [f"{cell:>{WIDTHS[at % len(WIDTHS)]}}" for at, cell in enumerate(cells)]
+        lines.append(" ".join([f"{name:{width}}", *padded]))
     return "\n".join(lines) + "\n"
 
 
 def read(text: str) -> tuple[Table, str]:
     """The table and its compiler out of what write() returned."""
-    first, _, header, *rows = text.splitlines()
-    archs = header.split()[1:]
+    first, _, _, header, *rows = text.splitlines()
+    archs, columns = header.split()[1:], len(WIDTHS)
     table = {}
     for row in rows:
-        name, *cells = row.rsplit(maxsplit=2 * len(archs))  # names may hold spaces
-        table[name] = {arch: " ".join(cells[2 * at : 2 * at + 2]) for at, arch in enumerate(archs)}
+        name, *cells = row.rsplit(maxsplit=columns * len(archs))  # names may hold spaces
+        table[name] = {arch: " ".join(cells[columns * at : columns * (at + 1)]) for at, arch in enumerate(archs)}
     return table, re.findall(r"nvcc (\w[\w.]*\w)", first)[0]
 
 
@@ -314,7 +362,7 @@ def main() -> None:
     for kernel in sorted(kernels, key=lambda kernel: (kernel.name, number_of(kernel.arch))):
         ahead, total = kernel.loads_ahead()
         loads = f"{ahead} of {total} loads ahead" if total else ""
-        print(f"{kernel!s:64} {table[kernel.name][kernel.arch]:>10}  {loads}".rstrip())
+        print(f"{kernel!s:64} {table[kernel.name][kernel.arch]:>18}  {loads}".rstrip())
 
 
 if __name__ == "__main__":

@@ -130,6 +130,19 @@ def test_a_round_of_another_length_is_seen(planted: dict[str, Kernel], factor: f
     assert list(faults_of_traffic(planted["kNone"], other))
 
 
+def test_what_an_sm_holds(planted: dict[str, Kernel]) -> None:
+    """Warps as NVIDIA's occupancy calculator has them, by registers, by shared memory and by what there is of both."""
+    kernel = planted["kNone"]
+    for registers, warps in {32: 64, 40: 48, 42: 40, 72: 24, 80: 24, 81: 16, 255: 8}.items():
+        usage = replace(kernel.usage, registers=registers)
+        assert replace(kernel, usage=usage).warps() == warps, registers
+    usage = replace(kernel.usage, registers=32, shared=40 << 10)
+    assert [replace(kernel, arch=arch, usage=usage).warps() for arch in sass.MULTIPROCESSORS] == [32, 40, 40, 16]
+    # Four loads of 16 bytes, by each lane of 64 warps.
+    usage = replace(kernel.usage, registers=32)
+    assert replace(kernel, usage=usage).bytes_in_flight() == 4 * 16 * 32 * 64
+
+
 def test_a_missing_loop_is_seen(planted: dict[str, Kernel]) -> None:
     assert list(faults_of_traffic(planted["hold<256, 1>"], TWO_VECTORS))
 
@@ -156,10 +169,10 @@ def test_a_difference_from_the_table_is_seen(planted: dict[str, Kernel]) -> None
     kernel = planted["hold<256, 1>"]
     table = sass.table_of([kernel])
     assert sass.read(sass.write(table, "V13.0.88")) == (table, "V13.0.88")
-    none(differences(table, {name: {**row, "sm_90": "1 -"} for name, row in table.items()}))
+    none(differences(table, {name: {**row, "sm_90": "1 - - -"} for name, row in table.items()}))
     usage = replace(kernel.usage, registers=kernel.usage.registers + 1)
     (sentence,) = differences(sass.table_of([replace(kernel, usage=usage)]), table)
-    assert re.fullmatch(r"hold<256, 1> on sm_80: committed \d+ -, built \d+ -", sentence)
+    assert re.fullmatch(r"hold<256, 1> on sm_80: committed \d+ \d+ - -, built \d+ \d+ - -", sentence)
     assert list(differences({"another": table[kernel.name]}, table)) == [
         f"another on sm_80: committed none, built {table[kernel.name]['sm_80']}",
         f"hold<256, 1> on sm_80: committed {table[kernel.name]['sm_80']}, built none",
