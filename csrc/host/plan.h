@@ -12,6 +12,7 @@
 #include "../precision.h"
 #include "bind.h"
 #include "group.h"
+#include "norm_shares.h"
 #include "options.h"
 #include "products.h"
 #include "scaling.h"
@@ -71,7 +72,7 @@ class Plan {
   // The same of gradients whose norm, of all together, is held to max_norm: one look at them serves for it and for the
   // step. Returns the norm; or None, and has done nothing, where it has to be measured by other means.
   py::object step_clipped(const py::object& optimizer, double max_norm, bool clears_grad);
-  // Whether the next may do so: not for the params of the last, if these are on a device, shards or listed twice.
+  // Whether the next may do so: not for the params of the last, if these are on a device or listed twice.
   bool looks_once() const { return looks_once_; }
 
   // Sends the groups' numbers to the device for the steps that were captured into graphs, which read them there.
@@ -228,6 +229,8 @@ class Plan {
   bool lay_out(Row& row, Source& source);
   bool address(Row& row, const Source& source) const;
   py::list collect_all();
+  void find_norm_shares();
+  void refuse_norm() noexcept;
   bool clip(Clipping& clipping);
   void collect_each(bool observed, py::list& leftover);
   bool host_needs_scaling(bool leftover) const;
@@ -306,6 +309,7 @@ class Plan {
   bool clears_grad_ = false;   // in this step's pass
   bool shares_grads_ = false;  // so that none may be cleared before all are read
   bool looks_once_ = true;     // at gradients, for their norm and for the step
+  NormShares norm_;            // of such a look
   struct StateKey {
     Ref name;
     int role;

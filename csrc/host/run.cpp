@@ -224,12 +224,17 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
   if (listed_anew) rebuild_slots(state.ptr());
   take_grads(grads);
   find_families();
+  if (clipping) find_norm_shares();
   struct Together {
     Plan& plan;
     bool done = false;
     ~Together() {
-      if (!done) plan.give_up();
-      plan.owes_sums_ = false;
+      // Who hears of it by the norm does not come to the sums.
+      if (!done && plan.norm_.owed)
+        plan.refuse_norm();
+      else if (!done)
+        plan.give_up();
+      plan.owes_sums_ = plan.norm_.owed = false;
     }
   } together{*this};
 

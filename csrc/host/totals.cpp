@@ -18,7 +18,7 @@ void Plan::find_families() {
   bool same = specs_.size() == slots_.size();
   specs_.resize(slots_.size());
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
-    PyObject* spec = measures(groups_[slots_[slot].group]) ? shard_of(slots_[slot].param).spec : nullptr;
+    PyObject* spec = measures(groups_[slots_[slot].group]) ? spec_of(slots_[slot].param) : nullptr;
     if (specs_[slot].ptr() == spec) continue;
     same = false;
     specs_[slot] = spec ? borrow(spec) : Ref();
