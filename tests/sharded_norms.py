@@ -170,6 +170,32 @@ def a_process_that_refuses_its_step_tells_the_others_by_the_norm(rank: int) -> N
             assert_everywhere(pair.sharded.grad_norm)  # type: ignore[attr-defined]
 
 
+@case(ranks=4)
+def replicas_do_not_hear_of_a_refusal(rank: int) -> None:
+    """Sums go over the dimension that divides, and so does the word: the other replica has made its step."""
+    mesh = mesh_of(2, 2)
+    for cls, kwargs in REFUSING:
+        pair = Pair(
+            lambda ps, cls=cls, kwargs=kwargs: cls(ps, max_grad_norm=0.5, **kwargs),  # type: ignore[misc]
+            [Replicate(), Shard(0)],
+            mesh=mesh,
+        )
+        pair.step(2)
+        pair.give_grads(2)
+        params = params_of(pair.sharded)
+        before = [p.to_local().clone() for p in params]
+        if rank < 2:
+            pair.sharded.step()
+        else:
+            if rank == 3:
+                params[0].grad._local_tensor = torch.ones(2, 2)
+            words = "its gradient has shape" if rank == 3 else "another process has refused its step"
+            with pytest.raises(RuntimeError, match=words):
+                pair.sharded.step()
+        for p, start in zip(params, before, strict=True):
+            assert torch.equal(p.to_local(), start) == (rank > 1 or start.numel() == 0)
+
+
 @case()
 def a_scaler_and_a_clip_share_one_collective(rank: int) -> None:
     params = [Parameter(place(t, mesh_of(2), [Shard(0)])) for t in numbers(SHAPES, 1)]
