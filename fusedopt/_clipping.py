@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import _C
 from ._core.callers import warn
-from ._core.shards import is_sharded, reduced, replicated, together
+from ._core.shards import ANOTHER_REFUSES, is_sharded, reduced, replicated, together
 
 # The handles of step_in_backward in force. Whoever has none pays for one look at this.
 releases: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -184,7 +184,7 @@ def measure(params: Sequence[Any], earlier: Measurement | None = None) -> Measur
     grads = _C.Grads(params)
     if earlier is not None and grads.same_as(earlier.grads):
         return earlier
-    return Measurement(grads, _total(grads, 2.0))
+    return Measurement(grads, _total(grads, 2.0, of_a_step=True))
 
 
 def clip(measured: Measurement, scale: float | Tensor | None, max_norm: float) -> tuple[Tensor, float | Tensor]:
@@ -200,17 +200,34 @@ def clip(measured: Measurement, scale: float | Tensor | None, max_norm: float) -
     return norm, by / torch.clamp(max_norm / (norm + 1e-6), max=1.0).double()
 
 
-def _total(grads: _C.Grads, norm_type: float, local: bool = False) -> Tensor:
+def _total(grads: _C.Grads, norm_type: float, local: bool = False, of_a_step: bool = False) -> Tensor:
     total: Tensor = grads.measure(norm_type)
     if not (grads.leftover or grads.sharded):
         return total
     with torch.no_grad():
         shares = grads.measure_shards(norm_type)
-        parts = [part for _, _, part in shares] if local else list(reduced(shares, norm_type))
+        if local:
+            parts = [part for _, _, part in shares]
+        else:
+            parts = _told_of_refusals(shares) if of_a_step else list(reduced(shares, norm_type))
         parts += [_total_of_one(grad, norm_type, local) for grad in grads.leftover]
         for part in parts:
             total = together(total, part.to(total.device), norm_type)
     return total
+
+
+def _told_of_refusals(shares: Sequence[tuple[Any, tuple[bool, ...], Tensor]]) -> list[Tensor]:
+    """The sums of squares of all processes, of which one may refuse its step beside it: see `adds_up_norms`.
+
+    Nobody refuses there what a GPU has added up, since the host would have to wait to hear of it.
+    """
+    with_word = [
+        (mesh, its, torch.stack([part, torch.zeros_like(part)]) if part.is_cpu else part) for mesh, its, part in shares
+    ]
+    sums = list(reduced(with_word, 2.0))
+    if any(made.dim() and made[1] != 0 for made in sums):
+        raise RuntimeError(ANOTHER_REFUSES)
+    return [made[0] if made.dim() else made for made in sums]
 
 
 def _total_of_one(grad: Tensor, norm_type: float, local: bool) -> Tensor:

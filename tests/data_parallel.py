@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from ranks import case
 from sharded import numbers, whole
@@ -141,6 +142,33 @@ def zero_redundancy(rank: int) -> None:
         for p in mine:
             other = params_of(plain)[next(i for i, q in enumerate(models[0].parameters()) if q is p)]
             assert sorted(zero.optim.state[p]) == sorted(plain.state[other])
+
+
+@case()
+def what_is_made_of_all_params_is_refused_where_a_process_has_some(rank: int) -> None:
+    """Each process would clip to a norm of its own, or go a distance of its own."""
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    norm = "max_grad_norm would be held against the norm of those alone; leave it out and call clip_grad_norm_"
+    with pytest.raises(ValueError, match="ZeroRedundancyOptimizer gives each process some of the params, and " + norm):
+        ZeroRedundancyOptimizer(model().parameters(), fusedopt.AdamW, max_grad_norm=1.0)
+    with pytest.raises(ValueError, match="gives each process some of the params, and the distance would be of those"):
+        ZeroRedundancyOptimizer(model().parameters(), fusedopt.Prodigy)
+    its = FSDP(model(), use_orig_params=True, device_id=torch.device("cpu"))
+    words = "param 0 of group 0 is what FullyShardedDataParallel has of it in this process, and "
+    with pytest.raises(ValueError, match=words + norm):
+        fusedopt.AdamW(its.parameters(), max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=words + "the distance"):
+        fusedopt.Prodigy(its.parameters())
+    optimizer = fusedopt.AdamW(its.parameters())
+    with pytest.raises(ValueError, match=words + norm):
+        optimizer.max_grad_norm = 1.0
+    assert optimizer.max_grad_norm is None
+    other = fusedopt.AdamW([Parameter(torch.zeros(2))], max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=r"param 0 of group 1 is what FullyShardedDataParallel has"):
+        other.add_param_group({"params": list(its.parameters())})
+    assert len(other.param_groups) == 1
 
 
 @case()

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import Parameter
 
 import fusedopt
+from fusedopt import _clipping as clipping
 
 ORDERS = (2.0, 1.0, 3.0, math.inf)
 
@@ -116,6 +117,83 @@ def a_step_that_clips_has_one_collective(rank: int) -> None:
                 p.grad = place(grad, p.device_mesh, [Shard(0)])  # type: ignore[attr-defined]
             optimizer.step()
     assert len(calls) == 2
+
+
+@case()
+def a_step_finds_the_norm_in_its_own_look_at_shards(rank: int) -> None:
+    """From the second on; the first makes states, and has the norm's bits by other means."""
+    for plain in ([], [1, 3]):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            pair = Pair(lambda ps: fusedopt.AdamW(ps, lr=0.1, max_grad_norm=0.5), dtype=dtype, plain=plain)
+            for i in range(3):
+                pair.step(1, first=i)
+                optimizer: Any = pair.sharded
+                assert optimizer._plan.looks_once
+                assert_identical(
+                    optimizer.grad_norm,
+                    clipping.clip(clipping.measure([{"params": params_of(optimizer)}]), None, 0.5)[0],
+                )
+                assert_one_rounding(optimizer.grad_norm, pair.whole.grad_norm)  # type: ignore[attr-defined]
+                assert_everywhere(optimizer.grad_norm)
+
+
+REFUSING: list[tuple[Any, dict[str, Any]]] = [
+    (fusedopt.AdamW, {}),
+    (fusedopt.LAMB, {}),
+    (fusedopt.Adafactor, {}),
+    (fusedopt.SGD, {"lr": 1.0}),
+]
+
+
+@case()
+def a_process_that_refuses_its_step_tells_the_others_by_the_norm(rank: int) -> None:
+    """Before the first step and later; also one that has no gradients itself, and so no rows."""
+    for cls, kwargs in REFUSING:
+        for steps, empty in [(0, False), (2, False), (2, True)]:
+            pair = Pair(lambda ps, cls=cls, kwargs=kwargs: cls(ps, max_grad_norm=0.5, **kwargs))  # type: ignore[misc]
+            pair.step(steps)
+            pair.give_grads(7)
+            params = params_of(pair.sharded)
+            before = [p.to_local().clone() for p in params]
+            if rank == 1:
+                params[0].grad._local_tensor = torch.ones(2, 2)
+            elif empty:
+                for p in params:
+                    p.grad = None
+            words = "its gradient has shape" if rank == 1 else "another process has refused its step"
+            with pytest.raises(RuntimeError, match=words):
+                pair.sharded.step()
+            for p, start in zip(params, before, strict=True):
+                assert_identical(p.to_local(), start)
+            # Nobody is out of step with the others.
+            pair.step(1, first=steps)
+            assert_everywhere(pair.sharded.grad_norm)  # type: ignore[attr-defined]
+
+
+@case(ranks=4)
+def replicas_do_not_hear_of_a_refusal(rank: int) -> None:
+    """Sums go over the dimension that divides, and so does the word: the other replica has made its step."""
+    mesh = mesh_of(2, 2)
+    for cls, kwargs in REFUSING:
+        pair = Pair(
+            lambda ps, cls=cls, kwargs=kwargs: cls(ps, max_grad_norm=0.5, **kwargs),  # type: ignore[misc]
+            [Replicate(), Shard(0)],
+            mesh=mesh,
+        )
+        pair.step(2)
+        pair.give_grads(2)
+        params = params_of(pair.sharded)
+        before = [p.to_local().clone() for p in params]
+        if rank < 2:
+            pair.sharded.step()
+        else:
+            if rank == 3:
+                params[0].grad._local_tensor = torch.ones(2, 2)
+            words = "its gradient has shape" if rank == 3 else "another process has refused its step"
+            with pytest.raises(RuntimeError, match=words):
+                pair.sharded.step()
+        for p, start in zip(params, before, strict=True):
+            assert torch.equal(p.to_local(), start) == (rank > 1 or start.numel() == 0)
 
 
 @case()

@@ -82,6 +82,40 @@ def test_a_train_step(name: str) -> None:
     assert_identical(*ends)
 
 
+@pytest.mark.parametrize("name", ["plain", "options"])
+def test_cuda_graphs_are_made_of_what_is_compiled_and_a_step_is_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mode="reduce-overhead": inductor is asked to capture the forward pass alone, and a step is made at each call."""
+    import torch._inductor.compile_fx as inductor
+
+    asked: list[tuple[torch.fx.GraphModule, dict[str, Any]]] = []
+
+    def compile_fx(graph: torch.fx.GraphModule, inputs: list[Any], *rest: Any, config_patches: Any, **more: Any) -> Any:
+        asked.append((graph, dict(config_patches)))
+        return graph.forward
+
+    monkeypatch.setattr(inductor, "compile_fx", compile_fx)
+    ends = []
+    for by_compiler in (True, False):
+        its = model()
+        optimizer = MAKES[name](its.parameters())
+        x = torch.linspace(-1, 1, 24).view(3, 8)
+
+        def step(its: Any = its, optimizer: Any = optimizer, x: Tensor = x) -> None:
+            its(x).square().mean().backward()
+            optimizer.step(zero_grad=True)
+
+        run = torch.compile(step, mode="reduce-overhead") if by_compiler else step
+        for i in range(4):
+            run()
+            # What a capture would have taken along as it was.
+            optimizer.param_groups[0]["lr"] *= 1 - 0.1 * i
+        ends.append([p.detach() for p in its.parameters()])
+    assert [patches["triton.cudagraphs"] for _, patches in asked] == [True]
+    called = {str(node.target) for node in asked[0][0].graph.nodes if node.op.startswith("call")}
+    assert not any(name.endswith("_") for name in called)
+    assert_identical(*ends)
+
+
 @pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 def test_a_step_alone(case: Case) -> None:
     ours, expected = (case.ours(make_params([(4, 3), (67,)])) for _ in range(2))

@@ -2,7 +2,6 @@
 #include "../host/bind.h"
 #include "../host/dtensor.h"
 #include "../host/group.h"
-#include "../host/plan.h"
 #include "engines.h"
 
 namespace fusedopt {
@@ -13,15 +12,6 @@ NormOrder norm_order(double p) {
   if (!(p > 0)) throw py::value_error("norm_type is " + std::to_string(p) + "; give a positive number or inf");
   const Term term = p == 2 ? Term::square : p == 1 ? Term::absolute : std::isinf(p) ? Term::largest : Term::power;
   return {term, p};
-}
-
-at::Tensor scalar(double value, at::ScalarType dtype) {
-  const at::Tensor tensor = at::empty({}, at::TensorOptions(at::kCPU).dtype(dtype));
-  if (dtype == at::kDouble)
-    *tensor.mutable_data_ptr<double>() = value;
-  else
-    *tensor.mutable_data_ptr<float>() = static_cast<float>(value);
-  return tensor;
 }
 
 // A number for a kernel on `device`; `keep` holds it there.
@@ -306,49 +296,6 @@ py::tuple clip_of(const py::object& total_object, double p, const py::object& sc
 }
 
 }  // namespace
-
-// Sets what this step's gradients are divided by; false where a norm takes more than rows on the host, which Grads
-// knows.
-bool Plan::clip(Clipping& clipping) {
-  const auto ordinary = [&](const Pass& pass) { return pass.device == kHost && pass.from == kHost && pass.wave == 0; };
-  const auto& passes = roster_.passes();
-  looks_once_ = !rule().indexed && std::all_of(passes.begin(), passes.end(), ordinary) &&
-                !roster_.any_row([](const Source& source) { return source.sharded; });
-  if (!looks_once_ || passes.empty() || scaling_.divisor_known_there_alone() || scaling_.known_there_alone())
-    return false;
-  bool wide = false;
-  int64_t elements = 0;
-  std::vector<NormEntry> entries;
-  entries.reserve(roster_.count());
-  for (size_t i = 0; i < roster_.count(); ++i) {
-    const TensorImpl& grad = *roster_.source(i).grad;
-    if (!grad.is_non_overlapping_and_dense()) return false;
-    NormEntry entry = {};
-    entry.numel = roster_.row(i).numel;
-    entry.dtype = roster_.row(i).grad_dtype;
-    wide = wide || entry.dtype == Dtype::f64;
-    if (entry.numel == 0) continue;
-    entry.data = const_cast<void*>(read_of(grad, grad.dtype().itemsize()));
-    entry.chunks_end = entry.chunks() + (entries.empty() ? 0 : entries.back().chunks_end);
-    elements += entry.numel;
-    entries.push_back(entry);
-  }
-  const ClipRequest request = {norm_order(2), clipping.max_norm, wide};
-  const int threads = at::get_num_threads();
-  double total = 0;
-  const auto measure = [&] {
-    total = cpu::measure(entries.data(), entries.data() + entries.size(), request.order, threads);
-  };
-  // What new states are made of is not held.
-  if (roster_.new_states().empty())
-    without_gil(elements, measure, &clipping.held);
-  else
-    measure();
-  const cpu::Clipped clipped = cpu::clip(total, scaling_.divisor(), request);
-  scaling_.divide_by(clipped.divisor);
-  clipping.norm = scalar(clipped.norm, wide ? at::kDouble : at::kFloat);
-  return true;
-}
 
 void bind_clipping(py::module_& m) {
   py::class_<Grads>(m, "Grads", py::module_local(), "The gradients of a list of params: their norm and their scaling.")

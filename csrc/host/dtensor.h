@@ -70,6 +70,11 @@ inline const at::Tensor& local_tensor(PyObject* object) {
   return shard.local ? unpack(shard.local) : tensor;
 }
 
+// The spec of a DTensor, or null. An ordinary tensor costs a look at its keys.
+inline PyObject* spec_of(PyObject* object) {
+  return dispatches_to_python(*unpack(object).unsafeGetTensorImpl()) ? shard_of(object).spec : nullptr;
+}
+
 struct SpecNames {
   Ref mesh = intern("mesh"), placements = intern("placements"), order = intern("shard_order");
 };

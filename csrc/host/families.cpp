@@ -22,7 +22,7 @@ void Families::find(const Roster& roster) {
   bool same = specs_.size() == slots.size();
   specs_.resize(slots.size());
   for (size_t slot = 0; slot < slots.size(); ++slot) {
-    PyObject* spec = measures(roster.groups()[slots[slot].group]) ? shard_of(slots[slot].param).spec : nullptr;
+    PyObject* spec = measures(roster.groups()[slots[slot].group]) ? spec_of(slots[slot].param) : nullptr;
     if (specs_[slot].ptr() == spec) continue;
     same = false;
     specs_[slot] = spec ? borrow(spec) : Ref();

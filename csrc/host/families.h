@@ -43,6 +43,13 @@ class Families {
   // Whether this step has yet to add up over processes. A process that refuses its step does so, too.
   bool owe_sums() const { return owes_sums_; }
   void settle() { owes_sums_ = false; }
+  // Calls f; if that throws, it owes none.
+  template <class F>
+  void owe_after(F&& f) {
+    const bool owes = std::exchange(owes_sums_, false);
+    f();
+    owes_sums_ = owes;
+  }
   bool giving_up() const { return giving_up_; }
   // Takes part in a collective as one that refuses its step.
   template <class F>

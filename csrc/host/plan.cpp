@@ -120,12 +120,18 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
   const bool listed_anew = roster_.read(groups.ptr(), state.ptr(), grads);
   looks_once_ = looks_once_ || listed_anew;
   families_.find(roster_);
+  if (clipping) norm_.find(roster_, options_);
   struct Together {
     Plan& plan;
     bool done = false;
     ~Together() {
-      if (!done) plan.give_up();
+      // Who hears of it by the norm does not come to the sums.
+      if (!done && plan.norm_.owed())
+        plan.norm_.refuse(plan.roster_);
+      else if (!done)
+        plan.give_up();
       plan.families_.settle();
+      plan.norm_.settle();
     }
   } together{*this};
 

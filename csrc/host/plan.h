@@ -6,6 +6,7 @@
 #include "bind.h"
 #include "device_tables.h"
 #include "families.h"
+#include "norm_shares.h"
 #include "roster.h"
 #include "scaling.h"
 
@@ -42,7 +43,7 @@ class Plan {
   // The same of gradients whose norm, of all together, is held to max_norm: one look at them serves for it and for the
   // step. Returns the norm; or None, and has done nothing, where it has to be measured by other means.
   py::object step_clipped(const py::object& optimizer, double max_norm, bool clears_grad);
-  // Whether the next may do so: not for the params of the last, if these are on a device, shards or listed twice.
+  // Whether the next may do so: not for the params of the last, if these are on a device or listed twice.
   bool looks_once() const { return looks_once_; }
 
   // Sends the groups' numbers to the device for the steps that were captured into graphs, which read them there.
@@ -131,6 +132,7 @@ class Plan {
   py::dict options_;
   Families families_;
   Roster roster_;
+  NormShares norm_;
   Scaling scaling_;
   DeviceTables tables_;
   std::map<int, cuda::Transport> transports_;  // by device, of params that are stepped on the host

@@ -45,6 +45,16 @@ inline const void* read_of(const TensorImpl& impl, size_t itemsize) {
 
 inline bool dispatches_to_python(const TensorImpl& impl) { return impl.key_set().has(c10::DispatchKey::Python); }
 
+// A number on the host, as a tensor of float or double.
+inline at::Tensor scalar(double value, at::ScalarType dtype) {
+  const at::Tensor tensor = at::empty({}, at::TensorOptions(at::kCPU).dtype(dtype));
+  if (dtype == at::kDouble)
+    *tensor.mutable_data_ptr<double>() = value;
+  else
+    *tensor.mutable_data_ptr<float>() = static_cast<float>(value);
+  return tensor;
+}
+
 // The storage type of a tensor's real numbers; false if the engines have none.
 inline bool storage_of(const TensorImpl& impl, Dtype& dtype) {
   switch (c10::typeMetaToScalarType(impl.dtype())) {

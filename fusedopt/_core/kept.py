@@ -16,7 +16,7 @@ from .group_options import OF_GROUPS, of_class, precision_of, resolve
 from .max_grad_norm import ClippedStep
 from .precision import HALVES, Precision, at_home
 from .scaling import ScaledStep
-from .shards import close_state, is_sharded, open_state, places, replicated_like, summed
+from .shards import adds_up_norms, close_state, is_sharded, open_state, places, replicated_like, summed
 
 
 class Products(NamedTuple):
@@ -240,7 +240,8 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         refused = {name for name in Options._fields if name not in {*own, *getattr(self, "defaults", ())}}
         options = {**self._precision.for_plan(self._copies), "flags": _flags(cls), "refused": refused}
         options |= {"options": own, "seed": self._given.rounding_seed, "optional": self._optional}
-        options |= {"sum": summed, "gather": gathered, "part": part_of, "places": places, "replicated": replicated_like}
+        options |= {"sum": summed, "norm": adds_up_norms, "gather": gathered, "part": part_of}
+        options |= {"places": places, "replicated": replicated_like}
         kinds = _C.states(self._rule)
         options["resolve"] = partial(resolve, kinds, self._given, self._copies, self._precisions())
         if products := self._products():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -9,6 +10,7 @@ from torch.optim.optimizer import Optimizer
 
 from .. import _C
 from .. import _clipping as clipping
+from .divided import refuse_part
 
 
 def check_max_grad_norm(value: float | None) -> float | None:
@@ -38,7 +40,7 @@ class ClippedStep(Optimizer):
         `grad_norm` then holds the norm that the last step found, before clipping. None: no clipping.
 
         Raises:
-            ValueError: set to a number that is negative or NaN.
+            ValueError: set to a number that is negative or NaN, or what is here is not all of the model.
             TypeError: set to text.
 
         Example:
@@ -54,7 +56,28 @@ class ClippedStep(Optimizer):
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float | None) -> None:
-        self._max_grad_norm = check_max_grad_norm(value)
+        checked = check_max_grad_norm(value)
+        if checked is not None:
+            # None before torch's constructor has run, which adds them.
+            self._refuse_part(self.__dict__.get("param_groups", ()))
+        self._max_grad_norm = checked
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        try:
+            if self._max_grad_norm is not None:
+                self._refuse_part(self.param_groups)
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+
+    def _refuse_part(self, groups: Iterable[dict[str, Any]]) -> None:
+        refuse_part(
+            groups,
+            "max_grad_norm would be held against the norm of those alone;",
+            "leave it out and call clip_grad_norm_: FullyShardedDataParallel has its own, and beside "
+            "ZeroRedundancyOptimizer every process has all gradients",
+        )
 
     def _step_clipped(self, plan: _C.Plan, clears_grad: bool) -> torch.Tensor | None:
         """The gradients' norm after a step that found it in its own look at them; None, and no step, elsewhere."""

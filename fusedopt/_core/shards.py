@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+ANOTHER_REFUSES = (
+    "another process has refused its step, for a reason that it says, and the norm of all gradients, of which it has "
+    "some, cannot be made; nothing has been written here"
+)
 # What a process has for itself alone.
 _CODES = (torch.int8, torch.uint8)
 
@@ -107,28 +111,64 @@ def together(a: Tensor, b: Tensor, norm_type: float) -> Tensor:
 Divided = tuple[bool, ...] | None
 
 
-def reduced(shares: Iterable[tuple[Any, Divided, Tensor]], norm_type: float) -> Iterator[Tensor]:
-    """For each mesh the sum of its shares over all processes, as `Grads.measure_shards` has them of this one.
+def _ways(families: Iterable[tuple[Any, Divided]]) -> Iterator[tuple[Any, list[int], list[int]]]:
+    """Of each mesh the dimensions over which shares are added up, and the places of those that count in this process.
 
     A process counts what dimensions of the mesh replicate only if it is the first in them, as far as the sum goes over
-    these dimensions at all: where all is replicated, every process has it already. `None` in the place of the
-    dimensions that divide: a share that counts in every process.
+    these dimensions at all: where all is replicated, every process has it already.
     """
-    meshes: dict[int, tuple[Any, list[tuple[Divided, Tensor]]]] = {}
-    for mesh, divided, part in shares:
-        meshes.setdefault(id(mesh), (mesh, []))[1].append((divided, part))
-    for mesh, parts in meshes.values():
+    meshes: dict[int, tuple[Any, list[tuple[int, Divided]]]] = {}
+    for place, (mesh, divided) in enumerate(families):
+        meshes.setdefault(id(mesh), (mesh, []))[1].append((place, divided))
+    for mesh, members in meshes.values():
         coordinate = mesh.get_coordinate()
         if coordinate is None:
             continue
-        dims = [d for d in range(mesh.ndim) if mesh.size(d) > 1 and any(divided and divided[d] for divided, _ in parts)]
-        total = torch.zeros_like(parts[0][1])
-        for divided, part in parts:
-            if divided is None or all(divided[d] or coordinate[d] == 0 for d in dims):
-                total = together(total, part.to(total.device), norm_type)
+        dims = [d for d in range(mesh.ndim) if mesh.size(d) > 1 and any(its and its[d] for _, its in members)]
+        counted = [place for place, its in members if its is None or all(its[d] or coordinate[d] == 0 for d in dims)]
+        yield mesh, dims, counted
+
+
+def reduced(shares: Iterable[tuple[Any, Divided, Tensor]], norm_type: float) -> Iterator[Tensor]:
+    """For each mesh the sum of its shares over all processes, as `Grads.measure_shards` has them of this one.
+
+    `None` in the place of the dimensions that divide: a share that counts in every process.
+    """
+    listed = list(shares)
+    for mesh, dims, counted in _ways((mesh, divided) for mesh, divided, _ in listed):
+        total = torch.zeros_like(next(part for its, _, part in listed if its is mesh))
+        for place in counted:
+            total = together(total, listed[place][2].to(total.device), norm_type)
         for d in dims:
             total = _all_reduced(total.to(mesh.device_type), mesh.get_group(d), norm_type).to(total.device)
         yield total
+
+
+def adds_up_norms(families: Sequence[tuple[Any, tuple[bool, ...]]]) -> Callable[[Sequence[float], bool], float]:
+    """What makes one number of those that processes have on the CPU: of ordinary params, then of each family.
+
+    Beside its numbers a process says whether it refuses its step. Then the others raise RuntimeError.
+    """
+    ways = list(_ways(families))
+
+    def add_up(parts: Sequence[float], refuses: bool) -> float:
+        total, refused = parts[0], False
+        for mesh, dims, counted in ways:
+            its = 0.0
+            for place in counted:
+                its += parts[1 + place]
+            if dims:
+                told = torch.tensor((its, refuses), dtype=torch.float64, device=mesh.device_type)
+                for d in dims:
+                    torch.distributed.all_reduce(told, group=mesh.get_group(d))
+                its, refusals = told.tolist()
+                refused = refused or refusals != 0
+            total += its
+        if refused and not refuses:
+            raise RuntimeError(ANOTHER_REFUSES)
+        return total
+
+    return add_up
 
 
 def summed(families: Sequence[tuple[Any, tuple[bool, ...], list[int]]], totals: Tensor) -> Tensor:

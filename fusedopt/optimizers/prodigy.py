@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .._core.arguments import Options, check_number
+from .._core.divided import refuse_part
 from .._core.optimizer import Leftover
 from .._core.precision import MasterWeights, Rounding, StateDtype
 from .._core.standalone import Standalone
@@ -128,8 +129,9 @@ class Prodigy(Standalone):
             param_group: a dict with "params" and any of the constructor's arguments.
 
         Raises:
-            ValueError: a hyper-parameter is out of range, the group has an option, which is the whole optimizer's, or a
-                param is in another group already.
+            ValueError: a hyper-parameter is out of range, the group has an option, which is the whole optimizer's, a
+                param is in another group already, or ZeroRedundancyOptimizer or FSDP1 has given this process some of
+                the params.
             TypeError: a number is given as text.
             RuntimeError: a CUDA graph has captured a step, and its replays would leave the group's distance behind.
         """
@@ -144,6 +146,15 @@ class Prodigy(Standalone):
             kept = {key: value.clone() if isinstance(value, Tensor) else value for key, value in _kept(first).items()}
             param_group = {**kept, **param_group}
         super().add_param_group(param_group)
+        try:
+            refuse_part(
+                self.param_groups,
+                "the distance would be of those alone;",
+                "use an optimizer whose steps need no other params, as AdamW",
+            )
+        except ValueError:
+            del self.param_groups[-1]
+            raise
 
     def _step_leftover(self, leftover: Leftover, divisor: float | torch.Tensor | None = None) -> bool:
         # Sums are of all params: with those that only another form of their gradients lets step, all do.
