@@ -111,7 +111,8 @@ class Plan {
     PyObject* state;  // its dict in optimizer.state, or nullptr
     const Signature* signature;
     int group, position;
-    int wave;  // 1 where the param stands in the list for the second time: it steps after the first has
+    int listed;  // 1 where the param stands in the list for the second time
+    int wave;    // 1 where it steps after another with the same memory has, be it itself
   };
   // What stands behind rows_[i].
   struct Source {
@@ -170,6 +171,10 @@ class Plan {
     size_t first, last;
     int wave, device, from;
   };
+  // Whether any operands lie elsewhere than they did, and whether params do.
+  struct Moved {
+    bool rows = false, params = false;
+  };
   // What a slot turned out to be: without a gradient, a row for the engine, or torch's to step.
   enum class Found { nothing, row, leftover };
 
@@ -183,7 +188,7 @@ class Plan {
   void rebuild_slots(PyObject* state);
   void unsettle();
   void refuse_replaced() const;
-  bool settled(int slot, size_t at, bool& moved);
+  bool settled(int slot, size_t at, Moved& moved);
   bool all_settled();
   Found collect(int slot, size_t at);
   void enter_shards(Source& source, const at::Tensor& grad) const;
@@ -226,7 +231,7 @@ class Plan {
   void set_draws(double ema_decay);
   void refuse_leftover(const py::list& leftover) const;
   bool lay_out(Row& row, Source& source);
-  bool address(Row& row, const Source& source) const;
+  void address(Row& row, const Source& source, Moved& moved) const;
   py::list collect_all();
   bool clip(Clipping& clipping);
   void collect_each(bool observed, py::list& leftover);
@@ -240,6 +245,7 @@ class Plan {
   void move_counters();
   void make_own(size_t i, py::dict& entry, StateScales& scales);
   void make_states(NewEntries& new_entries);
+  void find_waves();
   void find_passes();
   void run();
   void prepare_rows(const Pass& pass);
@@ -344,7 +350,7 @@ class Plan {
   std::vector<size_t> new_states_;  // rows whose state has yet to be made
   // Whether rows_ have changed since passes_ and new_states_ were made of them, and a number that is new whenever they
   // do.
-  bool rows_changed_ = true;
+  Moved moved_ = {true, true};
   uint64_t rows_version_ = 0;
   std::deque<Layout> layouts_;
   Work work_;                     // a pass

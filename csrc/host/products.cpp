@@ -128,6 +128,7 @@ void Plan::run_with_products(const Pass& pass) {
   std::deque<Extras> extras;
   // The rows of one of the two passes, each that of its param with other operands: change(row, source, its extras,
   // matrix, batch).
+  Moved elsewhere;  // no row of the plan's
   const auto collect_rows = [&](auto&& change) {
     rows.clear();
     extras.clear();
@@ -144,7 +145,7 @@ void Plan::run_with_products(const Pass& pass) {
         change(row, source, own, matrix, b);
         if (!lay_out(row, source))
           fail(source, "its gradient, states and itself lie too differently; make them contiguous");
-        address(row, source);
+        address(row, source, elsewhere);
         rows.push_back(row);
       }
     }

@@ -67,7 +67,7 @@ void Plan::rebuild_slots(PyObject* state) {
       if (!THPVariable_Check(param)) throw py::type_error(label(g, i) + " is not a tensor");
       const auto found = dict_of.find(param);
       slots_.push_back({param, found == dict_of.end() ? nullptr : found->second, nullptr, static_cast<int>(g),
-                        static_cast<int>(i), seen[param]++});
+                        static_cast<int>(i), seen[param]++, 0});
     }
   }
   order_of_ = nullptr;
@@ -75,6 +75,24 @@ void Plan::rebuild_slots(PyObject* state) {
   sources_.resize(slots_.size());
   extras_.resize(slots_.size());
   unsettle();
+}
+
+const Plan::Signature* Plan::signature_of(PyObject* dict) {
+  Signature signature;
+  PyObject *key, *value;
+  for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) {
+    int role = -1;
+    for (const StateKey& known : keys_)
+      if (PyUnicode_Check(key) && PyUnicode_Compare(key, known.name.ptr()) == 0) role = known.role;
+    signature.keys.push_back(borrow(key));
+    signature.role.push_back(role);
+  }
+  for (const Signature& known : signatures_)
+    if (known.keys.size() == signature.keys.size() &&
+        std::equal(known.keys.begin(), known.keys.end(), signature.keys.begin(),
+                   [](const Ref& a, const Ref& b) { return a.is(b); }))
+      return &known;
+  return &signatures_.emplace_back(std::move(signature));
 }
 
 void Plan::unsettle() {
@@ -150,10 +168,11 @@ py::list Plan::collect_all() {
   const bool observed = c10::impl::TorchDispatchModeTLS::any_modes_set();
   py::list leftover;
   if (observed || !all_settled()) collect_each(observed, leftover);
-  if (rows_changed_) {
+  if (moved_.rows) {
     ++rows_version_;
+    if (moved_.params) find_waves();
     find_passes();
-    rows_changed_ = false;
+    moved_ = {};
   }
   return leftover;
 }
@@ -166,9 +185,7 @@ void Plan::collect_each(bool observed, py::list& leftover) {
   py::list params;
   int group = -1;
   for (int slot = 0; slot < slots; ++slot) {
-    Found found = observed                               ? Found::leftover
-                  : settled(slot, count_, rows_changed_) ? Found::row
-                                                         : collect(slot, count_);
+    Found found = observed ? Found::leftover : settled(slot, count_, moved_) ? Found::row : collect(slot, count_);
     if (observed && !grad_of(slot).defined()) found = Found::nothing;
     if (found == Found::row) ++count_;
     if (found != Found::leftover) continue;
@@ -179,7 +196,7 @@ void Plan::collect_each(bool observed, py::list& leftover) {
     }
     params.append(borrow(slots_[slot].param));
   }
-  rows_changed_ = rows_changed_ || count_ != before;
+  moved_.rows = moved_.rows || count_ != before;
   simple_ = count_ == slots_.size() && !rule_->indexed;
   elements_ = 0;
   for (size_t i = 0; i < count_; ++i) {

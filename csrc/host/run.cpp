@@ -263,7 +263,7 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
     Source& source = sources_[i];
     outfit(i);
     lay_out(row, source);
-    rows_changed_ = address(row, source) || rows_changed_;
+    address(row, source, moved_);
     for (int c = 0; c < rule_->counters; ++c)
       if (source.counter[c]) source.count[c] = data_of(*source.counter[c]);
     read_counts(source);

@@ -74,7 +74,7 @@ Plan::Found Plan::collect_slices(Row& row, Source& source) {
   if (!lay_out_slices(row, source)) return Found::leftover;
   if (!source.first && !source.missing) {
     read_counts(source);
-    rows_changed_ = address(row, source) || rows_changed_;
+    address(row, source, moved_);
   }
   return Found::row;
 }

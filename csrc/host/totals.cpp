@@ -50,7 +50,7 @@ void Plan::check_family(const Source& source) {
         "its rule adds up over a tensor of which this process has a shard, once a step for all of them, and others are "
         "on another device; step them with an optimizer of their own");
   family_device_ = source.device;
-  if (slots_[source.slot].wave > 0)
+  if (slots_[source.slot].listed > 0)
     fail(source,
          "its rule adds up over a tensor of which this process has a shard, once a step, and it is in the list twice; "
          "list it once");
