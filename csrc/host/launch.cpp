@@ -225,8 +225,8 @@ void Plan::launch_and_add_up(cuda::Table& table, cuda::Step& step, const cuda::P
 }
 
 void Plan::refresh(py::object optimizer) {
-  const Ref groups = optimizer.attr("param_groups");
-  read_groups(groups.ptr());
+  const Ref groups = optimizer.attr("param_groups"), state = optimizer.attr("state");
+  read_groups(groups.ptr(), state.ptr());
   forget_graphs();
   Work work;
   std::vector<int> variants;
@@ -242,7 +242,7 @@ void Plan::refresh(py::object optimizer) {
     const std::shared_ptr<at::Tensor> memory = table.of_graph.lock();
     if (!memory || table.variants != variants) continue;
     const OnDevice guard(table.place.device);
-    read_groups(groups.ptr());
+    read_groups(groups.ptr(), state.ptr());
     const auto fetch = [&](std::vector<Group>& all, const GroupNames& names) {
       for (size_t g = 0; g < all.size(); ++g)
         all[g].fetch_for(table.place.device, names, PySequence_Fast_GET_ITEM(group_list_, g));

@@ -179,7 +179,7 @@ class Plan {
   enum class Found { nothing, row, leftover };
 
   void find_rules();
-  void read_groups(PyObject* groups);
+  void read_groups(PyObject* groups, PyObject* state);
   bool slots_match(PyObject* state);
   void take_grads(const py::object& grads);
   const at::Tensor& grad_of(int slot) const {

@@ -5,7 +5,7 @@ namespace fusedopt {
 
 std::string Plan::label(int group, int position) const { return param_label(group_list_, group, position); }
 
-void Plan::read_groups(PyObject* groups) {
+void Plan::read_groups(PyObject* groups, PyObject* state) {
   if (!is_sequence(groups)) throw py::type_error("optimizer.param_groups is not a list");
   group_list_ = groups;
   groups_.resize(PySequence_Fast_GET_SIZE(groups));
@@ -13,7 +13,7 @@ void Plan::read_groups(PyObject* groups) {
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
     Group& group = groups_[g];
     const Options* before = group.options.get();
-    group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g);
+    group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g, state);
     if (group.options.get() != before) unsettle();
     const bool equal =
         g > 0 && groups_[g - 1].sign == group.sign && group.device == kHost &&
@@ -25,7 +25,7 @@ void Plan::read_groups(PyObject* groups) {
   if (!products_) return;
   products_->groups.resize(groups_.size());
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g)
-    products_->groups[g].read(PySequence_Fast_GET_ITEM(groups, g), products_->names, *products_->after, g);
+    products_->groups[g].read(PySequence_Fast_GET_ITEM(groups, g), products_->names, *products_->after, g, state);
 }
 
 bool Plan::slots_match(PyObject* state) {

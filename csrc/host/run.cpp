@@ -219,7 +219,7 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
   if (!PyDict_Check(state.ptr())) throw py::type_error("optimizer.state is not a dict");
   state_of_all_ = state.ptr();
   const Ref groups = member(known.param_groups);
-  read_groups(groups.ptr());
+  read_groups(groups.ptr(), state.ptr());
   const bool listed_anew = !slots_match(state.ptr());
   if (listed_anew) rebuild_slots(state.ptr());
   take_grads(grads);
