@@ -111,7 +111,11 @@ class GradientRelease:
         self._accumulating = 0
         # Backward runs a thread for each device.
         self._lock = threading.Lock()
-        self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before_step)]
+        self._drawn: int | None = None
+        self._handles: list[Any] = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
         # So that a GradScaler shows itself by what it hands to `step`, which is too late for it.
         optimizer._count_scale_givers(1)
         sizes = [len(group["params"]) for group in optimizer.param_groups]
@@ -187,6 +191,13 @@ class GradientRelease:
                 "without step_in_backward"
             )
         _refuse_clipping(optimizer)
+        # What is left to step is of the same step.
+        self._drawn = cast(FusedStep, optimizer)._rejoin_pass()
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._drawn is not None:
+            cast(FusedStep, optimizer)._draw_from(self._drawn)
+            self._drawn = None
 
     def _optimizer_alive(self) -> FusedStep:
         optimizer = self._optimizer()
@@ -254,12 +265,13 @@ class _ParamStep:
         self.ema_decay = optimizer.ema_decay
         found = optimizer.state.get(param)
         self.state = {} if found is None else {param: found}
+        if optimizer._draws_at_all():
+            self.plan.draws = optimizer._draw_in_pass(torch._C._current_graph_task_id())
         try:
             if optimizer._known_to_torch_alone() is not None or self.plan.step(cast(Optimizer, self)):
                 self._step_whole(optimizer, group)
             elif found is None and param in self.state:
                 optimizer.state[param] = self.state[param]
-            optimizer._count_draws(self.plan.draws)
         except Exception as error:
             # The plan saw one group of one param.
             if error.args and isinstance(error.args[0], str):

@@ -165,6 +165,26 @@ def test_added_later(cls: Any) -> None:
     assert_same(states(optimizer)[2], states(train(rest))[0])
 
 
+def test_a_new_param_is_not_taken_for_one_that_is_gone() -> None:
+    """Whose address it may come to have."""
+    optimizer = make(fusedopt.AdamW, [{}, {"rounding": "kahan"}, {}], state_dtype="bfloat16")
+    train(optimizer, count=1)
+    gone = optimizer.param_groups.pop(0)["params"].pop()
+    del optimizer.state[gone]
+    address = id(gone)
+    del gone
+    others: list[Parameter] = []
+    while not others or id(others[-1]) != address:
+        if len(others) == 1000:
+            pytest.skip("no other came to have it")
+        others.append(Parameter(torch.ones(5).bfloat16()))
+    optimizer.add_param_group({"params": [others[-1]], "rounding": "stochastic"})
+    train(optimizer, count=1)
+    optimizer.param_groups[-1]["rounding"] = "nearest"
+    with pytest.raises(ValueError, match=r"param_groups\[2\] has come to have other options"):
+        train(optimizer, count=1)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -164,6 +164,29 @@ def test_a_checkpoint_between_estimate_and_step_goes_on() -> None:
     assert_identical(snapshot(other), snapshot(whole))
 
 
+def test_a_resumed_run_draws_as_one_that_goes_on() -> None:
+    """Estimates round by chance, too, and a file has one number of draws."""
+    options: dict[str, Any] = {"lr": 0.01, "betas": BETAS, "rounding": "stochastic"}
+
+    def run(optimizer: fusedopt.SophiaG, params: list[Parameter], seeds: range) -> None:
+        for seed in seeds:
+            _step(optimizer, params, seed)
+            if seed % 2:
+                _estimate(optimizer, params, 10 + seed)
+
+    params = _params((30, 20), 5, dtype=torch.bfloat16)
+    whole = fusedopt.SophiaG(params, **options)
+    run(whole, params, range(6))
+    others = [Parameter(p.detach().clone()) for p in params]
+    resumed = fusedopt.SophiaG(others, **options)
+    resumed.load_state_dict(save_and_load(whole.state_dict()))
+    copied = copy.deepcopy((whole, params))
+    run(whole, params, range(6, 12))
+    for optimizer, its in ((resumed, others), copied):
+        run(optimizer, its, range(6, 12))
+        assert_identical(snapshot(optimizer), snapshot(whole))
+
+
 def test_hooks_and_schedulers_count_steps_alone() -> None:
     params = _params(5)
     optimizer = fusedopt.SophiaG(params, lr=0.5)

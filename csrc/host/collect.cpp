@@ -40,7 +40,7 @@ bool Roster::attached_as_before(const Row& row, const Source& source) const {
 
 // Whether all that stands behind row `at` is as it was when the row was made; then only the addresses are read anew.
 // Most steps are that for all rows, so this is what a step costs: some 500 instructions a param.
-bool Roster::settled(int slot, size_t at, bool& moved) {
+bool Roster::settled(int slot, size_t at, Moved& moved) {
   Source& source = sources_[at];
   if (!source.settled || source.slot != slot) return false;
   const Slot& its = slots_[slot];
@@ -93,7 +93,7 @@ bool Roster::settled(int slot, size_t at, bool& moved) {
   for (int c = 0; c < rule_->counters; ++c)
     source.count[c] = data_of(*source.counter[c], source.counter_type[c].itemsize());
   read_counts(source);
-  moved = address(row, source) || moved;
+  address(row, source, moved);
   return true;
 }
 
@@ -103,18 +103,20 @@ bool Roster::settled(int slot, size_t at, bool& moved) {
 bool Roster::all_settled() {
   if (!simple_ || count_ != slots_.size()) return false;
   const int64_t count = static_cast<int64_t>(count_);
-  std::atomic<bool> all = true, moved = false;
+  std::atomic<bool> all = true, rows = false, params = false;
   cpu::in_shares(count, elements_ + count * kLookingAt, at::get_num_threads(), [&](int64_t begin, int64_t end) {
-    bool its = false;
+    Moved its;
     try {
       for (int64_t i = begin; i < end && all; ++i)
         if (!settled(static_cast<int>(i), i, its)) all = false;
     } catch (...) {  // such as want of memory for a copy-on-write storage, which is told when it is met again
       all = false;
     }
-    if (its) moved = true;
+    if (its.rows) rows = true;
+    if (its.params) params = true;
   });
-  changed_ = changed_ || moved;
+  moved_.rows = moved_.rows || rows;
+  moved_.params = moved_.params || params;
   return all;
 }
 
@@ -129,7 +131,7 @@ Roster::Found Roster::collect_row(int slot, size_t at) {
   Source& source = sources_[at];
   row = Row{};
   source = Source{};
-  changed_ = true;
+  moved_ = {true, true};
   source.slot = slot;
   source.param = whole_param;
   source.grad = whole_grad.unsafeGetTensorImpl();
@@ -168,7 +170,7 @@ Roster::Found Roster::collect_row(int slot, size_t at) {
                                           PySequence_Fast_GET_ITEM(group_list_, slots_[slot].group));
   if (source.first || source.missing) return Found::row;
   read_counts(source);
-  changed_ = address(row, source) || changed_;
+  address(row, source, moved_);
   if (!source.settled) return Found::row;
   source.state_version = slots_[slot].state ? version_of(slots_[slot].state) : 1;
   source.settled = source.state_version != 0;
@@ -192,9 +194,8 @@ Roster::Found Roster::collect_row(int slot, size_t at) {
   return Found::row;
 }
 
-// Says where a row's operands lie; whether that is elsewhere than before.
-bool Roster::address(Row& row, const Source& source) const {
-  if (row.numel == 0) return false;
+void Roster::address(Row& row, const Source& source, Moved& moved) const {
+  if (row.numel == 0) return;
   const int complex = is_complex(*source.param) ? 2 : 1;
   bool changed = false;
   const auto set = [&](auto& pointer, auto* to) {
@@ -203,39 +204,22 @@ bool Roster::address(Row& row, const Source& source) const {
   };
   const TensorImpl* exact = row.extras ? exact_param(source) : source.param;
   set(row.param, data_of(*exact, complex * element_size(row.param_dtype)));
+  Extras* extras = const_cast<Extras*>(row.extras);  // the roster's own
+  const auto attach = [&](auto& pointer, const TensorImpl* tensor) {
+    if (tensor)
+      set(pointer, static_cast<std::decay_t<decltype(pointer)>>(data_of(*tensor, tensor->dtype().itemsize())));
+  };
+  if (extras) attach(extras->partner, exact == source.param ? source.attached[kPartnerTensor] : source.param);
+  moved.params = moved.params || changed;
   set(row.grad, read_of(*source.grad, complex * element_size(row.grad_dtype)));
   for (int k = 0; k < rule_->states; ++k)
     if (source.state[k]) set(row.state[k], data_of(*source.state[k], complex * element_size(row.state_dtype[k])));
-  if (row.extras) {
-    Extras& extras = const_cast<Extras&>(*row.extras);  // the roster's own
-    const auto attach = [&](auto& pointer, const TensorImpl* tensor) {
-      if (tensor)
-        set(pointer, static_cast<std::decay_t<decltype(pointer)>>(data_of(*tensor, tensor->dtype().itemsize())));
-    };
-    attach(extras.partner, exact == source.param ? source.attached[kPartnerTensor] : source.param);
-    attach(extras.average, source.attached[kAverageTensor]);
-    for (int k = 0; k < rule_->states; ++k) attach(extras.scales[k], source.attached[kScaleTensor + k]);
-    if (extras.clears_grad) set(row.grad, data_of(*source.grad, complex * element_size(row.grad_dtype)));
+  if (extras) {
+    attach(extras->average, source.attached[kAverageTensor]);
+    for (int k = 0; k < rule_->states; ++k) attach(extras->scales[k], source.attached[kScaleTensor + k]);
+    if (extras->clears_grad) set(row.grad, data_of(*source.grad, complex * element_size(row.grad_dtype)));
   }
-  return changed;
-}
-
-const Roster::Signature* Roster::signature_of(PyObject* dict) {
-  Signature signature;
-  PyObject *key, *value;
-  for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) {
-    int role = -1;
-    for (const StateKey& known : keys_)
-      if (PyUnicode_Check(key) && PyUnicode_Compare(key, known.name.ptr()) == 0) role = known.role;
-    signature.keys.push_back(borrow(key));
-    signature.role.push_back(role);
-  }
-  for (const Signature& known : signatures_)
-    if (known.keys.size() == signature.keys.size() &&
-        std::equal(known.keys.begin(), known.keys.end(), signature.keys.begin(),
-                   [](const Ref& a, const Ref& b) { return a.is(b); }))
-      return &known;
-  return &signatures_.emplace_back(std::move(signature));
+  moved.rows = moved.rows || changed;
 }
 
 // Leftover where torch's own step has to make sense of the counter.

@@ -60,8 +60,10 @@ void Families::check(const Roster& roster) {
     device_ = source.device;
     if (roster.slot(source).wave > 0)
       roster.fail(source,
-                  "its rule adds up over a tensor of which this process has a shard, once a step, and it is in the "
-                  "list twice; list it once");
+                  std::string("its rule adds up over a tensor of which this process has a shard, once a step, "
+                              "and it ") +
+                      (roster.slot(source).listed > 0 ? "is in the list twice; list it once"
+                                                      : "shares memory with another param; give it memory of its own"));
     if (source.device != kHost && (roster.rule().joint || roster.rule().factored))
       roster.fail(source,
                   "its rule adds up over a tensor of which this process has a shard, which it does on the CPU alone; "

@@ -65,7 +65,7 @@ struct GroupNames {
   py::set optional;              // those that may be None
   py::set refused;               // options of the optimizer, which a group cannot have
   py::set options;               // options that a group may have for itself,
-  py::object resolve;            // and (group, index) -> what options.h reads
+  py::object resolve;            // and (group, index, optimizer.state) -> what options.h reads
   bool factored;                 // see Rule
   bool knows_capturable;         // the class does, whose groups have it only if it is true
   Ref params = intern("params"), maximize = intern("maximize"), differentiable = intern("differentiable"),
@@ -117,10 +117,11 @@ class Group {
   std::shared_ptr<const Options> options;  // its own, the same object while they say the same; null: the optimizer's
   std::optional<double> ema_decay;         // the same
 
-  void read(PyObject* dict, const GroupNames& names, const Rule& rule, int index) {
+  // `state` is the optimizer's.
+  void read(PyObject* dict, const GroupNames& names, const Rule& rule, int index, PyObject* state) {
     if (!PyDict_Check(dict)) throw py::type_error("param_groups[" + std::to_string(index) + "] is not a dict");
     if (!unchanged(dict)) {
-      parse(dict, names, rule, index);
+      parse(dict, names, rule, index, state);
       variant = rule.variant(numbers().data());
     }
     if (!params) throw py::key_error("param_groups[" + std::to_string(index) + "] has no 'params'");
@@ -191,7 +192,7 @@ class Group {
     return value == Py_None || PyFloat_Check(value) || PyLong_Check(value);
   }
 
-  void parse(PyObject* dict, const GroupNames& names, const Rule& rule, int index) {
+  void parse(PyObject* dict, const GroupNames& names, const Rule& rule, int index, PyObject* state) {
     const auto label = [&](const Ref& key) {
       return "param_groups[" + std::to_string(index) + "]['" + std::string(py::str(key)) + "']";
     };
@@ -270,7 +271,7 @@ class Group {
       entries_.push_back({borrow(key), held ? borrow(value) : Ref(), role});
     }
     if (own_options) {
-      const py::dict given = names.resolve(borrow(dict), index).cast<py::dict>();
+      const py::dict given = names.resolve(borrow(dict), index, borrow(state)).cast<py::dict>();
       if (!latest_ || !given.equal(given_)) latest_ = std::make_shared<Options>(rule, given);
       given_ = given;
     }

@@ -36,7 +36,9 @@ void Roster::check_one_pass() const {
   if (passes_.size() < 2) return;
   const Source& source = sources_[passes_[1].first];
   if (passes_[1].wave > 0)
-    fail(source, "its rule adds up over all params once a step, and it is listed twice; list it once");
+    fail(source, std::string("its rule adds up over all params once a step, and it ") +
+                     (slots_[source.slot].listed > 0 ? "is listed twice; list it once"
+                                                     : "shares memory with another; give it memory of its own"));
   fail(source, "it is on " + source.param->device().str() + " and others on " + sources_[0].param->device().str() +
                    ", and its rule adds up over all params, which it does on one device; make an optimizer for each");
 }

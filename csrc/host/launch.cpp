@@ -92,8 +92,8 @@ void Plan::launch_and_add_up(cuda::Table& table, cuda::Step& step, const cuda::P
 }
 
 void Plan::refresh(py::object optimizer) {
-  const Ref groups = optimizer.attr("param_groups");
-  roster_.read_groups(groups.ptr());
+  const Ref groups = optimizer.attr("param_groups"), state = optimizer.attr("state");
+  roster_.read_groups(groups.ptr(), state.ptr());
   std::vector<int> variants;
   for (const Group& group : roster_.groups()) variants.push_back(group.variant);
   const DeviceTables::DeviceTable* latest = nullptr;
@@ -108,7 +108,7 @@ void Plan::refresh(py::object optimizer) {
     if (!memory || table.variants != variants) return;
     const int device = table.use.place.device;
     const OnDevice guard(device);
-    roster_.read_groups(groups.ptr());
+    roster_.read_groups(groups.ptr(), state.ptr());
     const auto fetch = [&](std::vector<Group>& all, const GroupNames& names) {
       for (size_t g = 0; g < all.size(); ++g) all[g].fetch_for(device, names, roster_.group_dict(g));
     };

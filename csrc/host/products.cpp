@@ -127,6 +127,7 @@ void Plan::run_with_products(const Pass& pass) {
   std::deque<Extras> extras;
   // The rows of one of the two passes, each that of its param with other operands: change(row, source, its extras,
   // matrix, batch).
+  Roster::Moved elsewhere;  // no row of the roster's
   const auto collect_rows = [&](auto&& change) {
     rows.clear();
     extras.clear();
@@ -143,7 +144,7 @@ void Plan::run_with_products(const Pass& pass) {
         change(row, source, own, matrix, b);
         if (!roster_.lay_out(row, source))
           roster_.fail(source, "its gradient, states and itself lie too differently; make them contiguous");
-        roster_.address(row, source);
+        roster_.address(row, source, elsewhere);
         rows.push_back(row);
       }
     }

@@ -41,7 +41,7 @@ void Roster::find_rules(const std::string& name) {
 
 std::string Roster::label(int group, int position) const { return param_label(group_list_, group, position); }
 
-void Roster::read_groups(PyObject* groups) {
+void Roster::read_groups(PyObject* groups, PyObject* state) {
   if (!is_sequence(groups)) throw py::type_error("optimizer.param_groups is not a list");
   group_list_ = groups;
   groups_.resize(PySequence_Fast_GET_SIZE(groups));
@@ -49,7 +49,7 @@ void Roster::read_groups(PyObject* groups) {
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g) {
     Group& group = groups_[g];
     const Options* before = group.options.get();
-    group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g);
+    group.read(PySequence_Fast_GET_ITEM(groups, g), names_, *rule_, g, state);
     if (group.options.get() != before) unsettle();
     const bool equal =
         g > 0 && groups_[g - 1].sign == group.sign && group.device == kHost &&
@@ -61,7 +61,7 @@ void Roster::read_groups(PyObject* groups) {
   if (!products_) return;
   products_->groups.resize(groups_.size());
   for (int g = 0; g < static_cast<int>(groups_.size()); ++g)
-    products_->groups[g].read(PySequence_Fast_GET_ITEM(groups, g), products_->names, *products_->after, g);
+    products_->groups[g].read(PySequence_Fast_GET_ITEM(groups, g), products_->names, *products_->after, g, state);
 }
 
 bool Roster::slots_match(PyObject* state) {
@@ -102,7 +102,7 @@ void Roster::rebuild_slots(PyObject* state) {
       if (!THPVariable_Check(param)) throw py::type_error(label(g, i) + " is not a tensor");
       const auto found = dict_of.find(param);
       slots_.push_back({param, found == dict_of.end() ? nullptr : found->second, nullptr, static_cast<int>(g),
-                        static_cast<int>(i), seen[param]++});
+                        static_cast<int>(i), seen[param]++, 0});
     }
   }
   order_of_ = nullptr;
@@ -112,13 +112,31 @@ void Roster::rebuild_slots(PyObject* state) {
   unsettle();
 }
 
+const Roster::Signature* Roster::signature_of(PyObject* dict) {
+  Signature signature;
+  PyObject *key, *value;
+  for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) {
+    int role = -1;
+    for (const StateKey& known : keys_)
+      if (PyUnicode_Check(key) && PyUnicode_Compare(key, known.name.ptr()) == 0) role = known.role;
+    signature.keys.push_back(borrow(key));
+    signature.role.push_back(role);
+  }
+  for (const Signature& known : signatures_)
+    if (known.keys.size() == signature.keys.size() &&
+        std::equal(known.keys.begin(), known.keys.end(), signature.keys.begin(),
+                   [](const Ref& a, const Ref& b) { return a.is(b); }))
+      return &known;
+  return &signatures_.emplace_back(std::move(signature));
+}
+
 void Roster::unsettle() {
   for (Source& source : sources_) source.settled = false;
 }
 
 bool Roster::read(PyObject* groups, PyObject* state, const py::object& grads) {
   state_of_all_ = state;
-  read_groups(groups);
+  read_groups(groups, state);
   const bool listed_anew = !slots_match(state);
   if (listed_anew) rebuild_slots(state);
   take_grads(grads);
@@ -199,10 +217,11 @@ py::list Roster::collect(bool clears_grad) {
   const bool observed = c10::impl::TorchDispatchModeTLS::any_modes_set();
   py::list leftover;
   if (observed || !all_settled()) collect_each(observed, leftover);
-  if (changed_) {
+  if (moved_.rows) {
     ++version_;
+    if (moved_.params) find_waves();
     find_passes();
-    changed_ = false;
+    moved_ = {};
   }
   return leftover;
 }
@@ -215,7 +234,7 @@ void Roster::collect_each(bool observed, py::list& leftover) {
   py::list params;
   int group = -1;
   for (int slot = 0; slot < slots; ++slot) {
-    Found found = observed ? Found::leftover : settled(slot, count_, changed_) ? Found::row : collect_row(slot, count_);
+    Found found = observed ? Found::leftover : settled(slot, count_, moved_) ? Found::row : collect_row(slot, count_);
     if (observed && !grad_of(slot).defined()) found = Found::nothing;
     if (found == Found::row) ++count_;
     if (found != Found::leftover) continue;
@@ -226,7 +245,7 @@ void Roster::collect_each(bool observed, py::list& leftover) {
     }
     params.append(borrow(slots_[slot].param));
   }
-  changed_ = changed_ || count_ != before;
+  moved_.rows = moved_.rows || count_ != before;
   simple_ = count_ == slots_.size() && !rule_->indexed;
   elements_ = 0;
   for (size_t i = 0; i < count_; ++i) {

@@ -34,7 +34,8 @@ class Roster {
     PyObject* state;  // its dict in optimizer.state, or nullptr
     const Signature* signature;
     int group, position;
-    int wave;  // 1 where the param stands in the list for the second time: it steps after the first has
+    int listed;  // 1 where the param stands in the list for the second time
+    int wave;    // 1 where it steps after another with the same memory has, be it itself
   };
   // What stands behind a row.
   struct Source {
@@ -68,6 +69,10 @@ class Roster {
     size_t first, last;
     int wave, device, from;
   };
+  // Whether any operands lie elsewhere than they did, and whether params do.
+  struct Moved {
+    bool rows = false, params = false;
+  };
   using Held = std::vector<c10::intrusive_ptr<TensorImpl>>;
 
   // `families` are of the params, once a step has read them.
@@ -83,7 +88,7 @@ class Roster {
   // params' own.
   bool read(PyObject* groups, PyObject* state, const py::object& grads);
   // The groups alone.
-  void read_groups(PyObject* groups);
+  void read_groups(PyObject* groups, PyObject* state);
   // What engines step, as rows, and the rest as [(group index, [params])]. With `clears_grad` rows have their gradients
   // zeroed.
   py::list collect(bool clears_grad);
@@ -169,8 +174,8 @@ class Roster {
   void read_counts(Source& source) const;
   // False if its operands lie too differently.
   bool lay_out(Row& row, Source& source);
-  // Says where a row's operands lie; whether that is elsewhere than before.
-  bool address(Row& row, const Source& source) const;
+  // Says where a row's operands lie, and in `moved` whether that is elsewhere than before.
+  void address(Row& row, const Source& source, Moved& moved) const;
   // What travels does so as it lies in memory: in the order of the row.
   void bring_in_order(Row& row, Source& source);
   // Describes where the operands of a factored rule's row lie, but for factors of which it needs a part. False if they
@@ -201,9 +206,10 @@ class Roster {
   void take_grads(const py::object& grads);
   void rebuild_slots(PyObject* state);
   void unsettle();
-  bool settled(int slot, size_t at, bool& moved);
+  bool settled(int slot, size_t at, Moved& moved);
   bool all_settled();
   void collect_each(bool observed, py::list& leftover);
+  void find_waves();
   void find_passes();
   Found collect_row(int slot, size_t at);
   void enter_shards(Source& source, const at::Tensor& grad) const;
@@ -277,8 +283,8 @@ class Roster {
   size_t count_ = 0;
   std::vector<Pass> passes_;
   std::vector<size_t> new_states_;
-  // Whether rows_ have changed since passes_ and new_states_ were made of them.
-  bool changed_ = true;
+  // Since passes_ and new_states_ were made of rows_.
+  Moved moved_ = {true, true};
   uint64_t version_ = 0;
   // Of the last step's rows: whether to look at one takes no Python and cannot fail, and how many elements they have.
   bool simple_ = false;

@@ -74,7 +74,7 @@ Roster::Found Roster::collect_slices(Row& row, Source& source) {
   if (!lay_out_slices(row, source)) return Found::leftover;
   if (!source.first && !source.missing) {
     read_counts(source);
-    changed_ = address(row, source) || changed_;
+    address(row, source, moved_);
   }
   return Found::row;
 }

@@ -107,7 +107,7 @@ void Roster::make_states(NewEntries& new_entries, bool device_decides) {
     Source& source = sources_[i];
     outfit(i);
     lay_out(row, source);
-    changed_ = address(row, source) || changed_;
+    address(row, source, moved_);
     for (int c = 0; c < rule_->counters; ++c)
       if (source.counter[c]) source.count[c] = data_of(*source.counter[c]);
     read_counts(source);

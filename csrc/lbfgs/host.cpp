@@ -2,6 +2,7 @@
 // call looks at all of them anew and writes nothing if one does not fit.
 #include "../host/bind.h"
 #include "../host/device.h"
+#include "../host/overlap.h"
 #include "../host/python.h"
 #include "engines.h"
 #include "gram.h"
@@ -139,10 +140,23 @@ bool is_flat(const TensorImpl& tensor, const Parts& parts) {
          tensor.is_contiguous();
 }
 
+// Whether two params have elements in common, which torch moves once for each.
+bool share_memory(const std::vector<c10::intrusive_ptr<TensorImpl>>& params) {
+  std::vector<Extent> extents;
+  for (size_t i = 0; i < params.size(); ++i)
+    if (params[i]->numel() > 0) extents.push_back(extent_of(*params[i], i));
+  bool any = false;
+  each_cluster(std::move(extents), [&](const std::vector<Extent>& cluster) {
+    for (size_t k = 0; k < cluster.size(); ++k)
+      for (size_t j = 0; j < k && !any; ++j) any = meet(cluster[j], cluster[k]);
+  });
+  return any;
+}
+
 // How many real numbers the params hold; -1 if the engines have no place for them, or for one of the flat tensors.
 int64_t fits(const py::list& params, const py::list& flats) {
   Parts parts;
-  if (params.empty() || !add_params(parts, params, true)) return -1;
+  if (params.empty() || !add_params(parts, params, true) || share_memory(parts.tensors())) return -1;
   for (const py::handle flat : flats)
     if (!THPVariable_Check(flat.ptr()) || !is_flat(*impl_of(flat), parts)) return -1;
   return parts.numel() > 0 ? parts.numel() : -1;

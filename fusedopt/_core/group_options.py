@@ -42,21 +42,24 @@ def resolve(
     kinds: Mapping[str, str],
     given: Options,
     copies: Mapping[torch.Tensor, torch.Tensor] | None,
-    known: Mapping[int, Precision],
+    known: dict[int, Precision],
     group: Mapping[str, Any],
     index: int,
+    state: Mapping[torch.Tensor, Any],
 ) -> dict[str, Any]:
     """The options of a group that has some of its own, as csrc/host/options.h reads them.
 
     `known`: by params' ids those under which their states are stored, which stay.
     """
     precision = precision_of(kinds, given, group)
-    before = known.get(id(group["params"][0]), precision) if group["params"] else precision
-    if before != precision:
-        raise ValueError(
-            f"param_groups[{index}] has come to have other options; states are stored by them, so construct the "
-            "optimizer anew and load this one's state_dict() into it"
-        )
+    if params := group["params"]:
+        # One without states may have the id of another that is gone.
+        if state.get(params[0]) and known.get(id(params[0]), precision) != precision:
+            raise ValueError(
+                f"param_groups[{index}] has come to have other options; states are stored by them, so construct the "
+                "optimizer anew and load this one's state_dict() into it"
+            )
+        known[id(params[0])] = precision
     return precision.for_plan(copies)
 
 

@@ -62,6 +62,8 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
     _copies: Mapping[torch.Tensor, torch.Tensor] | None = None
     # How many steps a loaded or copied optimizer has rounded by chance.
     _draws = 0
+    # The last backward pass that stepped, as autograd counts them, and the draws before it; None once they are settled.
+    _pass: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in _TAKEN_ALONG if getattr(self, name) != getattr(KeptState, name)}
@@ -214,14 +216,26 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
 
     def _draw_from(self, draws: int) -> None:
         """Go on as after so many steps that have rounded by chance."""
+        self._pass = None
         self._draws = draws
         if self._plan is not None and self._draws_at_all():
             self._plan.draws = draws
 
-    def _count_draws(self, draws: int) -> None:
-        """Take note of steps that another plan has made."""
-        if self._draws_at_all():
-            self._draw_from(max(self._draws_so_far(), draws))
+    def _draw_in_pass(self, task: int) -> int:
+        """The number of draws before a backward pass that steps, which is one step for all that have part in it."""
+        if self._pass is None or self._pass[0] != task or task < 0:  # as where autograd does not count
+            before = self._draws_so_far()
+            self._draw_from(before + 1)
+            self._pass = task, before
+        return self._pass[1]
+
+    def _rejoin_pass(self) -> int | None:
+        """Have `step()` draw as the backward pass before it did; returns how many draws there are after both."""
+        if self._pass is None:
+            return None
+        before = self._pass[1]
+        self._draw_from(before)
+        return before + 1
 
     def _planned(self) -> _C.Plan:
         """The plan, which the first step makes."""

@@ -134,15 +134,19 @@ class SophiaG(Standalone):
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("update_hessian() cannot be captured in a CUDA graph; call it between replays")
         kept = self._plan, self._max_grad_norm, self._ema_decay, self.grad_norm
+        draws = self._draws_so_far()
         self._plan, self._max_grad_norm = self._estimating, None
+        # A checkpoint has one number for both.
+        self._draw_from(draws)
         # An average that stays.
         self._ema_decay = None if self._ema_decay is None else 1.0
         try:
             with self._only([{**group, "estimates": True} for group in self.param_groups]):
                 self._fused_step()
         finally:
-            self._estimating = self._plan
+            draws, self._estimating = self._draws_so_far(), self._plan
             self._plan, self._max_grad_norm, self._ema_decay, self.grad_norm = kept
+            self._draw_from(draws)
         return None
 
     def _check_group(self, group: dict[str, Any]) -> None:

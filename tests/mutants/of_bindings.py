@@ -47,10 +47,24 @@ MUTANTS = (
     ),
     Mutant(
         "csrc/host/roster.cpp",
-        "static_cast<int>(i), seen[param]++});",
-        "static_cast<int>(i), seen[param]});",
+        "static_cast<int>(i), seen[param]++, 0});",
+        "static_cast<int>(i), seen[param], 0});",
+        "a param that is listed twice is taken for two that share memory",
+        "tests/test_prodigy.py",
+    ),
+    Mutant(
+        "csrc/host/waves.cpp",
+        "wave = earlier + 1;",
+        "wave = earlier;",
         "both steps of a param that is listed twice read the first's past",
-        "tests/test_plan.py tests/test_step.py",
+        "tests/test_plan.py tests/test_step.py tests/test_shared_memory.py",
+    ),
+    Mutant(
+        "csrc/host/overlap.h",
+        "other.begin - one.begin) / size",
+        "one.begin - other.begin) / size",
+        "columns of one matrix that have an element in common step at once",
+        "tests/test_shared_memory.py",
     ),
     Mutant(
         "csrc/host/scaling.h",
