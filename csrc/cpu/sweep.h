@@ -1,6 +1,8 @@
 // How a rule sweeps host memory. Included once for each rule and instruction set, in a namespace of the latter's own.
 #pragma once
 
+#include <algorithm>
+
 #include "../shape.h"
 #include "../step.h"
 #include "isa.h"
@@ -18,7 +20,7 @@ constexpr int64_t kPrefetchedOfSlice = 256;
 
 template <class R, int variant, class T>
 struct Kernel {
-  static constexpr int kStates = Shape<R>::kStates;
+  static constexpr int kStates = Shape<R>::kStates, kSums = Shape<R>::sums_of(variant);
   using Scalars = typename R::template Scalars<T>;
 
   // The one place where a rule meets memory; bodies, tails, storages and decoded tiles all come here. The scalars are a
@@ -120,7 +122,7 @@ struct Kernel {
   // Adds the terms of n elements to accumulators.
   template <class P, class G, class S>
   static void add(const P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars& c,
-                  T (&sum)[R::sums][fusedopt::kAccumulators]) {
+                  T (&sum)[kSums][fusedopt::kAccumulators]) {
     for (int64_t at = 0; at < n; at += fusedopt::kAccumulators) {
       const int64_t end = fusedopt::kAccumulators < n - at ? fusedopt::kAccumulators : n - at;
 #pragma GCC ivdep
@@ -130,7 +132,7 @@ struct Kernel {
           if (R::keeps(variant, k)) value[k] = static_cast<T>(decode(s[k][at + i]));
         R::template measure<variant>(static_cast<T>(decode(p[at + i])), static_cast<T>(decode(g[at + i])) * multiplier,
                                      value, c, terms);
-        for (int k = 0; k < R::sums; ++k) sum[k][i] += terms[k];
+        for (int k = 0; k < kSums; ++k) sum[k][i] += terms[k];
       }
     }
   }
@@ -225,13 +227,13 @@ struct Kernel {
     const Scalars c = Shape<R>::template scalars<T>(row.scalars);
     const T multiplier = static_cast<T>(row.scalars[0]);
     for (int64_t at = begin; at < end; at += fusedopt::kChunk) {
-      alignas(64) T sum[R::sums][fusedopt::kAccumulators] = {};
+      alignas(64) T sum[kSums][fusedopt::kAccumulators] = {};
       // Tiles are a multiple of the accumulators long, so each begins with the first.
       over<false>(row, at, fusedopt::kChunk < end - at ? at + fusedopt::kChunk : end,
                   [&](const auto* p, const auto* g, auto* const* s, int64_t n, const auto&, const auto&) {
                     add(p, g, s, n, multiplier, c, sum);
                   });
-      for (int k = 0; k < R::sums; ++k) *sums++ = static_cast<double>(total(sum[k]));
+      for (int k = 0; k < R::sums; ++k) *sums++ = k < kSums ? static_cast<double>(total(sum[k])) : 0;
     }
   }
 
@@ -274,10 +276,13 @@ struct Entry {
   }
 
   static void add_up(const double* sums, int64_t count, double* total_of) {
+    // A short tensor has one chunk.
+    const int width = width_for(count);
     for (int k = 0; k < R::sums; ++k) {
-      double sum[fusedopt::kAccumulators] = {};
+      double sum[fusedopt::kAccumulators];
+      std::fill_n(sum, width, 0.0);
       for (int64_t i = 0; i < count; ++i) sum[i % fusedopt::kAccumulators] += sums[i * R::sums + k];
-      total_of[k] = total(sum);
+      total_of[k] = total(sum, width);
     }
   }
 
