@@ -47,15 +47,14 @@ struct LAMB : RuleDefaults {
     return c;
   }
 
-  // Of Adam, and of a cautious step what moves.
-  template <int variant, class T>
-  FUSEDOPT_HD static T moving(T& p, T g, T (&s)[2], const Scalars<T>& c) {
+  // Adam's.
+  template <class T>
+  FUSEDOPT_HD static T direction(T& p, T g, T (&s)[2], const Scalars<T>& c) {
     T &m = s[0], &v = s[1];
     p = p * c.decay;
     m = fma(c.beta1, m, c.weight1 * g);
     v = fma(c.beta2, v, c.weight2 * g * g);
-    const T adam = m * c.inverse_correction1 / fma(sqrt(v), c.inverse_sqrt_correction2, c.eps);
-    return variant == cautious ? adam * caution(adam, g) : adam;
+    return m * c.inverse_correction1 / fma(sqrt(v), c.inverse_sqrt_correction2, c.eps);
   }
 
   template <class T>
@@ -69,12 +68,12 @@ struct LAMB : RuleDefaults {
   FUSEDOPT_HD static constexpr int sums_of(int variant) { return variant == cautious ? sums : 2; }
   template <int variant, class T>
   FUSEDOPT_HD static void measure(T p, T g, T (&s)[2], const Scalars<T>& c, T (&terms)[5]) {
-    const T adam = moving<variant>(p, g, s, c);
-    const T update = variant == cautious ? adam : decayed(p, adam, c);
+    const T adam = direction(p, g, s, c), moves = caution(adam, g);
+    const T update = variant == cautious ? adam * moves : decayed(p, adam, c);
     terms[0] = p * p;
     terms[1] = update * update;
     terms[2] = update * p;
-    terms[3] = caution(adam, g);
+    terms[3] = moves;
     terms[4] = T(1);
   }
   template <class T>
@@ -95,8 +94,8 @@ struct LAMB : RuleDefaults {
 
   template <int variant, class T>
   FUSEDOPT_HD static void update(T& p, T g, T (&s)[2], const Scalars<T>& c) {
-    const T adam = moving<variant>(p, g, s, c);
-    p = fma(-c.lr, decayed(p, variant == cautious ? adam * c.growth : adam, c), p);
+    const T adam = direction(p, g, s, c);
+    p = fma(-c.lr, decayed(p, variant == cautious ? adam * caution(adam, g) * c.growth : adam, c), p);
   }
 };
 
