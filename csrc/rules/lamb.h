@@ -1,5 +1,5 @@
-// LAMB, layer-wise adaptive moments (You et al. 2020), as timm's lamb.py, without its clipping of all gradients; cautious
-// as timm's (see caution() in rule.h), whose mask and growth are Adam's direction's: decay and trust ratio come after.
+// LAMB, layer-wise adaptive moments (You et al. 2020), as timm's lamb.py, without its clipping of all gradients;
+// cautious as timm's (see caution() in rule.h): mask and growth are of Adam's direction, before decay and trust ratio.
 #pragma once
 
 #include "rule.h"
