@@ -114,8 +114,11 @@ $(PEERS)/.made: tests/peers/requirements.txt tests/peers/imports.txt $(wildcard 
 	$(PEERS)/bin/python -m pip install --no-deps -r $<
 	touch $@
 
+# DeepSpeed compiles its optimizers when they are first made, in a folder where a build that was interrupted leaves a lock
+# for which the next waits forever: here it is this environment's own.
 test-peers: $(BUILT) $(PEERS)/.made
-	PYTHONPATH="$(CURDIR)" $(PEERS)/bin/python -m pytest tests/peers
+	rm -f $(PEERS)/extensions/*/lock
+	PYTHONPATH="$(CURDIR)" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(PEERS)/extensions" $(PEERS)/bin/python -m pytest tests/peers
 
 # The browser needs none of the others' packages, and they none of its.
 $(SITE)/.made: tests/site/requirements.txt

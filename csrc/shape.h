@@ -31,6 +31,11 @@ struct Shape {
   static_assert(R::sums <= fusedopt::kMaxSums);
   static_assert(R::counters <= fusedopt::kMaxCounters && R::variants <= fusedopt::kMaxVariants);
 
+  // Of how many sums a variant gives the terms.
+  FUSEDOPT_HD static constexpr int sums_of(int variant) {
+    return R::sums_of(variant) < R::sums ? R::sums_of(variant) : R::sums;
+  }
+
   FUSEDOPT_HD static Hypers hypers(const double* numbers) {
     Hypers h;
     memcpy(&h, numbers, sizeof(h));

@@ -11,7 +11,7 @@ constexpr int kMaxHypers = 16;
 constexpr int kMaxScalars = 16;
 constexpr int kMaxVariants = 8;
 constexpr int kMaxDims = 16;
-constexpr int kMaxSums = 2;
+constexpr int kMaxSums = 5;
 
 // Sums over a tensor have the same bits on every engine because each adds in the same order: element i of a chunk goes
 // to accumulator i mod kAccumulators, these are added in a tree, upper half to lower half, and the chunks' sums are

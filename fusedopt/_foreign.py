@@ -16,7 +16,7 @@ from ._core.callers import warn
 from ._core.optimizer import FusedStep
 from ._core.origin import kind_of, state_keys
 from ._core.precision import HALVES, PARTNERS
-from ._peers.peer import Peer, why_not
+from ._peers.peer import Peer, of_one_kind, other_order, why_not
 from ._peers.registry import OTHERS, PACKAGES, PEERS, name_of
 from ._peers.signs import KEYS, package_of
 
@@ -65,6 +65,11 @@ def load_foreign(
     """
     name = name_of(source)
     told = _told(name, constructed_with)
+    if (first := other_order(state_dict["param_groups"], optimizer.param_groups)) is not None:
+        raise ValueError(
+            f"the file has its params in another order, by their names: where it has {first!r} the optimizer has "
+            "another; give one over the params in the order of the file's param_names"
+        )
     params = [group["params"] for group in optimizer.param_groups]
     converted = _convert(name, state_dict, params, told)
     if not isinstance(optimizer, _classes_for(converted.rule, converted.file["param_groups"])):
@@ -194,6 +199,8 @@ def take_over(optimizer: Optimizer) -> FusedStep | None:
     if name not in PEERS and name not in OTHERS:
         return None
     peer = _known(name)
+    if (line := peer.refused_live(optimizer)) is not None:
+        raise ValueError(f"this {name} does not step as ours would: {line}")
     attributes = {key: getattr(optimizer, key, default) for key, default in peer.attributes.items()}
     params = [group["params"] for group in optimizer.param_groups]
     converted = _convert(name, optimizer.state_dict(), params, attributes, optimizer.defaults)
@@ -254,9 +261,18 @@ def _convert(
     theirs = [{**attributes, **group, "params": its} for group, its in zip(saved, params, strict=True)]
     with _of_its_class(name, "param_groups[0] of the file"):
         rule = peer.rule_of(theirs[0])
+        # Where nothing decays, what comes first may be either.
+        other = of_one_kind(peer, theirs, rule)
+        if other is not None and not theirs[0]["weight_decay"] and of_one_kind(peer, theirs, other[1]) is None:
+            rule, other = other[1], None
+    if other is not None:
+        raise ValueError(
+            f"param_groups[{other[0]}] of {name} steps as fusedopt.{other[1]} does, and param_groups[0] as "
+            f"fusedopt.{rule}; take an optimizer for each"
+        )
     ours = _class(rule)
     kind, kinds, beyond, base = kind_of(ours), _C.states(ours._rule), ours._beyond, _defaults(ours)
-    groups, state = [], {}
+    groups, state, late = [], {}, []
     for index, group in enumerate(theirs):
         with _of_its_class(name, f"param_groups[{index}] of the file"):
             _refuse_groups_of_others(name, index, group, kind.group.known)
@@ -277,8 +293,21 @@ def _convert(
             _refuse_shapes(name, position, {key: made[key] for key in made.keys() & kind.state.known}, kinds, param)
             if made:
                 state[position] = made
+            elif peer.group_step and group.get("step"):
+                late.append(position)
     with _of_its_class(name, "param_groups[0] of the file"):
-        once = peer.once({**theirs[0], **(defaults or {})})
+        every = [peer.once({**group, **(defaults or {})}) for group in theirs]
+    once = every[0]
+    if any(its != once for its in every):
+        raise ValueError(
+            f"the groups of the file differ in {sorted(once)}, which {name} has once, by its constructor: {every}; "
+            "give them all that number"
+        )
+    if late:
+        warn(
+            f"params {late} have no state yet: {name} would begin with the count of steps of their group, here each "
+            "begins with its own first step, so their first steps differ"
+        )
     file = {"state": state, "param_groups": groups, **once}
     options = next(filter(None, (peer.options(group) for group in theirs)), {})
     return _Converted(rule, file, options)

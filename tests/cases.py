@@ -301,6 +301,7 @@ CASES = [
     _case("LAMB", "clip", lr=2e-3, weight_decay=0.1, grad_averaging=False, trust_clip=True),
     _case("LAMB", "always-maximize", lr=2e-3, weight_decay=0.0, always_adapt=True, maximize=True),
     _case("LAMB", "decoupled", lr=2e-3, weight_decay=0.1, decoupled_decay=True, clamp_value=0.5),
+    _case("LAMB", "caution", lr=2e-3, betas=(0.6, 0.8), eps=1e-4, weight_decay=0.1, caution=True),
     _case("MARS", lr=2e-3),
     _case("MARS", "decay-maximize", lr=2e-3, betas=(0.6, 0.8), eps=1e-6, weight_decay=0.1, gamma=0.3, maximize=True),
     _case("NovoGrad", lr=2e-3),

@@ -286,7 +286,9 @@ def lamb(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
         m, v = m / (1 - beta1**step), v / (1 - beta2**step)
     if h.get("decoupled_decay"):
         p = p * (1 - float(h["lr"]) * decay)
-    update = penalised(p, m / (v.sqrt() + h["eps"]), 0 if h.get("decoupled_decay") else decay)
+    update = m / (v.sqrt() + h["eps"])
+    moves, growth = moving(update, g, h)
+    update = penalised(p, growth * moves * update, 0 if h.get("decoupled_decay") else decay)
     if decay != 0 or h["always_adapt"]:
         largest = math.inf if h.get("clamp_value") is None else h["clamp_value"]
         norms = torch.linalg.vector_norm(p).clamp(max=largest), torch.linalg.vector_norm(update)

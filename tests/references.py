@@ -138,7 +138,7 @@ class LAMB(Reference):
         "trust_clip": False,
         "always_adapt": False,
     }
-    beyond: ClassVar = {"decoupled_decay": False, "clamp_value": None}
+    beyond: ClassVar = {"decoupled_decay": False, "clamp_value": None, "caution": False}
 
 
 class MARS(Reference):

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 import fusedopt
 
-CAUTIOUS = [fusedopt.Adam, fusedopt.AdamW, fusedopt.Lion, fusedopt.Adan]
+CAUTIOUS = [fusedopt.Adam, fusedopt.AdamW, fusedopt.Lion, fusedopt.Adan, fusedopt.LAMB]
 each_class = pytest.mark.parametrize("cls", CAUTIOUS, ids=lambda cls: cls.__name__)
 
 

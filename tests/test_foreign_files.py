@@ -203,7 +203,7 @@ WITHOUT_CORRECTION = {
 }
 ALL, NONE = set(CLASSES), set[str]()
 VALUES: dict[tuple[str, Any], tuple[set[str], set[str]]] = {
-    ("caution", True): ({"Adam", "AdamW", "Adan", "Lion"}, NONE),
+    ("caution", True): ({"Adam", "AdamW", "Adan", "LAMB", "Lion"}, NONE),
     ("decoupled_decay", True): ({"AdaBelief", "LAMB", "NovoGrad"}, (APART | WITHOUT_DECAY) - {"AdaBelief"}),
     # Of timm's RMSpropTF alone, which says so.
     ("decoupled_decay", False): ({"AdaBelief", "LAMB", "NovoGrad"}, ALL - APART - {"LAMB", "NovoGrad", "RMSprop"}),

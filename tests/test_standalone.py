@@ -131,7 +131,7 @@ BEYOND: dict[str, dict[str, Any]] = {
     "Lion": {"caution": False},
     "SophiaG": {"bs": 5120},
     "Adan": {"caution": False},
-    "LAMB": {"decoupled_decay": False, "clamp_value": None},
+    "LAMB": {"decoupled_decay": False, "clamp_value": None, "caution": False},
 }
 
 

@@ -1,6 +1,8 @@
 // How a rule sweeps host memory. Included once for each rule and instruction set, in a namespace of the latter's own.
 #pragma once
 
+#include <algorithm>
+
 #include "../shape.h"
 #include "../step.h"
 #include "isa.h"
@@ -16,7 +18,7 @@ constexpr int64_t kPrefetchedOfSlice = 256, kPrefetchedAtOnce = 64;
 
 template <class R, int variant, class T>
 struct Kernel {
-  static constexpr int kStates = Shape<R>::kStates;
+  static constexpr int kStates = Shape<R>::kStates, kSums = Shape<R>::sums_of(variant);
   using Scalars = typename R::template Scalars<T>;
 
   // The one place where a rule meets memory; all storages, decoded tiles and the ends of rows come here. The scalars
@@ -124,16 +126,16 @@ struct Kernel {
   // Adds the terms of n elements to accumulators.
   template <class P, class G, class S>
   static void add(const P* p, const G* g, S* const* s, int64_t n, T multiplier, const Scalars& c,
-                  T (&sum)[R::sums][fusedopt::kAccumulators]) {
+                  T (&sum)[kSums][fusedopt::kAccumulators]) {
     in_blocks(p, g, s, n, [&](const P* param, const G* grad, S* const* state, int64_t first, int64_t count) {
-      T* to[R::sums];
-      alignas(64) T terms[R::sums][kBlock<P, S>] = {};
+      T* to[kSums];
+      alignas(64) T terms[kSums][kBlock<P, S>] = {};
       const int64_t at = first % fusedopt::kAccumulators;
       const bool whole = count >= kBlock<P, S>;
-      for (int k = 0; k < R::sums; ++k) to[k] = whole ? sum[k] : terms[k];
+      for (int k = 0; k < kSums; ++k) to[k] = whole ? sum[k] : terms[k];
       add_blocks(param, grad, state, count, multiplier, c, to);
       if (whole) return;
-      for (int k = 0; k < R::sums; ++k)
+      for (int k = 0; k < kSums; ++k)
         for (int64_t i = 0; i < count; ++i) sum[k][at + i] += terms[k][i];
     });
   }
@@ -141,8 +143,8 @@ struct Kernel {
   __attribute__((noinline)) static void add_blocks(const P* p, const G* g, S* const* s, int64_t n, T multiplier,
                                                    const Scalars c, T* const* to) {
     for (int64_t at = 0; at < n; at += kBlock<P, S>) {
-      T* sum[R::sums];
-      for (int k = 0; k < R::sums; ++k) sum[k] = to[k] + at % fusedopt::kAccumulators;
+      T* sum[kSums];
+      for (int k = 0; k < kSums; ++k) sum[k] = to[k] + at % fusedopt::kAccumulators;
 #pragma GCC ivdep
       for (int64_t i = 0; i < kBlock<P, S>; ++i) {
         T value[kStates] = {}, terms[R::sums];
@@ -150,7 +152,7 @@ struct Kernel {
           if (R::keeps(variant, k)) value[k] = static_cast<T>(decode(s[k][at + i]));
         R::template measure<variant>(static_cast<T>(decode(p[at + i])), static_cast<T>(decode(g[at + i])) * multiplier,
                                      value, c, terms);
-        for (int k = 0; k < R::sums; ++k) sum[k][i] += terms[k];
+        for (int k = 0; k < kSums; ++k) sum[k][i] += terms[k];
       }
     }
   }
@@ -248,13 +250,13 @@ struct Kernel {
     const Scalars c = Shape<R>::template scalars<T>(row.scalars);
     const T multiplier = static_cast<T>(row.scalars[0]);
     for (int64_t at = begin; at < end; at += fusedopt::kChunk) {
-      alignas(64) T sum[R::sums][fusedopt::kAccumulators] = {};
+      alignas(64) T sum[kSums][fusedopt::kAccumulators] = {};
       // Tiles are a multiple of the accumulators long, so each begins with the first.
       over<false>(row, at, fusedopt::kChunk < end - at ? at + fusedopt::kChunk : end,
                   [&](const auto* p, const auto* g, auto* const* s, int64_t n, const Streams&, const auto&) {
                     add(p, g, s, n, multiplier, c, sum);
                   });
-      for (int k = 0; k < R::sums; ++k) *sums++ = static_cast<double>(total(sum[k]));
+      for (int k = 0; k < R::sums; ++k) *sums++ = k < kSums ? static_cast<double>(total(sum[k])) : 0;
     }
   }
 
@@ -295,10 +297,13 @@ struct Entry {
   }
 
   static void add_up(const double* sums, int64_t count, double* total_of) {
+    // A short tensor has one chunk.
+    const int width = width_for(count);
     for (int k = 0; k < R::sums; ++k) {
-      double sum[fusedopt::kAccumulators] = {};
+      double sum[fusedopt::kAccumulators];
+      std::fill_n(sum, width, 0.0);
       for (int64_t i = 0; i < count; ++i) sum[i % fusedopt::kAccumulators] += sums[i * R::sums + k];
-      total_of[k] = total(sum);
+      total_of[k] = total(sum, width);
     }
   }
 

@@ -8,10 +8,11 @@ namespace FUSEDOPT_NAMESPACE {
 
 // Writes the sums of a warp's chunk. terms(i, j, out) gives the terms of its element i, a lane's j-th of the
 // kAccumulators for which prepare(at) was called before.
-template <class R, class T, class Prepare, class F>
+template <class R, int variant, class T, class Prepare, class F>
 __device__ void sum_chunk(const UpdateArguments& a, const Chunk<R>& chunk, Prepare&& prepare, F&& terms) {
   const int lane = threadIdx.x % kLanes;
-  T sum[R::sums][kSumsPerLane] = {};
+  constexpr int kSums = Shape<R>::sums_of(variant);
+  T sum[kSums][kSumsPerLane] = {};
   for (int at = 0; at < chunk.n; at += fusedopt::kAccumulators) {
     prepare(at);
 #pragma unroll
@@ -21,15 +22,16 @@ __device__ void sum_chunk(const UpdateArguments& a, const Chunk<R>& chunk, Prepa
       T out[R::sums];
       terms(i, j, out);
 #pragma unroll
-      for (int k = 0; k < R::sums; ++k) sum[k][j] += out[k];
+      for (int k = 0; k < kSums; ++k) sum[k][j] += out[k];
     }
   }
   double* sums = reinterpret_cast<double*>(a.table.words + a.sums) + chunk.index * R::sums;
 #pragma unroll
-  for (int k = 0; k < R::sums; ++k) {
+  for (int k = 0; k < kSums; ++k) {
     const T all = total(sum[k]);
     if (lane == 0) sums[k] = static_cast<double>(all);
   }
+  for (int k = kSums + lane; k < R::sums; k += kLanes) sums[k] = 0;
 }
 
 // Dense rows of one mix. Neighbouring lanes take neighbouring elements.
@@ -43,7 +45,7 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes) measure(const 
   const T multiplier = numbers[0];
   const auto scalars = Shape<R>::template scalars<T>(numbers);
   const auto nothing = [](int) {};
-  sum_chunk<R, T>(a, chunk, nothing, [&](int i, int, T(&out)[R::sums]) {
+  sum_chunk<R, variant, T>(a, chunk, nothing, [&](int i, int, T(&out)[R::sums]) {
     const int64_t e = chunk.begin + i;
     T s[kStates] = {};
 #pragma unroll
@@ -76,7 +78,7 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, kAnyBlocks)
     for (int k = 0; k < kStates; ++k)
       if (R::keeps(variant, k) && tile.coded(k)) tile.load_codes_of(k, share, tile.s[k]);
   };
-  sum_chunk<R, T>(a, chunk, load, [&](int i, int j, T(&out)[R::sums]) {
+  sum_chunk<R, variant, T>(a, chunk, load, [&](int i, int j, T(&out)[R::sums]) {
     const int64_t e = chunk.begin + i;
     const T p = loaded ? tile.p[j] : tile.load_param_one(e), g = loaded ? tile.g[j] : tile.grad_one(e);
     T s[kStates] = {};

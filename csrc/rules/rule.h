@@ -39,6 +39,7 @@
 //                           change what `scopes` says is kept of the hyper-parameters of each group
 //   scopes[]                of such a rule, what each of hyper_names is to its groups (Scope, below)
 //   measures(variant)       whether a variant needs them; unless it says so all do
+//   sums_of(variant)        of how many, the first ones, it gives the terms; the others are 0. Unless it says so of all
 //
 // Every rounding is written out: fma where one is meant, contraction off in all compilers. With IEEE sqrt and division
 // the bits of a result then depend neither on the position in the tensor, nor on the instruction set, nor on the
@@ -88,6 +89,8 @@ namespace FUSEDOPT_NAMESPACE {
 using fusedopt::Kind;
 using fusedopt::Scope;
 
+constexpr int kAllSums = 1 << 20;
+
 struct RuleDefaults {
   static constexpr int counters = 1;
   static constexpr const char* counter_names[] = {"step"};
@@ -110,6 +113,7 @@ struct RuleDefaults {
   static constexpr const double* hyper_defaults = nullptr;
   static constexpr int sums = 0;
   FUSEDOPT_HD static constexpr bool measures(int) { return true; }
+  FUSEDOPT_HD static constexpr int sums_of(int) { return kAllSums; }
   static constexpr bool remembers = false;
   static constexpr bool joint = false;
   static constexpr const Scope* scopes = nullptr;

@@ -93,6 +93,25 @@ def _refused_adagrad(group: Group) -> str | None:
     return f"its groups have betas of 0, and this one {group['betas']}: another class steps by these"
 
 
+def _overridden(optimizer: Any) -> str | None:
+    """By its GlobalOptimManager a param may have other numbers than its group, which only the process knows."""
+    configured = getattr(optimizer, "get_config", None)
+    if configured is None:
+        return None
+    # Those of modules wait for the first step.
+    waiting = [(getattr(module, attr), config) for module, attr, config in optimizer.mng.module_weight_config_triple]
+    for index, group in enumerate(optimizer.param_groups):
+        for at, param in enumerate(group["params"]):
+            config = configured(index, at, group)
+            for weight, its in waiting:
+                config.update(its if weight is param else {})
+            said = {**group, "max_unorm": 0.0, "skip_zeros": False}
+            for key in ("lr", "betas", "eps", "weight_decay", "alpha", "t_alpha", "t_beta3", "max_unorm", "skip_zeros"):
+                if key in said and config.get(key) != said[key]:
+                    return f"param {at} of group {index} has {key}={config.get(key)!r}, by override_config or args"
+    return None
+
+
 _MIX = {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
 _ADAMW = Peer(
     "AdamW",
@@ -147,6 +166,7 @@ PEERS = {
     f"{paged}{name}{bits}": replace(
         peer,
         own_names=True,
+        refused_live=_overridden,
         shape=peer.shape if name == "AdEMAMix" else _shape,
         back=None if bits == "8bit" else peer.back,
     )

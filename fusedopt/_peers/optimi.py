@@ -62,7 +62,8 @@ def _adam(group: Group) -> str:
 
 
 def _options(group: Group) -> Mapping[str, Any]:
-    return {"rounding": "kahan"} if group["kahan_sum"] else {}
+    # Its first step makes True of None, where there are params in 16 bits.
+    return {} if group["kahan_sum"] is False else {"rounding": "kahan"}
 
 
 _READS = frozenset({"beta1", "decouple_wd", "decouple_lr"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,8 @@ class Peer:
     more_states: Callable[[State, Group, Tensor], Mapping[str, Any]] = lambda state, group, param: {}
     # The line of maths by which a group's rule is not ours, None if it is.
     refused: Callable[[Group], str | None] = lambda group: None
+    # The same of a live optimizer, by what it steps by that is in no group and no file.
+    refused_live: Callable[[Any], str | None] = lambda optimizer: None
     # Numbers that ours keep once, and constructor's options of ours that are to go with it.
     once: Callable[[Group], Mapping[str, Any]] = lambda group: {}
     options: Callable[[Group], Mapping[str, Any]] = lambda group: {}
@@ -138,6 +140,25 @@ class Peer:
         if self.group_step:
             made.pop("step", None)
         return made
+
+
+def other_order(theirs: Sequence[Group], ours: Sequence[Group]) -> str | None:
+    """The first name of a param whose place another has, where both say the same names; None if there is none.
+
+    Other names may well be the same params', as a wrapper's are.
+    """
+    saved, mine = ([name for group in groups for name in group.get("param_names", ())] for groups in (theirs, ours))
+    if sorted(saved) != sorted(mine):
+        return None
+    return next((name for name, here in zip(saved, mine, strict=True) if name != here), None)
+
+
+def of_one_kind(peer: Peer, groups: Sequence[Group], rule: str) -> tuple[int, str] | None:
+    """The first group that is not stepped by `rule`, and by which it is. Without a decay Adam and AdamW are one."""
+    for index, group in enumerate(groups):
+        if (other := peer.rule_of(group)) != rule and (group["weight_decay"] or {rule, other} != {"Adam", "AdamW"}):
+            return index, other
+    return None
 
 
 def why_not(peer: Peer, group: Group, known: Set[str]) -> str | None:

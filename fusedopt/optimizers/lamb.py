@@ -40,6 +40,9 @@ class LAMB(Standalone):
             :math:`\lambda p` to the update. Default: False.
         clamp_value: what :math:`\lVert p \rVert` counts as at most in the ratio, :math:`\ge 0`; None: as it is.
             Default: None.
+        caution: of Adam's direction, step along the elements that agree with the gradient in sign alone, and further
+            along these, by the inverse of their share of the tensor (at most 1000 times). That comes first: then
+            :math:`\lambda p` is added, to all elements, and the ratio is taken of that. Default: False.
         max_grad_norm: scale gradients inside the update so that the norm of all together is at most this. Default:
             None.
         ema_decay: keep a moving average of the params with this factor, for `ema_parameters()`. Default: None.
@@ -69,11 +72,12 @@ class LAMB(Standalone):
 
     Source: You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes"; arguments and
     state as in timm's `lamb.py`, which clips the norm of all gradients at 1 by default: that is `max_grad_norm=1.0`
-    here. `clamp_value` as in torch_optimizer's `Lamb`, where it is 10 by default.
+    here. `clamp_value` as in torch_optimizer's `Lamb`, where it is 10 by default. Liang et al. 2024, "Cautious
+    Optimizers: Improving Training with One Line of Code" (caution), in the order of timm's.
     """
 
     _rule = "lamb"
-    _beyond: ClassVar = {"decoupled_decay": False, "clamp_value": None}
+    _beyond: ClassVar = {"decoupled_decay": False, "clamp_value": None, "caution": False}
     _optional = frozenset({"clamp_value"})
 
     def __init__(
@@ -94,6 +98,7 @@ class LAMB(Standalone):
         fused: bool | None = None,
         decoupled_decay: bool = False,
         clamp_value: float | None = None,
+        caution: bool = False,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         state_dtype: StateDtype = None,
@@ -105,7 +110,7 @@ class LAMB(Standalone):
         given = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         more = {"grad_averaging": grad_averaging, "trust_clip": trust_clip, "always_adapt": always_adapt}
         flags = {"maximize": maximize, "capturable": capturable}
-        beyond = {"decoupled_decay": decoupled_decay, "clamp_value": clamp_value}
+        beyond = {"decoupled_decay": decoupled_decay, "clamp_value": clamp_value, "caution": caution}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed, offload)
         super().__init__(params, {**given, **more, **flags, **beyond}, foreach=foreach, fused=fused, options=options)
 

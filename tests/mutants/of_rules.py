@@ -97,10 +97,31 @@ MUTANTS = (
     ),
     Mutant(
         "csrc/rules/lamb.h",
-        "norm > 0 && sums[1] > 0 ? norm / sqrt(sums[1]) : 1;",
-        "sums[1] > 0 ? norm / sqrt(sums[1]) : 1;",
+        "norm > 0 && square > 0 ? norm / sqrt(square) : 1;",
+        "square > 0 ? norm / sqrt(square) : 1;",
         "params that are all zero never move",
         "tests/test_standalone.py -k all_zero",
+    ),
+    Mutant(
+        "csrc/rules/lamb.h",
+        "square = growth * growth * square;",
+        "square = growth * square;",
+        "a cautious step's norm grows less than the step",
+        "tests/test_parity.py -k lamb-caution",
+    ),
+    Mutant(
+        "csrc/rules/sophia.h",
+        "fma(c.beta2, diagonal, c.weight2 * g * g)",
+        "fma(c.beta2, diagonal, c.weight2 * g)",
+        "the Hessian's diagonal is averaged of gradients, not of their squares",
+        "tests/test_sophia.py",
+    ),
+    Mutant(
+        "csrc/rules/sophia.h",
+        "clamp(m / fma(c.scale, diagonal, T(1e-15)), T(-1), T(1))",
+        "m / fma(c.scale, diagonal, T(1e-15))",
+        "nothing holds a step where the Hessian is small",
+        "tests/test_parity.py tests/test_sophia.py -k sophia",
     ),
     Mutant(
         "csrc/rules/lars.h",

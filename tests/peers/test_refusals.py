@@ -123,3 +123,30 @@ def test_codes_are_decoded_as_bitsandbytes_does(size: int, signed: bool) -> None
     expected = dequantize_blockwise(state["state" + which], table)
     ours = fusedopt.replace(theirs)
     assert_identical(ours.state[param][name], expected)
+
+
+@pytest.fixture
+def overrides() -> Any:
+    from bitsandbytes.optim import GlobalOptimManager
+
+    manager = GlobalOptimManager.get_instance()
+    yield manager
+    manager.initialize()
+
+
+def test_numbers_that_bitsandbytes_has_by_param_are_refused(overrides: Any) -> None:
+    params = [Parameter(torch.ones(5)) for _ in range(2)]
+    theirs = importlib.import_module("bitsandbytes.optim").AdamW(params, lr=0.01)
+    overrides.register_parameters(params)
+    overrides.override_config(params[1], "lr", 0.5)
+    with pytest.raises(ValueError, match=r"param 1 of group 0 has lr=0.5, by override_config"):
+        fusedopt.replace(theirs)
+    overrides.override_config(params[1], "lr", 0.01)
+    fusedopt.replace(theirs)
+
+
+def test_groups_of_optimi_that_decay_in_two_ways_are_refused() -> None:
+    groups = [{"params": [Parameter(torch.ones(5))]}, {"params": [Parameter(torch.ones(5))], "decouple_wd": False}]
+    theirs = importlib.import_module("optimi").AdamW(groups, lr=0.01, weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"param_groups\[1\] of optimi.AdamW steps as fusedopt.Adam does"):
+        fusedopt.replace(theirs)

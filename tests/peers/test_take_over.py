@@ -130,6 +130,7 @@ RUNS = [
     Run("timm.optim.lion.Lion", "Lion", {"weight_decay": 0.1, "caution": True}),
     Run("timm.optim.adan.Adan", "Adan", {"weight_decay": 0.1, "caution": True}, 5e-5),
     Run("timm.optim.lamb.Lamb", "LAMB", {"weight_decay": 0.1, "decoupled_decay": True}, 2e-5),
+    Run("timm.optim.lamb.Lamb", "LAMB", {"weight_decay": 0.1, "caution": True}, 2e-5),
     Run("timm.optim.mars.Mars", "MARS", {"weight_decay": 0.1, "optimize_1d": True}),
     Run("timm.optim.nvnovograd.NvNovoGrad", "NovoGrad", {"weight_decay": 0.1}),
     Run("prodigyopt.Prodigy", "Prodigy", {"weight_decay": 0.1}, 5e-5),
