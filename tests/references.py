@@ -11,6 +11,7 @@ import torch
 from formulas import RULES
 from formulas_joint import JOINT, Part
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer, ParamsT
 
 import fusedopt
@@ -245,13 +246,41 @@ def twin(optimizer: str, arguments: Iterable[str] = ()) -> Any:
     if theirs is None:
         return globals()[optimizer]
     beyond = getattr(getattr(fusedopt, optimizer), "_beyond", {})
-    return _beyond(optimizer) if beyond.keys() & set(arguments) else theirs
+    if beyond.keys() & set(arguments):
+        return _beyond(optimizer)
+    return Adagrad if theirs is torch.optim.Adagrad and not _begins_what_is_added() else theirs
+
+
+class Adagrad(torch.optim.Adagrad):
+    """torch's before 2.12, which makes states in its constructor alone, with those of params that come later."""
+
+    def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
+        new = [p for p in group["params"] if p.grad is not None and not self.state.get(p)]
+        if new:
+            started = {"initial_accumulator_value": self.defaults["initial_accumulator_value"]}
+            self.state.update(torch.optim.Adagrad(new, **started).state)
+        return super()._init_group(group, *lists)
+
+
+@cache
+def _begins_what_is_added() -> bool:
+    """Whether torch's Adagrad steps a param that it was not made with."""
+    optimizer, param = torch.optim.Adagrad([torch.zeros(1)], foreach=False), Parameter(torch.zeros(1))
+    optimizer.add_param_group({"params": [param]})
+    param.grad = torch.ones(1)
+    try:
+        optimizer.step()
+    except KeyError:
+        return False
+    return True
 
 
 @cache
 def _beyond(optimizer: str) -> Any:
     """A stand-in for a class of torch's, with what ours has beyond it."""
-    theirs = getattr(torch.optim, optimizer)([torch.zeros(1)]).defaults
+    ours = getattr(fusedopt, optimizer)
+    # What a formula reads and torch's groups have not: before 2.7 its AdamW was no Adam that is told how to decay.
+    theirs = {**ours._rule_defaults, **getattr(torch.optim, optimizer)([torch.zeros(1)]).defaults}
     like_grad = ("momentum_buffer",) if optimizer == "SGD" else ()
-    own = {"arguments": theirs, "like_grad": like_grad, "beyond": dict(getattr(fusedopt, optimizer)._beyond)}
+    own = {"arguments": theirs, "like_grad": like_grad, "beyond": dict(ours._beyond)}
     return type(optimizer, (Reference,), own)

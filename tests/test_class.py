@@ -219,7 +219,8 @@ def test_tensor_betas(case: Case, shape: tuple[int, ...]) -> None:
     betas = torch.full(shape, 0.5), torch.full(shape, 0.75)
     ours = case.ours(make_params(), betas=betas)
     floats = case.ours(make_params(), betas=(0.5, 0.75))
-    torchs = case.torchs(make_params(), betas=betas)
+    # torch's for-loop takes none of another shape before 2.10.
+    torchs = case.torchs(make_params(), betas=tuple(beta.reshape(()) for beta in betas))
     if shape == ():
         assert all(a is b for a, b in zip(ours.param_groups[0]["betas"], betas, strict=True))
     for value in (0.5, 0.25):

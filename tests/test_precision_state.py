@@ -14,7 +14,7 @@ import torch
 from cases import ONE_PER_OPTIMIZER, Case, named
 from options import PAIRS, Options, same, steps, values
 from runs import random_gradients, train
-from support import params_of
+from support import assert_identical, params_of, snapshot
 from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
@@ -200,6 +200,22 @@ def test_torch_loads_what_is_saved(case: Case, options: Options, dtype: torch.dt
     assert "is rounded to float32" not in said
     assert not options.of(case).get("state_dtype") or dtype in HALVES or "rounded" in said or "float32" in options.name
     steps(back, 1)
+
+
+def test_a_file_whose_warnings_are_errors_is_not_loaded_halfway() -> None:
+    """What a file has lost is said once all of it has been brought home."""
+    ours = fusedopt.AdamW([Parameter(torch.ones(3, dtype=torch.bfloat16))], lr=0.1, master_weights="float32")
+    steps(ours, 1)
+    file = ours.state_dict()
+    its = {**file["state"][0], "exp_avg": torch.full((3,), 7.0), "master": torch.ones(3, dtype=torch.bfloat16)}
+    state, groups, before = ours.state, ours.param_groups, snapshot(ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="torch has rounded 'master'"):
+            ours.load_state_dict({**file, "state": {0: its}})
+    assert ours.state is state
+    assert ours.param_groups is groups
+    assert_identical(snapshot(ours), before)
 
 
 def test_partners_convert_into_each_other() -> None:

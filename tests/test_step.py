@@ -239,11 +239,13 @@ def test_a_hyper_parameter_that_is_no_number_raises_and_changes_nothing(case: Ca
     give_grads(params_of(ours), 2)
     before, counters = snapshot(ours), versions(ours)
     flag = isinstance(inspect.signature(case.cls).parameters[key].default, bool)
+    # An argument of a newer torch is in no group of this one.
+    several = isinstance(ours.param_groups[0].get(key), tuple)
     for value in (
         *(() if flag or key in case.cls._optional else (None,)),
         "0.1",
         [1e-8],
-        *([0.9, (0.9,)] if isinstance(ours.param_groups[0][key], tuple) else []),
+        *([0.9, (0.9,)] if several else []),
     ):
         ours.param_groups[0][key] = value
         with pytest.raises((TypeError, ValueError), match=key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -154,6 +155,18 @@ def test_an_edited_rule_makes_its_own_objects_anew() -> None:
         those = [path.name for path, files in read.items() if f"rules/{rule.header}" in files]
         same_header = sorted(other.struct for other in tree.rules() if other.header == rule.header)
         assert sorted(name.split("-")[1] for name in those) == same_header
+
+
+def test_what_the_bindings_call_of_torch_is_included_by_its_name() -> None:
+    """Which header brings a function besides its own differs from torch to torch."""
+    torch = _toolchain.installed_torch()
+    assert torch is not None
+    there = {path.stem for path in (torch.folder / "include/ATen/ops").glob("*.h")}
+    sources = "".join((ROOT / path).read_text() for path in PACKAGE.sources("csrc/host/*.*", "csrc/*/host*.*"))
+    called = {*re.findall(r"\bat::(\w+)\(", sources)} & there
+    included = {*re.findall(r"<ATen/ops/(\w+)\.h>", (ROOT / _toolchain.TORCH_HEADER).read_text())}
+    assert "empty" in called
+    assert called == included
 
 
 def test_cuda_is_built_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ from .. import _C
 if TYPE_CHECKING:
     from .lbfgs import LBFGS
 
+# Since then a line search of torch's ends where max_eval does; before it took as many evaluations as it wanted.
+_COUNTED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+
 
 class History:
     """The products of the pairs in an optimizer's state, which are made anew if that is not as it was left."""
@@ -231,15 +234,16 @@ class Search:
         self.t = t
         _C.lbfgs_move(self.params, self.direction, t, self.origin, fetch)
 
-    def line_search(self, loss: float, largest: float, slope: float, max_ls: int) -> tuple[float, int]:
+    def line_search(self, loss: float, largest: float, slope: float, left: int) -> tuple[float, int]:
         """Moves to the point that torch's line search finds; returns its loss and the evaluations."""
         if self.origin is None:
             self.origin = self.empty()
         self.last = None
         # The gradient at the origin has just been copied.
         start = _Gradient(slope, self.previous)
+        limit = {"max_ls": left} if _COUNTED else {}
         loss, point, t, evals = _strong_wolfe(
-            self.evaluate, None, self.t, _Direction(largest), loss, start, start.dot(None), max_ls=max_ls
+            self.evaluate, None, self.t, _Direction(largest), loss, start, start.dot(None), **limit
         )
         self.move(float(t))
         self.flat = point.flat

@@ -37,7 +37,9 @@ class LBFGS(torch.optim.LBFGS):
         params: tensors or (name, tensor) pairs, in one group.
         lr: :math:`t \ge 0`, or where a line search begins. Default: 1.
         max_iter: iterations in one step. Default: 20.
-        max_eval: evaluations of the closure in one step; 1.25 times as many as iterations unless given. Default: None.
+        max_eval: evaluations of the closure in one step; 1.25 times as many as iterations unless given. As in torch
+            2.10 and newer a line search ends with them, too: with ``max_iter=1`` it has none left and moves nothing. In
+            an older torch it takes as many as it wants. Default: None.
         tolerance_grad: a step ends when no gradient is larger. Default: 1e-7.
         tolerance_change: a step ends when neither params nor loss change by more. Default: 1e-9.
         history_size: how many pairs are kept. Default: 100.
