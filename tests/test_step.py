@@ -1,4 +1,7 @@
-"""What one step reads, writes and leaves alone: gradients, versions, closures, hyper-parameters, groups, forks."""
+"""What one step reads, writes and leaves alone: gradients, versions, closures, hyper-parameters, groups, forks.
+
+It is as long as the list of what anybody may hand to a step: each is a few lines, and none is of another room.
+"""
 
 from __future__ import annotations
 

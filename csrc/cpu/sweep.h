@@ -28,7 +28,9 @@ struct Kernel {
     constexpr int kParts = Parts<P>::kCount;
     S* state[kStates];
     for (int k = 0; k < kStates; ++k) state[k] = s[k];
+    // A loop that is unrolled before it is vectorised mostly stays scalar.
 #pragma GCC ivdep
+#pragma GCC unroll 1
     for (int64_t i = 0; i < n; ++i) {
       typename Parts<P>::Stored params[kParts];
       typename Parts<S>::Stored states[kStates][kParts];
@@ -135,8 +137,11 @@ struct Kernel {
       for (int k = 0; k < kSums; ++k) to[k] = whole ? sum[k] : terms[k];
       add_blocks(param, grad, state, count, multiplier, c, to);
       if (whole) return;
+      // A zero more changes no sum: none is -0, since all begin with 0.
       for (int k = 0; k < kSums; ++k)
-        for (int64_t i = 0; i < count; ++i) sum[k][at + i] += terms[k][i];
+#pragma GCC ivdep
+#pragma GCC unroll 1
+        for (int64_t i = 0; i < kBlock<P, S>; ++i) sum[k][at + i] += i < count ? terms[k][i] : T(0);
     });
   }
   template <class P, class G, class S>
@@ -146,6 +151,7 @@ struct Kernel {
       T* sum[kSums];
       for (int k = 0; k < kSums; ++k) sum[k] = to[k] + at % fusedopt::kAccumulators;
 #pragma GCC ivdep
+#pragma GCC unroll 1
       for (int64_t i = 0; i < kBlock<P, S>; ++i) {
         T value[kStates] = {}, terms[R::sums];
         for (int k = 0; k < kStates; ++k)
