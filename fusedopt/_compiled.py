@@ -24,6 +24,7 @@ from ._core.precision import MasterWeights, Offload, Rounding, StateDtype
 from ._core.standalone import Standalone
 
 _HERE = Path(__file__).parent
+_ENGINES = _HERE / _toolchain.ENGINES
 
 
 def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledRule]:
@@ -159,13 +160,14 @@ class _Build:
         commands = _toolchain.rule_commands(rule, self.isas, flags)
         # The first alone, since all of them would say the same of a rule that is wrong.
         _toolchain.run([*commands[0], "-fsyntax-only"], self.csrc.parent)
-        commands += [_toolchain.isa_command(Path("csrc/cpu/isa/tile.cpp"), isa) for isa in self.isas]
         commands += [_toolchain.cpp_command(Path("csrc", part)) for part in ("cpu/prefetch.cpp", "plugin.cpp")]
-        link: Sequence[str] = []
-        if self.cuda is not None and self.nvcc_flags:
+        # Tiles are the engines' business, and theirs to bring.
+        link: Sequence[str] = _toolchain.beside(_ENGINES, str(_ENGINES.parent))
+        kernels = self.cuda is not None and bool(self.nvcc_flags)
+        if self.cuda is not None and kernels:
             commands.insert(0, self.cuda.rule_command([rule], [*self.nvcc_flags, *flags]))
-            link = self.cuda.link_flags()
-        commands.append(_toolchain.registry_command([rule], self.isas, cuda=bool(link)))
+            link = [*link, *self.cuda.link_flags()]
+        commands.append(_toolchain.registry_command([rule], self.isas, cuda=kernels))
         built = folder / "rule.so"
         objects = _toolchain.run_all(commands, folder, self.csrc.parent)
         _toolchain.run([self.compiler, "-shared", *map(str, objects), *link, "-o", str(built)], self.csrc.parent)

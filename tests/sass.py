@@ -267,10 +267,11 @@ def parse_code(text: str) -> dict[tuple[str, str], list[Instruction]]:
 
 
 @functools.cache
-def dump(binary: Path) -> list[Kernel]:
-    """Every kernel of every architecture in a cubin, an object file or a shared object."""
-    usage = parse_usage(cuobjdump("-res-usage", str(binary)))
-    code = parse_code(cuobjdump("-sass", str(binary)))
+def dump(binary: Path, arch: str | None = None) -> list[Kernel]:
+    """Every kernel of one architecture or of all in a cubin, an object file or a shared object."""
+    of = [] if arch is None else ["-arch", arch]
+    usage = parse_usage(cuobjdump(*of, "-res-usage", str(binary)))
+    code = parse_code(cuobjdump(*of, "-sass", str(binary)))
     return [Kernel(short(name), arch, usage[arch, name], code[arch, name]) for arch, name in usage]
 
 

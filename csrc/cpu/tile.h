@@ -99,6 +99,9 @@ class Streams {
 // The most elements that a rule's loop takes at once: loops.h.
 constexpr int64_t kLargestBlock = 64;
 
+// A rule from outside calls what follows in the package's engines.
+#pragma GCC visibility push(default)
+
 // The end of a row, whose elements do not fill a block: a copy of it for each operand, filled up with zeros.
 class RowEnd {
  public:
@@ -126,6 +129,8 @@ class RowEnd {
   alignas(64) char copies_[fusedopt::kState + fusedopt::kMaxStates][kLargestBlock * sizeof(float)];
 };
 
+#pragma GCC visibility pop
+
 // What a row's tiles come from and go to, beside its states. The hardware loses a stream at each page, so the next tile
 // is asked for while a rule works on one: it spares its divider's time, where loads and stores have nothing to do.
 inline Streams tile_streams(const Row& row) {
@@ -140,6 +145,8 @@ inline Streams tile_streams(const Row& row) {
 }
 
 enum class Access;  // write_back.h
+
+#pragma GCC visibility push(default)
 
 // One operand of a tile. Where it lies dense in the type of the arithmetic it is its own buffer.
 template <class T>
@@ -224,5 +231,7 @@ class TileParam {
   const Extras& extras_;
   TileOperand<T> param_, partner_, average_, grad_;
 };
+
+#pragma GCC visibility pop
 
 }  // namespace FUSEDOPT_NAMESPACE
