@@ -105,10 +105,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if name.startswith(_OWN_ENGINE) or (numbers == "host" and not name.startswith(_NUMBERS)) else None
 
 
-# Of few tests and a long time: begun last, as the fewest are by themselves, one would be waited for alone.
-_SLOWEST = ("test_engines", "test_sharded", "test_compiled", "test_benchmarks", "test_foreign_files", "test_sass")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--cuda-emulator"):
         for item in items:
@@ -121,7 +117,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept, left_out = select(items, emulated=config.getoption("--cuda-emulator") is not None)
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
-    items.sort(key=lambda item: item.path.stem not in _SLOWEST)
 
 
 def pytest_collection_finish() -> None:
