@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -52,23 +52,27 @@ MAKES: dict[str, Any] = {
 }
 
 
+def training(name: str) -> tuple[nn.Module, Any, Callable[[], Tensor]]:
+    """A model, its optimizer, and a step of training, which returns the loss."""
+    its = model()
+    optimizer = MAKES[name](its.parameters())
+    x = torch.linspace(-1, 1, 24).view(3, 8)
+
+    def step() -> Tensor:
+        loss: Tensor = its(x).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step(zero_grad=True)
+        return loss
+
+    return its, optimizer, step
+
+
 @pytest.mark.parametrize("name", MAKES)
 def test_a_train_step(name: str) -> None:
     """The forward pass is compiled, the step is not, and a learning rate that changes compiles nothing anew."""
     ends = []
     for by_compiler in (True, False):
-        its = model()
-        optimizer = MAKES[name](its.parameters())
-        x = torch.linspace(-1, 1, 24).view(3, 8)
-
-        def step(its: Any = its, optimizer: Any = optimizer, x: Tensor = x) -> Tensor:
-            loss: Tensor = its(x).square().mean()
-            loss.backward()
-            optimizer.step()
-            for p in its.parameters():
-                p.grad = None
-            return loss
-
+        its, optimizer, step = training(name)
         run, graphs = compiled(step) if by_compiler else (step, [])
         seen = []
         for i in range(6):
@@ -96,14 +100,7 @@ def test_cuda_graphs_are_made_of_what_is_compiled_and_a_step_is_not(name: str, m
     monkeypatch.setattr(inductor, "compile_fx", compile_fx)
     ends = []
     for by_compiler in (True, False):
-        its = model()
-        optimizer = MAKES[name](its.parameters())
-        x = torch.linspace(-1, 1, 24).view(3, 8)
-
-        def step(its: Any = its, optimizer: Any = optimizer, x: Tensor = x) -> None:
-            its(x).square().mean().backward()
-            optimizer.step(zero_grad=True)
-
+        its, optimizer, step = training(name)
         run = torch.compile(step, mode="reduce-overhead") if by_compiler else step
         for i in range(4):
             run()
