@@ -29,7 +29,7 @@ class _Converted:
 
     rule: str
     file: dict[str, Any]
-    options: Mapping[str, Any]
+    options: Sequence[Mapping[str, Any]]  # by group
 
 
 def load_foreign(
@@ -205,9 +205,16 @@ def take_over(optimizer: Optimizer) -> FusedStep | None:
     params = [group["params"] for group in optimizer.param_groups]
     converted = _convert(name, optimizer.state_dict(), params, attributes, optimizer.defaults)
     ours = _class(converted.rule)
-    halves = any(p.dtype in HALVES for group in params for p in group)
-    groups = [{**group, "params": its} for group, its in zip(converted.file["param_groups"], params, strict=True)]
-    new: FusedStep = ours(groups, **(converted.options if halves else {}))
+    # Those that are about params in 16 bits are given for all groups where all that have such agree, else to each.
+    halves = [any(p.dtype in HALVES for p in its) for its in params]
+    asked = [options for options, half in zip(converted.options, halves, strict=True) if half]
+    alike = all(options == asked[0] for options in asked)
+    own = [{} if alike or not half else options for options, half in zip(converted.options, halves, strict=True)]
+    groups = [
+        {**group, **options, "params": its}
+        for group, options, its in zip(converted.file["param_groups"], own, params, strict=True)
+    ]
+    new: FusedStep = ours(groups, **(asked[0] if asked and alike else {}))
     new.load_state_dict(converted.file)
     # What holds the groups of the old one, as schedulers do, holds those of the new one.
     for old, made in zip(optimizer.param_groups, new.param_groups, strict=True):
@@ -309,8 +316,7 @@ def _convert(
             "begins with its own first step, so their first steps differ"
         )
     file = {"state": state, "param_groups": groups, **once}
-    options = next(filter(None, (peer.options(group) for group in theirs)), {})
-    return _Converted(rule, file, options)
+    return _Converted(rule, file, [peer.options(group) for group in theirs])
 
 
 @contextmanager

@@ -51,6 +51,20 @@ def test_kahan_summation_that_only_a_first_step_turns_on_goes_along(kahan: bool 
     assert ours.rounding == rounding
 
 
+def test_kahan_summation_of_one_group_is_not_the_others() -> None:
+    params = foreign_params(torch.bfloat16)
+    groups = [{"params": [params[0]], "kahan_sum": False}, {"params": params[1:], "kahan_sum": True}]
+    theirs = live("optimi.adamw.AdamW", groups, OF_OPTIMI)  # type: ignore[arg-type]
+    steered = theirs.param_groups
+    ours: Any = fusedopt.replace(theirs)
+    for param in params:
+        param.grad = torch.full_like(param, 2**-12)
+    ours.step()
+    kept = ["compensation" in ours.state[param] for param in params]
+    assert kept == [False] + [True] * (len(params) - 1)
+    assert ours.param_groups is steered and [group.get("rounding") for group in steered] == [None, "kahan"]
+
+
 def _named(names: list[str]) -> list[tuple[str, Parameter]]:
     return [(name, Parameter(torch.ones(4))) for name in names]
 
