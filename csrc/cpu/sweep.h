@@ -96,13 +96,13 @@ struct Kernel {
     if (whole > 0) f(p, g, s, 0, whole);
     if (whole == n) return;
     RowEnd end(n - whole, kBlock<P, S>);
-    P* param = end.add(p + whole);
     const G* grad = end.add(g + whole);
+    P* param = end.add(p + whole);
     S* state[kStates] = {};
     each_kept([&](int k) { state[k] = end.add(s[k] + whole); });
     end.fetch();
     f(param, grad, state, whole, n - whole);
-    end.put_back();
+    if constexpr (!std::is_const_v<P>) end.put_back();
   }
 
   template <class P, class G, class S, class Store>

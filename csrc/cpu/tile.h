@@ -105,26 +105,24 @@ constexpr int64_t kLargestBlock = 64;
 // The end of a row, whose elements do not fill a block: a copy of it for each operand, filled up with zeros.
 class RowEnd {
  public:
-  RowEnd(int64_t n, int64_t block) : n_(n), block_(block) {}
+  RowEnd(int64_t n, int64_t block) : n_(static_cast<int>(n)), block_(static_cast<int>(block)) {}
   // Where the copy of `data` will be.
   template <class Stored>
   Stored* add(Stored* data) {
-    constexpr int64_t size = sizeof(Stored);
-    pieces_[count_] = {const_cast<std::remove_const_t<Stored>*>(data), n_ * size, block_ * size,
-                       std::is_const_v<Stored>};
+    constexpr int size = sizeof(Stored);
+    pieces_[count_] = {const_cast<std::remove_const_t<Stored>*>(data), n_ * size, block_ * size};
     return reinterpret_cast<Stored*>(copies_[count_++]);
   }
   void fetch();
+  // All but the first, which is the gradient.
   void put_back() const;
 
  private:
   struct Piece {
     void* data;
-    int64_t bytes, room;
-    bool read_only;
+    int bytes, room;
   };
-  int64_t n_, block_;
-  int count_ = 0;
+  int n_, block_, count_ = 0;
   Piece pieces_[fusedopt::kState + fusedopt::kMaxStates];
   alignas(64) char copies_[fusedopt::kState + fusedopt::kMaxStates][kLargestBlock * sizeof(float)];
 };

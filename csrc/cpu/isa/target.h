@@ -1,6 +1,7 @@
 // The first line of every source in this folder: the instruction set that it is compiled for, as the build says. The
 // instructions are asked for here and not on the command line, and nothing but C headers may stand before that: an
-// inline function of the standard library compiled below it could be the copy that the linker keeps for everyone.
+// inline function of the standard library compiled below it could be the copy that the linker keeps for everyone. What
+// is asked for is told by the build's own names alone: before GCC 13 the pragma does not define __AVX2__ and its like.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
