@@ -9,7 +9,8 @@ from ._capabilities import capabilities
 from ._clipping import clip_grad_norm_, local_grad_norm, norm_from_local
 from ._compiled import compile_rule
 from ._core.precision import StateDtype
-from ._foreign import foreign_state_dict, load_foreign
+from ._foreign import load_foreign
+from ._foreign_back import foreign_state_dict
 from ._release import GradientRelease, step_in_backward
 from ._replace import replace
 from ._scaler import GradScaler

@@ -1,4 +1,4 @@
-"""Moving in from other packages' optimizers, a live one or a file of one, and back."""
+"""Moving in from other packages' optimizers, a live one or a file of one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import _C
 from ._core.callers import warn
 from ._core.optimizer import FusedStep
 from ._core.origin import kind_of, state_keys
-from ._core.precision import HALVES, PARTNERS
+from ._core.precision import HALVES
 from ._peers.peer import Peer, of_one_kind, other_order, why_not
 from ._peers.registry import OTHERS, PACKAGES, PEERS, name_of
 from ._peers.signs import KEYS, package_of
@@ -24,7 +24,7 @@ Params = Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
-class _Converted:
+class Converted:
     """A state dict of ours, and what else goes with it."""
 
     rule: str
@@ -64,15 +64,15 @@ def load_foreign(
         ([1.0, 1.0], (0.5, 0.5))
     """
     name = name_of(source)
-    told = _told(name, constructed_with)
+    told = attributes_told(name, constructed_with)
     if (first := other_order(state_dict["param_groups"], optimizer.param_groups)) is not None:
         raise ValueError(
             f"the file has its params in another order, by their names: where it has {first!r} the optimizer has "
             "another; give one over the params in the order of the file's param_names"
         )
     params = [group["params"] for group in optimizer.param_groups]
-    converted = _convert(name, state_dict, params, told)
-    if not isinstance(optimizer, _classes_for(converted.rule, converted.file["param_groups"])):
+    converted = convert_file(name, state_dict, params, told)
+    if not isinstance(optimizer, classes_for(converted.rule, converted.file["param_groups"])):
         raise TypeError(
             f"{name} steps as fusedopt.{converted.rule} does; load its file into one of these, not into a "
             f"{type(optimizer).__name__}"
@@ -80,104 +80,9 @@ def load_foreign(
     optimizer.load_state_dict(converted.file)
 
 
-def foreign_state_dict(optimizer: Optimizer, target: str | type, **constructed_with: Any) -> dict[str, Any]:
-    """What another package's optimizer would have saved where one of ours is, for its `load_state_dict`.
-
-    For bitsandbytes in 32 bits, DeepSpeedCPUAdam and DeepSpeedCPUAdagrad, lion_pytorch, and timm's AdamWLegacy, Lamb
-    and Lion. What is written is read back as `load_foreign` reads it, and refused where that is another rule.
-
-    Args:
-        optimizer: one of ours, of the class whose rule the other has. What its options keep beside that (master
-            weights, an average of the params, a maximal norm) stays behind, which a warning says.
-        target: the other's class, or its name such as "bitsandbytes.AdamW".
-        constructed_with: what the other's constructor will be given of those things that are not in its files, as for
-            `load_foreign`.
-
-    Returns:
-        A state dict, whose tensors are this optimizer's where theirs have the same type, as those of `state_dict()`.
-
-    Raises:
-        TypeError: the other has another rule, or cannot read what would be written, or nothing of the name in
-            `constructed_with` is known of it.
-        ValueError: a setting has no place in the other's groups, or params that share a group there have taken
-            different numbers of steps.
-
-    Example:
-        >>> param = torch.nn.Parameter(torch.zeros(2))
-        >>> optimizer = fusedopt.Lion([param], lr=0.1)
-        >>> param.grad = torch.ones(2)
-        >>> optimizer.step()
-        >>> fusedopt.foreign_state_dict(optimizer, "bitsandbytes.Lion")["param_groups"][0]["betas"]
-        (0.9, 0.99)
-    """
-    if not isinstance(optimizer, FusedStep):
-        raise TypeError(f"this is a {type(optimizer).__name__}; give one of ours, as fusedopt.replace() makes it")
-    name, cls = name_of(target), type(optimizer)
-    told, peer = _told(name, constructed_with), PEERS[name]
-    back = peer.back
-    if back is None:
-        others = sorted(other for other, its in PEERS.items() if its.back is not None and ".Paged" not in other)
-        raise TypeError(f"nothing is written for {name}; there is a way back to {', '.join(others)}")
-    ours = optimizer.state_dict()
-    numbers = {key: value for key, value in ours.items() if key not in ("state", "param_groups")}
-    groups, state = [], {}
-    for index, group in enumerate(ours["param_groups"]):
-        mine = {**cls._beyond, **numbers, **told, **group}
-        its = {at: ours["state"][at] for at in group["params"] if ours["state"].get(at)}
-        steps = {float(kept["step"]) for kept in its.values() if "step" in kept}
-        if peer.group_step and len(steps) > 1:
-            raise ValueError(
-                f"{name} counts the steps of a group, and params of group {index} have taken {sorted(map(int, steps))}"
-            )
-        groups.append(peer.their_group(back, mine, steps))
-        for at, kept in its.items():
-            rules = {key: value for key, value in kept.items() if key in kind_of(cls).state.known}
-            if rules and (made := peer.their_state(back, rules, mine)):
-                state[at] = made
-    file = {"state": state, "param_groups": groups}
-    rule = peer.rule_of({**told, **groups[0]})
-    if not isinstance(optimizer, _classes_for(rule, groups)):
-        remedy = f", as it is constructed with {told}" if told else ""
-        raise TypeError(f"{name} steps as fusedopt.{rule} does{remedy}, and this is a {cls.__name__}")
-    read = _convert(name, file, [group["params"] for group in optimizer.param_groups], told)
-    _refuse_losses(name, cls, ours, read.file)
-    kept_beside = {key for its in ours["state"].values() for key in its} & {*PARTNERS, "ema"}
-    lost = sorted(kept_beside | {key for key, value in numbers.items() if read.file.get(key) != value})
-    if lost:
-        warn(f"{', '.join(lost)} of this optimizer has no place in a file of {name} and stays behind")
-    saved = [at for group in ours["param_groups"] for at in group["params"]]
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    halves = [at for at, param in zip(saved, params, strict=True) if param.dtype in HALVES]
-    wide = (value for at in halves for value in state.get(at, {}).values() if isinstance(value, torch.Tensor))
-    if not back.loads_float32 and any(value.dtype == torch.float32 and value.dim() for value in wide):
-        warn(
-            f"the load_state_dict() of {name}, which is torch's, rounds float32 states of params in 16 bits to these; "
-            "put this file's tensors into its state once it is loaded"
-        )
-    return file
-
-
-def _refuse_losses(name: str, cls: type[FusedStep], ours: Mapping[str, Any], read: Mapping[str, Any]) -> None:
-    """Raise ValueError for a number of ours, or a state, that is another or none once theirs is read."""
-    kind = kind_of(cls)
-    for index, (mine, found) in enumerate(zip(ours["param_groups"], read["param_groups"], strict=True)):
-        for key in sorted(kind.group.known | {"maximize"}):
-            absent = cls._beyond.get(key)
-            here, there = mine.get(key, absent), found.get(key, absent)
-            if here != there:
-                raise ValueError(
-                    f"{name} has no {key}={here!r}, by which param_groups[{index}] steps; its file would be read as "
-                    f"{key}={there!r}"
-                )
-        for at in mine["params"]:
-            lacks = (ours["state"].get(at, {}).keys() & kind.state.known) - read["state"].get(at, {}).keys()
-            if lacks:
-                raise ValueError(f"{name} has no place for {sorted(lacks)} of a param of param_groups[{index}]")
-
-
 def class_of_file(state_dict: Mapping[str, Any], source: str, **constructed_with: Any) -> type:
     """The class of ours that goes on from another package's file."""
-    told = _told(name_of(source), constructed_with)
+    told = attributes_told(name_of(source), constructed_with)
     group: Mapping[str, Any] = next(iter(state_dict["param_groups"]), {})
     with _of_its_class(name_of(source), "param_groups[0] of the file"):
         return _class(PEERS[name_of(source)].rule_of({**told, **group}))
@@ -203,7 +108,7 @@ def take_over(optimizer: Optimizer) -> FusedStep | None:
         raise ValueError(f"this {name} does not step as ours would: {line}")
     attributes = {key: getattr(optimizer, key, default) for key, default in peer.attributes.items()}
     params = [group["params"] for group in optimizer.param_groups]
-    converted = _convert(name, optimizer.state_dict(), params, attributes, optimizer.defaults)
+    converted = convert_file(name, optimizer.state_dict(), params, attributes, optimizer.defaults)
     ours = _class(converted.rule)
     # Those that are about params in 16 bits are given for all groups where all that have such agree, else to each.
     halves = [any(p.dtype in HALVES for p in its) for its in params]
@@ -228,7 +133,7 @@ def take_over(optimizer: Optimizer) -> FusedStep | None:
     return new
 
 
-def _told(name: str, constructed_with: Mapping[str, Any]) -> dict[str, Any]:
+def attributes_told(name: str, constructed_with: Mapping[str, Any]) -> dict[str, Any]:
     """What the other's constructor was given of what its groups do not have."""
     attributes = _known(name).attributes
     unknown = constructed_with.keys() - attributes.keys()
@@ -251,13 +156,13 @@ def _known(name: str) -> Peer:
     return PEERS[name]
 
 
-def _convert(
+def convert_file(
     name: str,
     state_dict: Mapping[str, Any],
     params: Sequence[Params],
     attributes: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
-) -> _Converted:
+) -> Converted:
     peer = PEERS[name]
     saved = state_dict["param_groups"]
     sizes = [len(group["params"]) for group in saved], [len(its) for its in params]
@@ -316,7 +221,7 @@ def _convert(
             "begins with its own first step, so their first steps differ"
         )
     file = {"state": state, "param_groups": groups, **once}
-    return _Converted(rule, file, [peer.options(group) for group in theirs])
+    return Converted(rule, file, [peer.options(group) for group in theirs])
 
 
 @contextmanager
@@ -394,7 +299,7 @@ def _class(rule: str) -> Any:
     return getattr(fusedopt, rule)
 
 
-def _classes_for(rule: str, groups: Sequence[Mapping[str, Any]]) -> tuple[type, ...]:
+def classes_for(rule: str, groups: Sequence[Mapping[str, Any]]) -> tuple[type, ...]:
     rules = {rule}
     # Without a decay the two are one.
     if rules <= {"Adam", "AdamW"} and not any(group["weight_decay"] for group in groups):

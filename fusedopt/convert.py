@@ -19,7 +19,8 @@ import fusedopt
 
 from ._core.optimizer import FusedStep
 from ._files import FileError, read, refuse_existing, write
-from ._foreign import class_of_file, foreign_state_dict, load_foreign, shape_in
+from ._foreign import class_of_file, load_foreign, shape_in
+from ._foreign_back import foreign_state_dict
 from ._peers.peer import largest_shape
 from ._peers.registry import OTHERS, PEERS, name_of
 

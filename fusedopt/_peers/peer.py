@@ -40,6 +40,8 @@ class Back:
     state: Callable[[State, Group], Mapping[str, Any]] = lambda state, group: state
     # Whether they load float32 states of params in 16 bits as they are, which torch's load_state_dict rounds.
     loads_float32: bool = False
+    # What they read off their constructor and not off the groups that have it as well, with its defaults.
+    constructor: Mapping[str, Any] = field(default_factory=dict)
     # What they count steps in.
     counter: Callable[[float], Any] = int
 

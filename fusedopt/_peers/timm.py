@@ -70,6 +70,7 @@ PEERS = {
                 "decoupled_decay": False,
             },
             counter=_counted,
+            constructor={"max_grad_norm": 1.0},
         ),
     ),
     "Lars": Peer("LARS"),
