@@ -207,8 +207,12 @@ int main(int argc, char** argv) {
           ++checked;
         };
         const char* widest = nullptr;
-        for (const cpu::Isa& isa : cpu::built_isas())
-          if (isa.supported) check(widest = isa.name, 1);
+        for (const cpu::Isa& isa : cpu::built_isas()) {
+          if (!isa.supported) continue;
+          // What is expected is generic's own, which alone is run again: where nothing is wider, to be run at all.
+          widest = isa.name;
+          if (std::strcmp(widest, "generic") != 0) check(widest, 1);
+        }
         if (in_every_size)
           for (const int threads : {2, 3}) check(widest, threads);
       }
