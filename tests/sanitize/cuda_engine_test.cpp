@@ -294,10 +294,10 @@ size_t run(const char* rule, bool on_device, uint64_t seed, int one_in) {
 
 }  // namespace
 
-// With an argument every so many of the runs are made, others of each rule, with every so many of the sizes, others of
+// With two numbers every so many of the runs are made, others of each rule, with every so many of the sizes, others of
 // each mix, place and variant.
 int main(int count, char** given) {
-  const int one_in = count > 1 ? std::atoi(given[1]) : 1;
+  const int one_in = count > 1 ? std::atoi(given[1]) : 1, of_sizes = count > 2 ? std::atoi(given[2]) : 1;
   int runs = 0;
   cpu::use_isa("generic");
   try {
@@ -310,7 +310,7 @@ int main(int count, char** given) {
         // Blocks and threads in the order of their numbers; for some, in others, too.
         for (const uint64_t seed : {0, 1, 2})
           if (seed == 0 || (!kFew && (rule == "sgd" || rule == "adam" || rule == "rmsprop")))
-            params += runs++ % one_in == 0 ? run(rule.c_str(), on_device, seed, one_in) : 0;
+            params += runs++ % one_in == 0 ? run(rule.c_str(), on_device, seed, of_sizes) : 0;
       runs += one_in % 2 == 0;  // so that the next rule has its numbers where this one had not
     }
     std::printf("%zu params on the emulated device, no bit differs from the CPU\n", params);
