@@ -1,16 +1,12 @@
-"""Adafactor around its arithmetic: constructor, state, checkpoints, GradScaler, errors, hooks, memory."""
+"""Adafactor around its arithmetic: constructor, state, checkpoints, GradScaler, errors, hooks."""
 
 from __future__ import annotations
 
 import copy
-import math
 import pickle
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-import tiers
 import torch
 from adafactor_runs import DTYPES, feed, make, random, states, trained, twins
 from support import EMULATED, assert_identical, outcome, params_of, save_and_load, snapshot, versions
@@ -18,9 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fusedopt
-from fusedopt.bench import suites
 
-ROOT = Path(__file__).parent.parent
 SMALL = [(5, 7), (9,), (), (4, 3, 2), (67, 3)]
 
 
@@ -337,24 +331,6 @@ def test_closure_hooks_and_versions() -> None:
     assert ours.step(closure) == 3.0
     assert calls == ["pre", "closure", "post"]
     assert all(p._version > v for p, v in zip(params_of(ours), before, strict=True))
-
-
-@pytest.mark.skipif(EMULATED, reason="the emulator keeps the device's memory on the host")
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's counters")
-def test_temporaries_take_a_tenth_of_torchs() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import memory
-
-    ours = memory.measure_apart("gpt2", "Adafactor", "fusedopt")
-    if tiers.everything:
-        torchs = memory.measure_apart("gpt2", "Adafactor", "torch for-loop")
-    else:
-        # At the least, for its update has the size of the param. To see it takes torch ten seconds.
-        largest = 4 * max(math.prod(shape) for shape in suites.SUITES["gpt2"].shapes)
-        torchs = {"first_step_peak": ours["state"] + largest, "later_step_peak": largest}
-    for kind in ("first_step_peak", "later_step_peak"):
-        state = ours["state"] if kind == "first_step_peak" else 0
-        assert (ours[kind] - state) * 10 <= torchs[kind] - state, (ours, torchs)
 
 
 def test_what_lies_otherwise_since_the_last_step_is_seen() -> None:
