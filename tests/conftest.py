@@ -32,6 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     # Rules that tests compile need not wait for nvcc, but in the test that is about it.
     os.environ["FUSEDOPT_CUDA"] = "0"
+    import tiers
+
+    tiers.everything = config.getoption("--all")
     numbers = config.getoption("--cuda-emulator")
     if numbers:
         from build import build
@@ -50,6 +53,7 @@ _OWN_ENGINE = tuple(
         "arctangent",
         "bench",
         "claims",
+        "clipping_distributed",  # its processes step on the CPU's
         "compare_optimizers",
         "compiled",
         "configs",
@@ -70,6 +74,7 @@ _OWN_ENGINE = tuple(
         "parts",
         "registry",
         "sass",
+        "sharded",  # as above; on the emulated device they are in test_cuda_sharded.py
         "signatures",
         "site",
         "tiers",

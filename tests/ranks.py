@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import multiprocessing
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable
@@ -14,6 +15,9 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
+# What takes most of a process's start is imported once, by one that is forked for each rank. It has run nothing, so
+# that there are no threads of its own to miss; the package is not in it, for which some have another engine.
+ONCE = ["torch._dynamo", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "hypothesis", "pytest"]
 # Of each case the number of processes, and the case itself.
 CASES: dict[str, tuple[int, Callable[[int], None]]] = {}
 
@@ -35,8 +39,10 @@ def run_all(ranks: int, modules: Iterable[str], folder: Path, names: Collection[
     if str(HERE) not in sys.path:
         sys.path.insert(0, str(HERE))
     wanted = [name for name, (count, _) in CASES.items() if count == ranks and (names is None or name in names)]
-    context: Any = torch.multiprocessing.spawn(
-        _process, args=(ranks, tuple(modules), wanted, str(folder)), nprocs=ranks, join=False
+    multiprocessing.set_forkserver_preload(ONCE)
+    arguments = (ranks, tuple(modules), wanted, str(folder))
+    context: Any = torch.multiprocessing.start_processes(
+        _process, arguments, nprocs=ranks, join=False, start_method="forkserver"
     )
     try:
         while not context.join(timeout=5):

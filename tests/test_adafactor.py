@@ -143,6 +143,7 @@ def test_special_gradients_are_torchs(shape: tuple[int, ...], value: float) -> N
     assert (near_torchs | near_exact).all()
 
 
+@thinned("a walk through memory knows no option", keep=lambda options: options == OPTIONS["default"], together=0)
 @every_option
 def test_layouts_change_nothing(options: dict[str, Any]) -> None:
     """Params and gradients of any strides have the bits of contiguous ones; what lies between them is left alone."""

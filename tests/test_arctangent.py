@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiers
 import torch
 from support import every_isa
 from torch.nn import Parameter
@@ -52,8 +53,12 @@ def test_the_error_is_below_two_ulps(dtype: type) -> None:
 
 
 def test_every_float32_of_two_binades() -> None:
-    """On both sides of 1, where the arctangent is taken of the inverse; the polynomial is worst there."""
-    bits = np.arange(np.float32(0.5).view(np.int32), np.float32(2).view(np.int32), dtype=np.int32)
+    """On both sides of 1, where the arctangent is taken of the inverse; the polynomial is worst there.
+
+    Without --all one in seven.
+    """
+    step = 1 if tiers.everything else 7
+    bits = np.arange(np.float32(0.5).view(np.int32), np.float32(2).view(np.int32), step, dtype=np.int32)
     y = bits.view(np.float32)
     assert largest_error(y, np.ones_like(y)) < 1.7
 

@@ -12,6 +12,7 @@ import re
 import struct
 import sys
 import termios
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,30 +77,40 @@ ratio, long = Ratio(12.3456, 10.1234, 14.5678), "misaligned-adamw-bfloat16-float
 finding = Finding(long, "fusedopt, one tensor", ratio, None, False, "noisy", "x", 12.34, 1234.5, ratio, 46.78, ratio)
 cost = {"fixed": 1234.5, "per_tensor": 123.4, "per_element": 0.123}
 fit = {"contestant": "fusedopt, one tensor", "optimizer": "AdamW", "dtype": "torch.bfloat16", "clock": "step", **cost}
-show(Report({"cpu": "a processor", "threads": 2, "torch": "2.13.0"}, [finding], fits=[fit]))
-console().print(difference_table(Difference([Change(long, ratio, 1.0, 0.1234)], [], [], [])))
+# For each line that it is given: by then the terminal has another width.
+while sys.stdin.readline():
+    show(Report({"cpu": "a processor", "threads": 2, "torch": "2.13.0"}, [finding], fits=[fit]))
+    console().print(difference_table(Difference([Change(long, ratio, 1.0, 0.1234)], [], [], [])))
+    print("\\f", end="", flush=True)
 """
 
 
-def in_a_terminal(columns: int) -> str:
+@pytest.fixture(scope="module")
+def in_a_terminal() -> Iterator[Callable[[int], str]]:
     """What a program prints that finds itself in a terminal so wide."""
     child, terminal = pty.fork()
     if child == 0:
         os.environ.pop("COLUMNS", None)
         os.environ["TERM"] = "xterm"
-        os.execv(sys.executable, [sys.executable, "-c", f"import os; os.read(0, 1)\n{IN_A_TERMINAL}"])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    os.write(terminal, b"\n")
-    printed = b""
-    with contextlib.suppress(OSError):  # which a terminal whose program has ended raises
-        while chunk := os.read(terminal, 4096):
-            printed += chunk
-    assert os.waitpid(child, 0)[1] == 0, printed.decode()
-    return re.sub(r"\x1b\[[0-9;?]*[a-z]", "", printed.decode())
+        os.execv(sys.executable, [sys.executable, "-c", IN_A_TERMINAL])
+
+    def printed(columns: int) -> str:
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        os.write(terminal, b"\n")
+        text = b""
+        with contextlib.suppress(OSError):  # which a terminal whose program has ended raises
+            while not text.endswith(b"\f") and (chunk := os.read(terminal, 4096)):
+                text += chunk
+        assert text.endswith(b"\f"), text.decode()
+        return re.sub(r"\x1b\[[0-9;?]*[a-z]", "", text.decode().rstrip("\f"))
+
+    yield printed
+    os.close(terminal)
+    os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("columns", [80, 110, 132])
-def test_no_figure_is_cut_off_in_a_terminal(columns: int) -> None:
+def test_no_figure_is_cut_off_in_a_terminal(in_a_terminal: Callable[[int], str], columns: int) -> None:
     printed = in_a_terminal(columns)
     assert "\u2026" not in printed
     words = " ".join(printed.split())

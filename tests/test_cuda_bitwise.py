@@ -245,6 +245,7 @@ def test_blocks_and_threads_run_in_any_order(emulated: Emulated, case: Case, see
         twins.train(1)
 
 
+@thinned("an order is as good as another", keep=of_a_kind, together=0)
 @one_per_optimizer
 def test_a_thread_of_the_system_for_each_of_the_device(emulated: Emulated, case: Case) -> None:
     emulated.control.use_threads(True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,13 +197,6 @@ def test_a_failed_launch_in_a_refresh(emulated: Emulated, case: Case, seed: int)
 
 
 UNSERVED = """
-import sys
-import warnings
-import torch
-from build import build
-engine, control = build()
-sys.modules["fusedopt._C"] = engine
-import fusedopt
 {setting}
 # An error that passes is not taken for the device's.
 for n in range(1, {calls} + 1):
@@ -240,39 +234,69 @@ print(fusedopt.capabilities()["cuda"]["reason"])
 control.reset()
 assert "torch's own" in fusedopt.capabilities()["cuda"]["reason"]
 """
+# What each begins with, once for all.
+FORKED = """
+import os
+import sys
+import warnings
+import torch
+from build import build
+engine, control = build()
+sys.modules["fusedopt._C"] = engine
+import fusedopt
+for name, body in {bodies}.items():
+    if os.fork() == 0:
+        for stream, number in (("out", 1), ("err", 2)):
+            os.dup2(os.open(f"{{name}}.{{stream}}", os.O_WRONLY | os.O_CREAT), number)
+        exec(compile(body, "<string>", "exec"))
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.wait()[1] == 0, open(f"{{name}}.err").read()
+"""
 NO_IMAGE = (
     "device cuda:0 has compute capability 9.0, and this build of fusedopt holds emulated; build it again with "
     "TORCH_CUDA_ARCH_LIST=9.0"
 )
 
 
-@pytest.mark.parametrize(
-    ("setting", "calls", "first", "told"),
-    [
-        ("control.set_kernel_image(False)", 4, 0, NO_IMAGE),
-        ("control.set_kernel_image(False)", 4, 3, NO_IMAGE),
-        (
-            "control.set_driver_version(12090)",
-            1,
-            0,
-            "the NVIDIA driver is one of CUDA 12.9, and this build of fusedopt needs one of CUDA 13.0; update the "
-            "driver, or build fusedopt with a toolkit of the driver's CUDA",
-        ),
-    ],
-    ids=["no-image", "no-image-lbfgs", "old-driver"],
-)
-def test_a_device_that_the_kernels_cannot_run_on(setting: str, calls: int, first: int, told: str) -> None:
-    """In a process of its own, for a device is looked at once. torch steps its params; one warning says why."""
+UNSERVED_BY = {
+    "no-image": ("control.set_kernel_image(False)", 4, 0, NO_IMAGE),
+    "no-image-lbfgs": ("control.set_kernel_image(False)", 4, 3, NO_IMAGE),
+    "old-driver": (
+        "control.set_driver_version(12090)",
+        1,
+        0,
+        "the NVIDIA driver is one of CUDA 12.9, and this build of fusedopt needs one of CUDA 13.0; update the "
+        "driver, or build fusedopt with a toolkit of the driver's CUDA",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def unserved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what each of them prints, in a process of its own, for a device is looked at once."""
+    folder = tmp_path_factory.mktemp("unserved")
     path = [str(ROOT / "tests"), str(ROOT / "tests" / "cuda_emulator"), str(ROOT)]
-    code = f"import sys; sys.path[:0] = {path}\n{UNSERVED.format(setting=setting, calls=calls, first=first)}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    bodies = {
+        name: UNSERVED.format(setting=setting, calls=calls, first=first)
+        for name, (setting, calls, first, _) in UNSERVED_BY.items()
+    }
+    code = f"import sys; sys.path[:0] = {path}\n{FORKED.format(bodies=bodies)}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    return folder
+
+
+@pytest.mark.parametrize("name", UNSERVED_BY)
+def test_a_device_that_the_kernels_cannot_run_on(unserved: Path, name: str) -> None:
+    """torch steps its params; one warning says why."""
+    told = UNSERVED_BY[name][-1]
+    assert (unserved / f"{name}.out").read_text().splitlines() == [
         "RuntimeError Lion",
         "RuntimeError AdamW",
         f"CUDA tensors are stepped by torch's own code: {told}",
     ]
-    warned = [line for line in done.stderr.splitlines() if "Warning" in line]
+    warned = [line for line in (unserved / f"{name}.err").read_text().splitlines() if "Warning" in line]
     told = f"CUDA tensors are stepped by torch's own code, and not by fusedopt's kernels: {told}"
     assert len(warned) == 1
     assert warned[0].startswith("<string>:")

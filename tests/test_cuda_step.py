@@ -37,6 +37,11 @@ one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 numbers_anywhere = pytest.mark.parametrize("there", [False, True], ids=["numbers-on-host", "numbers-on-device"])
 
 
+def of_a_kind_or_joint(case: Case) -> bool:
+    """A joint rule's groups keep what the device makes of all sums."""
+    return of_a_kind(case) or case.joint
+
+
 def test_what_a_step_must_not_do_would_be_seen(backend: Backend) -> None:
     def allocate_and_wait() -> None:
         torch.zeros(5, device=backend.device)
@@ -66,7 +71,7 @@ def test_two_launches_whatever_the_number_of_tensors(backend: Backend, case: Cas
         twins.step_twice_in_steady_state()
 
 
-@thinned("where numbers are and what is made of them are two things", keep=lambda case: of_a_kind(case))
+@thinned("the table's rows are written by what knows no rule", keep=of_a_kind_or_joint, together=0)
 @numbers_anywhere
 @one_per_optimizer
 def test_two_launches_for_hundreds_of_groups(backend: Backend, case: Case, there: bool) -> None:
@@ -109,7 +114,7 @@ def test_changed_words_ride_on_the_first_launch(backend: Backend, name: str, wor
         assert torch.equal(torch.cat(twins.params).cpu(), torch.cat(twins.cpu_params))
 
 
-@thinned("where numbers are and what is made of them are two things", keep=lambda case: of_a_kind(case))
+@thinned("the table's rows are written by what knows no rule", keep=of_a_kind_or_joint, together=0)
 @numbers_anywhere
 @one_per_optimizer
 def test_two_launches_when_gradients_come_and_go(backend: Backend, case: Case, there: bool) -> None:
@@ -256,6 +261,7 @@ def test_checkpoints_come_from_torch_and_go_to_it(backend: Backend, case: Case, 
         torch.testing.assert_close(p, q)
 
 
+@thinned("tables and streams know no rule", keep=of_a_kind_or_joint, together=0)
 @one_per_optimizer
 def test_streams_have_tables_of_their_own(backend: Backend, case: Case) -> None:
     twins = trained_twins(backend, case)

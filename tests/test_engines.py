@@ -1,6 +1,7 @@
 """Both engines by themselves, without torch: every rule in every mix of storages and every size, to the bit.
 
-Without --all a third of the mixes of each rule, others of the next; on the emulator half of what is run.
+Without --all a third of the mixes of each rule, others of the next; on the emulator half of what is run, with a third
+of the sizes in each mix and place, others in the next.
 
 tests/sanitize/run.py runs the same programs under the sanitizers.
 """
@@ -19,14 +20,17 @@ if _C.cuda_built_for() == "emulated":
     pytest.skip("the programs bring their own engines", allow_module_level=True)
 
 
-def run(program: str, tmp_path: Path, isas: list[str], more: list[list[str]], one_in: int) -> str:
-    """What it says of one in so many of its jobs; it is linked of the objects that the package was built of."""
+def run(program: str, tmp_path: Path, isas: list[str], more: list[list[str]], *one_in: int) -> str:
+    """What it says of one in so many of its jobs, and of these in so many of their sizes.
+
+    It is linked of the objects that the package was built of.
+    """
     tree = _toolchain.Tree(ROOT)
     main = _toolchain.cpp_command(Path("tests/sanitize") / f"{program}.cpp", ["-Itests/cuda_emulator"])
     objects = tree.make([main, *tree.cpu_commands(isas, cuda=bool(more)), *more])
     target = tmp_path / program
     subprocess.run([_toolchain.compiler(), "-fopenmp", "-pthread", *map(str, objects), "-o", str(target)], check=True)
-    done = subprocess.run([str(target), str(one_in)], capture_output=True, text=True)
+    done = subprocess.run([str(target), *map(str, one_in)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -42,7 +46,7 @@ def test_cpu(tmp_path: Path, every: bool) -> None:
 
 
 def test_cuda_on_the_emulator(tmp_path: Path, every: bool) -> None:
-    said = run("cuda_engine_test", tmp_path, ["generic"], emulator_commands(_toolchain), 1 if every else 2)
+    said = run("cuda_engine_test", tmp_path, ["generic"], emulator_commands(_toolchain), *((1, 1) if every else (2, 3)))
     assert int(said.split()[0]) > 1000
 
 

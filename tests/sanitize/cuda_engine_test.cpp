@@ -33,8 +33,8 @@ struct Options {
 
 class Trial {
  public:
-  Trial(const char* rule, bool numbers_on_device, uint64_t seed)
-      : rule_(*cpu::find_rule(rule)), on_device_(numbers_on_device) {
+  Trial(const char* rule, bool numbers_on_device, uint64_t seed, int one_in)
+      : rule_(*cpu::find_rule(rule)), on_device_(numbers_on_device), one_in_(one_in) {
     cuda_emulator::reset();
     cuda_emulator::set_seed(seed);
     for (const Variant& variant : kVariants)
@@ -115,10 +115,14 @@ class Trial {
                                   255, 256, 257, 511, 512, 1023, 1024, 1025, 2047, 2048, 2049, 5000};
     std::vector<int64_t> strided = {0, 1, 36, 1024, 1025, 2050};
     if (kFew) sizes = {0, 33, 1029}, strided = {1025};
-    for (const Mix& mix : kMixes)
-      for (int place = kDense; place < kPlaces; ++place)
-        for (const int64_t size : place <= kOffset ? sizes : strided)
-          params_.push_back({group, mix, static_cast<Place>(place), size});
+    for (size_t mix = 0; mix < kMixes.size(); ++mix)
+      for (int place = kDense; place < kPlaces; ++place) {
+        const std::vector<int64_t>& its = place <= kOffset ? sizes : strided;
+        for (size_t size = 0; size < its.size(); ++size)
+          // Of each mix in each place so many sizes; others in the next place, for the next mix and the next variant.
+          if ((mix + place + size + group) % one_in_ == 0)
+            params_.push_back({group, kMixes[mix], static_cast<Place>(place), its[size]});
+      }
   }
 
   // Entries and rows of a step, for either engine.
@@ -252,6 +256,7 @@ class Trial {
 
   const Rule& rule_;
   bool on_device_;
+  int one_in_;                                // of a param's sizes
   std::vector<std::vector<double>> hypers_;   // of each group, as the CPU sees them
   std::vector<std::vector<Number>> numbers_;  // as the device does
   std::vector<Number> idle_;                  // of groups without params
@@ -270,8 +275,8 @@ class Trial {
   std::vector<Row> cpu_rows_, cuda_rows_;
 };
 
-size_t run(const char* rule, bool on_device, uint64_t seed) {
-  Trial trial(rule, on_device, seed);
+size_t run(const char* rule, bool on_device, uint64_t seed, int one_in) {
+  Trial trial(rule, on_device, seed, one_in);
   const size_t all = trial.groups();
   const Cell scale(Dtype::f32, 1024), finite(Dtype::f32, 0), infinite(Dtype::f32, 1);
   trial.step({1, 1});
@@ -289,9 +294,10 @@ size_t run(const char* rule, bool on_device, uint64_t seed) {
 
 }  // namespace
 
-// With an argument every so many of the runs are made, others of each rule.
+// With two numbers every so many of the runs are made, others of each rule, with every so many of the sizes, others of
+// each mix, place and variant.
 int main(int count, char** given) {
-  const int one_in = count > 1 ? std::atoi(given[1]) : 1;
+  const int one_in = count > 1 ? std::atoi(given[1]) : 1, of_sizes = count > 2 ? std::atoi(given[2]) : 1;
   int runs = 0;
   cpu::use_isa("generic");
   try {
@@ -304,7 +310,7 @@ int main(int count, char** given) {
         // Blocks and threads in the order of their numbers; for some, in others, too.
         for (const uint64_t seed : {0, 1, 2})
           if (seed == 0 || (!kFew && (rule == "sgd" || rule == "adam" || rule == "rmsprop")))
-            params += runs++ % one_in == 0 ? run(rule.c_str(), on_device, seed) : 0;
+            params += runs++ % one_in == 0 ? run(rule.c_str(), on_device, seed, of_sizes) : 0;
       runs += one_in % 2 == 0;  // so that the next rule has its numbers where this one had not
     }
     std::printf("%zu params on the emulated device, no bit differs from the CPU\n", params);

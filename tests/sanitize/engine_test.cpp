@@ -207,10 +207,16 @@ int main(int argc, char** argv) {
           ++checked;
         };
         const char* widest = nullptr;
-        for (const cpu::Isa& isa : cpu::built_isas())
-          if (isa.supported) check(widest = isa.name, 1);
+        for (const cpu::Isa& isa : cpu::built_isas()) {
+          if (!isa.supported) continue;
+          // What is expected is generic's own, which alone is run again: where nothing is wider, to be run at all.
+          widest = isa.name;
+          if (std::strcmp(widest, "generic") != 0) check(widest, 1);
+        }
+        // How a sweep is divided does not depend on where elements lie.
         if (in_every_size)
-          for (const int threads : {2, 3}) check(widest, threads);
+          for (const int threads : {2, 3})
+            if (threads == 3 || !strided || one_in == 1) check(widest, threads);
       }
     }
   }
