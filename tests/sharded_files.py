@@ -172,7 +172,7 @@ def files_of_three_processes_go_on_in_two(rank: int) -> None:
 
 @case(ranks=4)
 def codes_of_three_processes_go_on_in_two(rank: int) -> None:
-    """Beside a master or params rounded by chance: these and averages come with their bits, and the next step is one."""
+    """Beside a master or params rounded by chance, which come with their bits as averages do."""
     for kwargs in ({"master_weights": "float32"}, {"rounding": "stochastic"}):
 
         def make(params: Any, kwargs: Any = kwargs) -> Optimizer:

@@ -133,7 +133,7 @@ def a_device_without_gradients_has_part_in_the_sums(rank: int) -> None:
 
 @case()
 def a_distance_of_processes_without_gradients(rank: int) -> None:
-    """Prodigy's distance is of all params: who has no gradient in a step hears of it, before its first one and after."""
+    """Prodigy's distance is of all params: who has no gradient in a step hears of it, before its first and after."""
     told = []
     for plain, having in [([], [[], [0, 1, 2, 3], [], [1], []]), ([3], [[3], [0, 1, 2, 3], [3], [1, 3]])]:
         pair = Pair(lambda ps: fusedopt.Prodigy(ps, d0=1e-2), shapes=SHAPES, plain=plain)
