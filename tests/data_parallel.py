@@ -155,6 +155,27 @@ def what_is_made_of_all_params_is_refused_where_a_process_has_some(rank: int) ->
         ZeroRedundancyOptimizer(model().parameters(), fusedopt.AdamW, max_grad_norm=1.0)
     with pytest.raises(ValueError, match="gives each process some of the params, and the distance would be of those"):
         ZeroRedundancyOptimizer(model().parameters(), fusedopt.Prodigy)
+    # Of an optimizer that has been constructed: set later, or out of a file of another.
+    zero = ZeroRedundancyOptimizer(model().parameters(), fusedopt.AdamW)
+    file = fusedopt.AdamW([torch.nn.Parameter(p.detach().clone()) for p in params_of(zero.optim)], max_grad_norm=1.0)
+    for p in params_of(file):
+        p.grad = torch.ones_like(p)
+    file.step()
+    for its_own in (zero.optim, copy.deepcopy(zero.optim)):
+        with pytest.raises(ValueError, match="gives each process some of the params, and " + norm):
+            its_own.max_grad_norm = 1.0
+        with pytest.raises(ValueError, match="gives each process some of the params, and " + norm):
+            its_own.load_state_dict(file.state_dict())
+        assert its_own.max_grad_norm is None
+        assert not its_own.state
+        its_own.param_groups[0]["max_grad_norm"] = 1.0
+        with pytest.raises(
+            ValueError, match=r"'max_grad_norm'\] is an option of the optimizer.*delete it from the group"
+        ):
+            its_own.step()
+        del its_own.param_groups[0]["max_grad_norm"]
+    with pytest.raises(ValueError, match=r"param_groups\[0\] has 'max_grad_norm', which is an option of the optimizer"):
+        ZeroRedundancyOptimizer([{"params": list(model().parameters()), "max_grad_norm": 1.0}], fusedopt.AdamW)
     its = FSDP(model(), use_orig_params=True, device_id=torch.device("cpu"))
     words = "param 0 of group 0 is what FullyShardedDataParallel has of it in this process, and "
     with pytest.raises(ValueError, match=words + norm):
@@ -169,6 +190,15 @@ def what_is_made_of_all_params_is_refused_where_a_process_has_some(rank: int) ->
     with pytest.raises(ValueError, match=r"param 0 of group 1 is what FullyShardedDataParallel has"):
         other.add_param_group({"params": list(its.parameters())})
     assert len(other.param_groups) == 1
+
+
+@case()
+def overlapping_steps_with_ddp_is_refused(rank: int) -> None:
+    """torch has functions of its own for that, of its own classes alone, and says so when it is constructed."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    with pytest.raises(ValueError, match=r"no supported functional optimizer equivalent for <class 'fusedopt.*AdamW'>"):
+        ZeroRedundancyOptimizer(model().parameters(), fusedopt.AdamW, overlap_with_ddp=True)
 
 
 @case()

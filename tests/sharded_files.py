@@ -159,6 +159,63 @@ def what_options_keep_goes_along(rank: int) -> None:
 
 
 @case(ranks=4)
+def files_of_three_processes_go_on_in_two(rank: int) -> None:
+    """Fewer processes, whose shards begin within others': each option, and several at once."""
+    kwargs: dict[str, Any] = {
+        "master": {"master_weights": "float32", "ema_decay": 0.9},
+        "remainder": {"master_weights": "remainder", "ema_decay": 0.9},
+        "chance": {"rounding": "stochastic", "ema_decay": 0.9},
+        "chance in states": {"rounding": "stochastic", "state_dtype": "bfloat16", "ema_decay": 0.9},
+    }
+    all_runs = {
+        name: Runs(lambda ps, its=its: fusedopt.AdamW(ps, lr=0.01, **its), torch.bfloat16)  # type: ignore[misc]
+        for name, its in kwargs.items()
+    }
+    assert_resumes(all_runs, (2,), save(all_runs, 3))
+
+
+@case(ranks=4)
+def codes_of_three_processes_go_on_in_two(rank: int) -> None:
+    """Beside a master or params rounded by chance, which come with their bits as averages do."""
+    for kwargs in ({"master_weights": "float32"}, {"rounding": "stochastic"}):
+
+        def make(params: Any, kwargs: Any = kwargs) -> Optimizer:
+            return fusedopt.AdamW(params, lr=0.01, state_dtype="int8", ema_decay=0.9, **kwargs)
+
+        runs, where = Runs(make, torch.bfloat16, wide=6000), folder()
+        saved: list[Any] = [None]
+        if (mesh := mesh_of_first(3)) is not None:
+            its, optimizer = runs.start(mesh)
+            step(its, optimizer, 3)
+            dcp.save({"one": runs.file(its, optimizer, None)}, checkpoint_id=where, process_group=mesh.get_group())
+            saved = [_wholes(optimizer)]
+        torch.distributed.broadcast_object_list(saved)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="the state was saved by another number of processes")
+            resumed = resume({"one": runs}, 2, where)
+        for its, optimizer in resumed.values():
+            assert params_of(optimizer)[0].to_local().numel() in (6000, 12000)  # type: ignore[attr-defined]
+            for mine, wanted in zip(_wholes(optimizer), saved[0], strict=True):
+                assert list(mine) == list(wanted)
+                for key, value in wanted.items():
+                    if "exp_avg" in key:
+                        assert (mine[key] - value).abs().max() <= value.abs().max() / 16
+                    else:
+                        assert_identical(mine[key], value)
+            step(its, optimizer, 1, first=3)
+
+
+def _wholes(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Of each param itself and what a file has of it."""
+    states = optimizer.state_dict()["state"].values()
+    params = params_of(optimizer)
+    return [
+        {"param": whole(p.detach()), **{key: whole(value) for key, value in state.items()}}
+        for p, state in zip(params, states, strict=True)
+    ]
+
+
+@case(ranks=4)
 def flat_files(rank: int) -> None:
     def make(params: Any) -> Optimizer:
         groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.02, "betas": (0.8, 0.9)}]

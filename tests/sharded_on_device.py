@@ -17,9 +17,7 @@ from torch.distributed.tensor import Shard
 import fusedopt
 
 SHAPES = [(10, 3), (1,), (70, 64), (5, 4, 2)]
-# What its groups keep, and its factors, are made where the CPU steps.
-ON_THE_CPU_ALONE = {"Prodigy": fusedopt.Prodigy, "Adafactor": fusedopt.Adafactor}
-SUMMING = [c for c in CASES if not c.elementwise and c.optimizer not in ON_THE_CPU_ALONE]
+SUMMING = [c for c in CASES if not c.elementwise]
 
 
 def emulated() -> bool:
@@ -28,33 +26,57 @@ def emulated() -> bool:
     return bool(_C.cuda_built_for() == "emulated")
 
 
-def pairs() -> dict[str, Pair]:
-    """Of every rule with sums, and of what rounds by chance."""
-    made: dict[str, Pair] = {}
+def pairs() -> dict[str, tuple[Pair, int]]:
+    """Of every rule with sums, of Adafactor, and of what rounds by chance; and how many collectives a step of it is."""
+    made: dict[str, tuple[Pair, int]] = {}
     for one in SUMMING:
-        made[one.name] = Pair(one.ours, shapes=SHAPES)
-        made[f"{one.name}, some of them plain"] = Pair(one.ours, shapes=SHAPES, plain=[0, 2])
-    made["columns"] = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1), [Shard(1)], [(10, 3), (5, 4, 2), (1, 1)])
+        made[one.name] = Pair(one.ours, shapes=SHAPES), 1
+        made[f"{one.name}, some of them plain"] = Pair(one.ours, shapes=SHAPES, plain=[0, 2]), 1
+    made["columns"] = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1), [Shard(1)], [(10, 3), (5, 4, 2), (1, 1)]), 1
     for one in DRAWING:
         for dtype in one.dtypes:
             make: Any = lambda ps, its=one.kwargs: fusedopt.AdamW(ps, lr=0.01, **its)  # noqa: E731
-            made[f"{one.name}, {dtype}"] = Pair(make, shapes=[*SHAPES, (3, 1700)], dtype=dtype)
-            made[f"{one.name}, {dtype}, columns"] = Pair(make, [Shard(1)], [(10, 3), (37, 259)], dtype=dtype)
+            made[f"{one.name}, {dtype}"] = Pair(make, shapes=[*SHAPES, (3, 1700)], dtype=dtype), 0
+            made[f"{one.name}, {dtype}, columns"] = Pair(make, [Shard(1)], [(10, 3), (37, 259)], dtype=dtype), 0
             lamb: Any = lambda ps, its=one.kwargs: fusedopt.LAMB(ps, lr=0.01, **its)  # noqa: E731
-            made[f"{one.name}, {dtype}, LAMB"] = Pair(lamb, shapes=SHAPES, dtype=dtype)
-    return made
+            made[f"{one.name}, {dtype}, LAMB"] = Pair(lamb, shapes=SHAPES, dtype=dtype), 1
+    return made | {f"Adafactor, {name}": (pair, 2) for name, pair in factored().items()}
+
+
+def factored() -> dict[str, Pair]:
+    """Several chunks to a row and blocks to a column, vectors, empty shards, ordinary params, and options."""
+
+    def pair(*args: Any, dtype: torch.dtype = torch.float32, plain: Any = (), **kwargs: Any) -> Pair:
+        return Pair(lambda ps: fusedopt.Adafactor(ps, lr=0.05, **kwargs), *args, dtype=dtype, plain=plain)
+
+    shapes = [(10, 3), (150, 1100), (6, 1), (5, 4, 2), (3, 2, 4, 5), (7,), (1,), (2500,), (0, 4)]
+    rows: list[Any] = [Shard(0)]
+    small, half = shapes[:1] + shapes[3:7], torch.bfloat16
+    return {
+        "rows": pair(rows, shapes),
+        "some of them plain": pair(rows, shapes, plain=[1, 5]),
+        "columns": pair([Shard(1)], [(10, 3), (150, 2300), (1, 1), (5, 4, 2)]),
+        "columns of a batch": pair([Shard(2)], [(5, 4, 3), (3, 2, 5, 2)]),
+        "master": pair(rows, small, dtype=half, master_weights="float32", ema_decay=0.5),
+        "kahan": pair(rows, small, dtype=half, rounding="kahan"),
+        "by chance": pair(rows, [*small, (150, 300)], dtype=half, rounding="stochastic"),
+        "by chance, columns": pair([Shard(1)], [(10, 3), (37, 259)], dtype=half, rounding="stochastic"),
+        "float64": pair(rows, small, dtype=torch.float64, weight_decay=0.1, maximize=True),
+        "relative": pair(rows, small, scale_parameter=False, relative_step=True, warmup_init=True),
+        "clipped": pair(rows, small, max_grad_norm=0.5),
+    }
 
 
 @case()
 def steps_on_devices(rank: int) -> None:
-    """One all-reduce a step; what they come to is left in a file, for a comparison."""
+    """One all-reduce a step, or two; what they come to is left in a file, for a comparison."""
     ends: dict[str, Any] = {}
-    for name, pair in pairs().items():
-        sums = any(name.startswith(one.name) for one in SUMMING) or "LAMB" in name or name == "columns"
+    for name, (pair, collectives) in pairs().items():
         with counted_calls() as calls:
             pair.step()
-        assert len(calls) == 3 * sums, name
-        if not sums:
+        # A norm on a device is made before the step.
+        assert len(calls) == 3 * (collectives + (name == "Adafactor, clipped")), name
+        if not collectives:
             pair.assert_same()
         ends[name] = [
             [p.detach() if not hasattr(p, "to_local") else p.to_local().detach(), *_states(pair.sharded.state[p])]
@@ -70,7 +92,7 @@ def _states(state: dict[str, Any]) -> list[torch.Tensor]:
 @case()
 def refusals_on_devices(rank: int) -> None:
     """Together, with nothing written: counters, which a kernel has advanced by then, are as they were."""
-    for cls in (fusedopt.LAMB, fusedopt.NovoGrad):
+    for cls in (fusedopt.LAMB, fusedopt.NovoGrad, fusedopt.Prodigy, fusedopt.Adafactor):
         pair = Pair(lambda ps, cls=cls: cls(ps, lr=0.1, ema_decay=0.5), shapes=SHAPES)
         pair.step(1)
         pair.give_grads(1)
@@ -110,17 +132,21 @@ def a_device_without_gradients_has_part_in_the_sums(rank: int) -> None:
 
 
 @case()
-def what_devices_cannot_add_up_is_refused(rank: int) -> None:
-    for name, cls in ON_THE_CPU_ALONE.items():
-        pair = Pair(lambda ps, cls=cls: cls(ps, lr=0.1), shapes=SHAPES)
-        pair.give_grads(0)
-        before = [p.to_local().clone() for p in params_of(pair.sharded)]
-        if not emulated():
-            continue
-        with pytest.raises(
-            RuntimeError, match="which it does on the CPU alone; replicate it, or use an optimizer that"
-        ):
+def a_distance_of_processes_without_gradients(rank: int) -> None:
+    """Prodigy's distance is of all params: who has no gradient in a step hears of it, before its first and after."""
+    told = []
+    for plain, having in [([], [[], [0, 1, 2, 3], [], [1], []]), ([3], [[3], [0, 1, 2, 3], [3], [1, 3]])]:
+        pair = Pair(lambda ps: fusedopt.Prodigy(ps, d0=1e-2), shapes=SHAPES, plain=plain)
+        for i, here in enumerate(having):
+            pair.give_grads(i)
+            for k, p in enumerate(params_of(pair.sharded)):
+                if rank == 1 and k not in here:
+                    p.grad = None
             pair.sharded.step()
-        assert not pair.sharded.state, name
-        for p, start in zip(params_of(pair.sharded), before, strict=True):
-            assert_identical(p.to_local(), start)
+            group = pair.sharded.param_groups[0]
+            told.append(torch.tensor([float(group[key]) for key in ("d", "d_max", "d_numerator", "k")]))
+            assert told[-1][3] == i + 1
+            everyone = [torch.empty(4) for _ in range(2)]
+            torch.distributed.all_gather(everyone, told[-1])
+            assert_identical(everyone[0], everyone[1])
+    torch.save({"distances": told}, Path(f"{'emulated' if emulated() else 'cpu'}-distance-{rank}"))

@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "../cuda/draws.cuh"
 #include "../cuda/kernels.cuh"
 #include "../cuda/sum.cuh"
 #include "../write_back.h"
@@ -14,6 +15,7 @@
 namespace FUSEDOPT_NAMESPACE {
 
 using fusedopt::FactoredOperand;
+using fusedopt::FactoredWhole;
 using fusedopt::kAccumulators;
 
 constexpr int kThreads = kFactoredThreads;
@@ -146,7 +148,7 @@ struct FactoredParam<T, WithExtras> {
     }
     __device__ void store_by_chance(const T* p) const {
       const int64_t e = (of.matrix * of.t.rows + of.row) * of.t.cols + of.col + i;
-      const uint32_t random = draw(of.key, e);
+      const uint32_t random = AnyDraws{of.key, of.t.whole ? &of.t.extras.numbering : nullptr}(e);
       with_storage(role(fusedopt::kParam).dtype, [&](auto type) {
         encode_by_chance(*p, random,
                          static_cast<decltype(type)*>(role(fusedopt::kParam).data)[place(fusedopt::kParam)]);

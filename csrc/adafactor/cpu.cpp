@@ -103,12 +103,6 @@ void each_tensor(Tensor* first, Tensor* last, int sweeps, int threads, F&& share
   });
 }
 
-double add_all(const double* values, int64_t count) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += values[i];
-  return sum;
-}
-
 }  // namespace
 
 const Rule& factored_rule() {
@@ -143,7 +137,7 @@ void measure_parts(FactoredPart* first, FactoredPart* last, int threads) {
     kernels.measure[is_wide(t)](t, sums, tiling.tiles * thread / of, tiling.tiles * (thread + 1) / of);
     wait();
     kernels.finish[is_wide(t)](t, sums, thread, of);
-    if (thread == 0) t.squares[0] = add_all(sums.param, tiling.tiles);
+    if (thread == 0) t.squares[0] = kernels.add_all(sums.param, tiling.tiles);
   });
 }
 
@@ -182,8 +176,8 @@ void square_parts(FactoredPart* first, FactoredPart* last, int threads) {
     sweep[is_wide(t)](t, sums, tiling.tiles * thread / of, tiling.tiles * (thread + 1) / of);
     wait();
     if (thread > 0) return;
-    if (t.vector) t.squares[0] = add_all(sums.param, tiling.tiles);
-    t.squares[1] = add_all(sums.update, tiling.tiles);
+    if (t.vector) t.squares[0] = kernels.add_all(sums.param, tiling.tiles);
+    t.squares[1] = kernels.add_all(sums.update, tiling.tiles);
   });
 }
 

@@ -16,6 +16,7 @@ class FactoredKernelTable final : public KernelTable<Adafactor, kFactoredPasses 
     add<double, AnyStored>(5);
     add<float, WithExtras, AnyStored>(6);
     add<double, WithExtras, AnyStored>(7);
+    update_[kTotal * kFactoredKinds] = factored_total;
     update_[kConclude * kFactoredKinds] = factored_conclude;
   }
 
@@ -24,6 +25,8 @@ class FactoredKernelTable final : public KernelTable<Adafactor, kFactoredPasses 
   void add(int kind) {
     update_[kMeasure * kFactoredKinds + kind] = factored_measure<T, P, G>;
     update_[kFinish * kFactoredKinds + kind] = factored_finish<T>;
+    update_[kTake * kFactoredKinds + kind] = factored_take<T>;
+    update_[kLookUp * kFactoredKinds + kind] = factored_look_up<T>;
     update_[kSquare * kFactoredKinds + kind] = factored_square<T, P, G>;
     update_[kFactoredUpdate * kFactoredKinds + kind] = factored_update<T, P, G>;
   }

@@ -14,10 +14,11 @@ constexpr int kFactoredThreads = kTileStrips * fusedopt::cuda::kLanes;
 
 // Kernels are numbered pass by pass, and in each by what they serve: the storages that have kernels of their own, any
 // others, and params with extras, the last two with arithmetic in float and in double.
-enum FactoredPass { kMeasure, kFinish, kSquare, kConclude, kFactoredUpdate, kFactoredPasses };
+// Between kMeasure and kTake, and between kTotal and kConclude, sums go to other processes, if these have parts.
+enum FactoredPass { kMeasure, kFinish, kTake, kLookUp, kSquare, kTotal, kConclude, kFactoredUpdate, kFactoredPasses };
 constexpr int kFactoredKinds = 8;
-// Blocks of tiles and of finishes, for each kind; of tensors.
-constexpr int kFactoredStarts = 2 * kFactoredKinds + 1;
+// Blocks of tiles, of finishes and of what takes sums, for each kind; of tensors.
+constexpr int kFactoredStarts = 3 * kFactoredKinds + 1;
 
 inline bool is_wide(const Factored& t) { return t.operand[fusedopt::kFactoredParam].dtype == fusedopt::Dtype::f64; }
 
@@ -33,6 +34,10 @@ inline int kind_of(const Factored& t) {
 FUSEDOPT_HD int64_t finishing_blocks(const Factored& t) {
   return Tiling(t).blocks > 1 || t.cols > fusedopt::kChunk ? 1 + (t.cols + kFactoredThreads - 1) / kFactoredThreads : 1;
 }
+
+// How many blocks take the sums of a whole tensor: of each matrix one for its rows and their mean, others for columns.
+FUSEDOPT_HD int64_t taking_blocks(int64_t cols) { return 1 + (cols + kFactoredThreads - 1) / kFactoredThreads; }
+inline int64_t takes_of(const Factored& t) { return t.whole_matrices * taking_blocks(t.whole_cols); }
 
 inline int64_t tiles_of(const Factored& t) { return t.numel > 0 ? Tiling(t).tiles : 0; }
 inline int64_t finishes_of(const Factored& t) {

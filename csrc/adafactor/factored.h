@@ -27,6 +27,8 @@ enum FactoredRole {
   kVariance = kRowVar
 };
 
+struct FactoredWhole;
+
 // A param of `matrices` matrices, which its leading dimensions count; or a vector, which is cut into rows of kChunk
 // elements, the last of them perhaps shorter, and keeps the whole variance.
 struct Factored {
@@ -43,6 +45,21 @@ struct Factored {
 
   bool has_extras;
   Extras extras;  // where partner and average lie, the operands say
+
+  // On a device, where other processes have parts of it, too; else null.
+  const FactoredWhole* whole;
+  int64_t whole_matrices, whole_cols;
+};
+
+// The whole of a tensor, as the kernels of a process that has a part of it see it; all of it is device memory.
+struct FactoredWhole {
+  Factored tensor;  // its sizes and states
+  // Which of its matrices, rows and columns the part has.
+  const int64_t *matrix_at, *row_at, *col_at;
+  double *rows, *cols;  // sums, [matrix][row] and [matrix][column]: the part's, and then those of all
+  double* squares;      // of the param and of the update, the same
+  double* means;        // of each matrix's row_var, clamped
+  void* factors;        // of each column
 };
 
 // Memory for the sums of one tensor.
@@ -76,6 +93,8 @@ struct FactoredKernels {
   // The scale of the update.
   void (*conclude)(Factored& tensor, const FactoredSums& sums);
   void (*update[2])(const Factored& tensor, const FactoredSums& sums, int64_t first, int64_t last);
+  // Adds doubles in the order of step.h.
+  double (*add_all)(const double* values, int64_t count);
   // Takes the sums of a whole tensor's rows and columns into its states, and tells what its rows are divided by.
   void (*take[2])(const Factored& whole, const double* rows, const double* cols, double* means);
 };

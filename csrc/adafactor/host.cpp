@@ -151,18 +151,19 @@ void Plan::run_factored(const Pass& pass) {
   std::vector<size_t> parts;
   int64_t work = 0;
   for (size_t i = pass.first; i < pass.last; ++i) {
-    if (roster_.in_parts(roster_.source(i))) {
+    if (pass.device == kHost && roster_.in_parts(roster_.source(i))) {
       parts.push_back(i);
       continue;
     }
     tensors.push_back(factored_row(i));
     work += roster_.row(i).numel;
   }
-  if (adds_up_) run_parts(parts);
+  if (adds_up_ && pass.device == kHost) run_parts(parts);
   if (pass.device == kHost)
     return without_gil(
         work, [&] { cpu::step_factored(tensors.data(), tensors.data() + tensors.size(), at::get_num_threads()); });
   work_.step.factored = tensors.data();
+  if (adds_up_) return run_parts_on_device(pass, tensors);
   run(work_, roster_.begin(pass), roster_.end(pass), pass.device);
 }
 

@@ -371,7 +371,8 @@ const fusedopt::FactoredKernels& factored_kernels() {
   using D = FactoredKernel<double>;
   static const fusedopt::FactoredKernels kernels = {{F::measure, D::measure}, {F::finish, D::finish},
                                                     {F::square, D::square},   conclude_factored,
-                                                    {F::update, D::update},   {F::take, D::take}};
+                                                    {F::update, D::update},   add_all,
+                                                    {F::take, D::take}};
   return kernels;
 }
 

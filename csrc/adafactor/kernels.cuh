@@ -6,25 +6,49 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
+// The sum of a row goes into its state; or, of a part, where other processes' go as well.
 template <class T>
-__device__ void set_row(const FactoredBlock<T>& block, int64_t matrix, int64_t row, double sum) {
-  const Factored& t = block.entry->tensor;
+__device__ void take_row(const Factored& t, T weight, int64_t matrix, int64_t row, double sum) {
   const int64_t at = element_start(t, fusedopt::kRowVar, matrix, row, 0);
   const FactoredOperand& operand = t.operand[fusedopt::kRowVar];
   const T before = get<T, AnyStored>(operand, at);
-  set<T, AnyStored>(operand, at, Adafactor::average(before, sum, static_cast<double>(t.cols), block.weight));
+  set<T, AnyStored>(operand, at, Adafactor::average(before, sum, static_cast<double>(t.cols), weight));
+}
+
+template <class T>
+__device__ void set_row(const FactoredBlock<T>& block, int64_t matrix, int64_t row, double sum) {
+  const Factored& t = block.entry->tensor;
+  if (const FactoredWhole* whole = t.whole)
+    whole->rows[whole->matrix_at[matrix] * whole->tensor.rows + whole->row_at[row]] = sum;
+  else
+    take_row(t, block.weight, matrix, row, sum);
+}
+
+// Returns what the column's elements are multiplied by.
+template <class T>
+__device__ T take_col(const Factored& t, T weight, int64_t matrix, int64_t col, double sum) {
+  const int64_t at = element_start(t, fusedopt::kColVar, matrix, 0, col);
+  const FactoredOperand& operand = t.operand[fusedopt::kColVar];
+  const T before = get<T, AnyStored>(operand, at);
+  set<T, AnyStored>(operand, at, Adafactor::average(before, sum, static_cast<double>(t.rows), weight));
+  return Adafactor::col_factor(get<T, AnyStored>(operand, at));  // as stored
 }
 
 template <class T>
 __device__ void set_col(const FactoredBlock<T>& block, int64_t matrix, int64_t col, double sum) {
   const Factored& t = block.entry->tensor;
-  const int64_t at = element_start(t, fusedopt::kColVar, matrix, 0, col);
-  const FactoredOperand& operand = t.operand[fusedopt::kColVar];
-  const T before = get<T, AnyStored>(operand, at);
-  set<T, AnyStored>(operand, at, Adafactor::average(before, sum, static_cast<double>(t.rows), block.weight));
-  // As stored.
-  block.template at<T>(block.entry->factors)[matrix * t.cols + col] =
-      Adafactor::col_factor(get<T, AnyStored>(operand, at));
+  if (const FactoredWhole* whole = t.whole)
+    whole->cols[whole->matrix_at[matrix] * whole->tensor.cols + whole->col_at[col]] = sum;
+  else
+    block.template at<T>(block.entry->factors)[matrix * t.cols + col] = take_col(t, block.weight, matrix, col, sum);
+}
+
+// What the rows of a matrix are divided by, for the block's first thread.
+__device__ inline double mean_of_rows(const Factored& t, int64_t matrix, double eps1) {
+  double sum = 0;
+  for (int64_t row = threadIdx.x; row < t.rows; row += kThreads)
+    sum += get<double, AnyStored>(t.operand[fusedopt::kRowVar], element_start(t, fusedopt::kRowVar, matrix, row, 0));
+  return Adafactor::mean(add_accumulators(sum), static_cast<double>(t.rows), eps1);
 }
 
 template <class T, class P, class G>
@@ -155,14 +179,46 @@ __global__ void __launch_bounds__(kThreads) factored_finish(const __grid_constan
     }
     __syncthreads();
   }
-  const FactoredOperand& row_var = t.operand[fusedopt::kRowVar];
-  double sum = 0;
+  if (t.whole) return;
+  const double mean = mean_of_rows(t, matrix, block.eps1);
+  if (threadIdx.x == 0) block.template at<double>(block.entry->means)[matrix] = mean;
+}
+
+// Sums of all parts' rows and columns, of which every process makes all factors.
+template <class T>
+__global__ void __launch_bounds__(kThreads) factored_take(const __grid_constant__ UpdateArguments a) {
+  FactoredBlock<T> block;
+  if (!block.find(a)) return;
+  const FactoredWhole& whole = *block.entry->tensor.whole;
+  const Factored& t = whole.tensor;
+  const int64_t blocks = taking_blocks(t.cols), matrix = block.index / blocks, part = block.index % blocks;
+  if (part > 0) {
+    const int64_t col = (part - 1) * kThreads + threadIdx.x, at = matrix * t.cols + col;
+    if (col < t.cols) static_cast<T*>(whole.factors)[at] = take_col(t, block.weight, matrix, col, whole.cols[at]);
+    return;
+  }
   for (int64_t row = threadIdx.x; row < t.rows; row += kThreads)
-    sum += get<double, AnyStored>(row_var, element_start(t, fusedopt::kRowVar, matrix, row, 0));
-  sum = add_accumulators(sum);
-  if (threadIdx.x == 0)
-    block.template at<double>(block.entry->means)[matrix] =
-        Adafactor::mean(sum, static_cast<double>(t.rows), block.eps1);
+    take_row(t, block.weight, matrix, row, whole.rows[matrix * t.rows + row]);
+  __syncthreads();
+  const double mean = mean_of_rows(t, matrix, block.eps1);
+  if (threadIdx.x == 0) whole.means[matrix] = mean;
+}
+
+// Of a part, what its columns are multiplied by, out of what was made of the whole.
+template <class T>
+__global__ void __launch_bounds__(kThreads) factored_look_up(const __grid_constant__ UpdateArguments a) {
+  FactoredBlock<T> block;
+  if (!block.find(a)) return;
+  const Factored& t = block.entry->tensor;
+  const FactoredWhole* whole = t.whole;
+  if (!whole) return;
+  const int64_t blocks = finishing_blocks(t), matrix = block.index / blocks, part = block.index % blocks;
+  const T* from = static_cast<const T*>(whole->factors) + whole->matrix_at[matrix] * whole->tensor.cols;
+  T* to = block.template at<T>(block.entry->factors) + matrix * t.cols;
+  const int64_t first = blocks == 1 ? 0 : (part - 1) * kThreads, last = blocks == 1 ? t.cols : first + kThreads;
+  if (first < 0) return;
+  for (int64_t col = first + threadIdx.x; col < last && col < t.cols; col += kThreads)
+    to[col] = from[whole->col_at[col]];
 }
 
 // What turns the gradients of a strip into its update.
@@ -177,11 +233,20 @@ struct StripFactors {
 #pragma unroll
     for (int k = 0; k < kPerLane; ++k)
       cols[k] = strip.rows > 0 && k * kLanes + lane < strip.cols ? factors[k * kLanes + lane] : T(0);
-    if (lane < strip.rows)
-      rows = Adafactor::row_factor(
-          get<T, AnyStored>(t.operand[fusedopt::kRowVar],
-                            element_start(t, fusedopt::kRowVar, strip.matrix, strip.row + lane, 0)),
-          block.template at<double>(block.entry->means)[strip.matrix]);
+    if (lane >= strip.rows) return;
+    rows = t.whole ? row_of_whole(*t.whole, strip.matrix, strip.row + lane)
+                   : row(t, strip.matrix, strip.row + lane, block.template at<const double>(block.entry->means));
+  }
+
+ private:
+  __device__ static T row(const Factored& t, int64_t matrix, int64_t row, const double* means) {
+    return Adafactor::row_factor(
+        get<T, AnyStored>(t.operand[fusedopt::kRowVar], element_start(t, fusedopt::kRowVar, matrix, row, 0)),
+        means[matrix]);
+  }
+  // Not inlined, so that what is no part does not pay for it in registers.
+  __device__ __noinline__ static T row_of_whole(const FactoredWhole& whole, int64_t matrix, int64_t at) {
+    return row(whole.tensor, whole.matrix_at[matrix], whole.row_at[at], whole.means);
   }
 };
 
@@ -212,22 +277,43 @@ __global__ void __launch_bounds__(kThreads) factored_square(const __grid_constan
   if (threadIdx.x == 0) block.template at<double>(block.entry->update)[block.index] = all;
 }
 
+// Of all tiles of the block's tensor: the squares of the param, and of the update.
+__device__ inline void add_tiles(const FactoredBlock<double>& block, double (&squares)[2]) {
+  const FactoredEntry& entry = *block.entry;
+  const int64_t tiles = entry.tensor.numel > 0 ? Tiling(entry.tensor).tiles : 0;
+  squares[0] = squares[1] = 0;
+  for (int64_t i = threadIdx.x; i < tiles; i += kThreads) {
+    squares[0] += block.at<double>(entry.param)[i];
+    squares[1] += block.at<double>(entry.update)[i];
+  }
+  for (double& sum : squares) sum = add_accumulators(sum);
+}
+
+// A block for each tensor: of a part, what goes to other processes.
+__global__ void __launch_bounds__(kThreads) factored_total(const __grid_constant__ UpdateArguments a) {
+  FactoredBlock<double> block;
+  if (!block.find(a)) return;
+  const FactoredWhole* whole = block.entry->tensor.whole;
+  if (!whole) return;
+  double squares[2];
+  add_tiles(block, squares);
+  if (threadIdx.x > 0) return;
+  whole->squares[0] = squares[0];
+  whole->squares[1] = squares[1];
+}
+
 // A block for each tensor: the scale of its update.
 __global__ void __launch_bounds__(kThreads) factored_conclude(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<double> block;
   if (!block.find(a)) return;
   const FactoredEntry& entry = *block.entry;
-  const int64_t tiles = entry.tensor.numel > 0 ? Tiling(entry.tensor).tiles : 0;
-  double squares = 0, update_squares = 0;
-  for (int64_t i = threadIdx.x; i < tiles; i += kThreads) {
-    squares += block.at<double>(entry.param)[i];
-    update_squares += block.at<double>(entry.update)[i];
-  }
-  squares = add_accumulators(squares);
-  update_squares = add_accumulators(update_squares);
+  double squares[2];
+  add_tiles(block, squares);
   if (threadIdx.x > 0) return;
-  *block.at<double>(entry.scale) =
-      Adafactor::scale(block.scalars, squares, update_squares, static_cast<double>(entry.tensor.numel));
+  const FactoredWhole* whole = entry.tensor.whole;
+  const double *const all = whole ? whole->squares : squares,
+                      numel = static_cast<double>(whole ? whole->tensor.numel : entry.tensor.numel);
+  *block.at<double>(entry.scale) = Adafactor::scale(block.scalars, all[0], all[1], numel);
 }
 
 template <class T, class P, class G>

@@ -84,7 +84,8 @@ bool ready(const Place& place, const Rule& rule) {
     return error != cudaSuccess
                ? error
                : bring(fusedopt_cuda::patch_table<kSmallPatch>, fusedopt_cuda::patch_table<kLargePatch>,
-                       fusedopt_cuda::collect_totals, fusedopt_cuda::return_totals);
+                       fusedopt_cuda::collect_totals, fusedopt_cuda::return_totals, fusedopt_cuda::collect_joint_totals,
+                       fusedopt_cuda::return_joint_totals);
   });
   return captured;
 }
@@ -236,7 +237,26 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
     sweep(launch, blocks, threads, a);
     conclude(launch, a);
   };
-  if (const Exchange* exchange = step.exchange) {
+  const auto update = [&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
+    put(place, blocks, threads, [&](Config& c) { return kernels.update(c, launch.kernel, a); });
+  };
+  const Exchange* exchange = step.exchange;
+  if (step.factored && exchange) {
+    using namespace fusedopt_cuda;
+    const auto put_passes = [&](int first, int last) {
+      each([&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
+        const int pass = launch.kernel / kFactoredKinds;
+        if (pass >= first && pass < last) update(launch, blocks, threads, a);
+      });
+    };
+    put_passes(kMeasure, kTake);
+    exchange->add_up();
+    put_passes(kTake, kConclude);
+    exchange->add_up_squares();
+    wrote = true;
+    return put_passes(kConclude, kFactoredPasses);
+  }
+  if (exchange && !step.rule->joint) {
     const auto each_total = [&](auto* kernel, const Mirror::Launch& launch, const UpdateArguments& a) {
       const TotalsArguments arguments = {
           a.table.words, a.starts, a.sums, static_cast<uint32_t>(step.rule->sums), exchange->parts, exchange->totals};
@@ -257,20 +277,25 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
   if (step.rule->joint && slots > 0) {
     each(measure);
     const auto& launches = state.mirror.launches();
-    const JointArguments arguments = {state.mirror.view(state.memory),
-                                      launches.empty() ? 0 : launches[0].totals,
-                                      static_cast<uint32_t>(launches.size()),
-                                      slots,
-                                      static_cast<uint32_t>(step.groups.size()),
-                                      static_cast<uint32_t>(step.entries.size()),
-                                      skipped};
+    const auto count = static_cast<uint32_t>(launches.size());
+    if (exchange) {
+      double* noted = reinterpret_cast<double*>(static_cast<uint64_t*>(state.memory) + launches[0].totals);
+      const JointTotalsArguments totals = {
+          noted, count, slots, static_cast<uint32_t>(step.rule->sums), exchange->parts, exchange->totals};
+      put(place, slots, kLanes, fusedopt_cuda::collect_joint_totals, totals);
+      exchange->add_up();
+      put(place, slots, kLanes, fusedopt_cuda::return_joint_totals, totals);
+    }
+    const JointArguments arguments = {
+        state.mirror.view(state.memory),           launches.empty() ? 0 : launches[0].totals,  count,  slots,
+        static_cast<uint32_t>(step.groups.size()), static_cast<uint32_t>(step.entries.size()), skipped};
     put(place, 1, kAccumulators, [&](Config& c) { return kernels.conclude_all(c, arguments); });
     wrote = true;
   }
   each([&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
     if (blocks == 0) return;
-    if (launch.measures && !step.rule->joint && !step.exchange) measure(launch, blocks, threads, a);
-    put(place, blocks, threads, [&](Config& c) { return kernels.update(c, launch.kernel, a); });
+    if (launch.measures && !step.rule->joint && !exchange) measure(launch, blocks, threads, a);
+    update(launch, blocks, threads, a);
     wrote = true;
   });
 }

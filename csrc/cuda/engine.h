@@ -37,13 +37,15 @@ struct Entry {
   Number counter[kMaxCounters];  // before the step; one in device memory is advanced there
 };
 
-// Of a rule with sums: what other processes add to those of some rows. Both are device memory, for each slot.
+// Of a rule with sums: what other processes add to those of some rows. Both are device memory, for each slot; a
+// factored rule's sums are where its tensors say.
 struct Exchange {
   const uint8_t* parts;  // 1: of the row others have parts
   double* totals;        // [slot][sum], which are zeros
   // Called once the sums of all rows are on their way there; what is put on the stream after it finds those of all
-  // processes. If it throws, nothing of the step has been written but counters on the device.
-  std::function<void()> add_up;
+  // processes. Of a factored rule there are two of them. If it throws, nothing of the step has been written but
+  // counters on the device, and a factored rule's states.
+  std::function<void()> add_up, add_up_squares = {};
 };
 
 // One step of some of an optimizer's params, all on one device.

@@ -232,21 +232,39 @@ class Mirror {
       for (uint32_t w = 0; w < starts_words(count); ++w) put(at++, halves(starts_[2 * w], starts_[2 * w + 1]));
       return launch;
     };
-    Launch of_tiles[kFactoredKinds], of_finishes[kFactoredKinds];
+    Launch of_tiles[kFactoredKinds], of_finishes[kFactoredKinds], of_takes[kFactoredKinds];
     for (int kind = 0; kind < kFactoredKinds; ++kind) {
       of_tiles[kind] =
           with_starts([=](const Factored& t) { return fusedopt_cuda::kind_of(t) == kind ? tiles_of(t) : 0; });
       of_finishes[kind] =
           with_starts([=](const Factored& t) { return fusedopt_cuda::kind_of(t) == kind ? finishes_of(t) : 0; });
+      of_takes[kind] =
+          with_starts([=](const Factored& t) { return fusedopt_cuda::kind_of(t) == kind ? takes_of(t) : 0; });
     }
     const Launch of_tensors = with_starts([](const Factored&) { return 1; });
+    const auto launch_of = [&](int pass, int kind) {
+      switch (pass) {
+        case kFinish:
+          return of_finishes[kind];
+        case kTake:
+          return of_takes[kind];
+        case kLookUp:
+          return step.exchange ? of_finishes[kind] : Launch{};
+        case kTotal:
+          return step.exchange ? of_tensors : Launch{};
+        case kConclude:
+          return of_tensors;
+        default:
+          return of_tiles[kind];
+      }
+    };
 
     launches_.clear();
     for (int pass = 0; pass < kFactoredPasses; ++pass) {
       for (int kind = 0; kind < kFactoredKinds; ++kind) {
-        launches_.push_back(pass == kFinish ? of_finishes[kind] : pass == kConclude ? of_tensors : of_tiles[kind]);
+        launches_.push_back(launch_of(pass, kind));
         launches_.back().kernel = pass * kFactoredKinds + kind;
-        if (pass == kConclude) break;
+        if (pass == kConclude || pass == kTotal) break;
       }
     }
   }

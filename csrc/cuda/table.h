@@ -129,6 +129,14 @@ struct TotalsArguments {
   double* totals;  // [row][sum]
 };
 
+// The same of a joint rule, whose sums of rows are where conclude() has noted them, [launch][row][sum].
+struct JointTotalsArguments {
+  double* noted;
+  uint32_t launches, rows, count;
+  const uint8_t* parts;
+  double* totals;
+};
+
 // Of a joint rule, once a step: what follows from the totals, [launch][row][sum], of all launches.
 struct JointArguments {
   TableView table;

@@ -8,6 +8,7 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
+using fusedopt::cuda::JointTotalsArguments;
 using fusedopt::cuda::TotalsArguments;
 
 // The sums of a row's chunks and how many there are; none where the launch has nothing of the row.
@@ -44,6 +45,25 @@ __global__ void __launch_bounds__(fusedopt::kAccumulators) return_totals(const _
   double* sums = sums_of_row(a, chunks);
   for (uint32_t i = threadIdx.x; i < chunks * a.count; i += fusedopt::kAccumulators)
     sums[i] = i < a.count ? a.totals[blockIdx.x * a.count + i] : 0;
+}
+
+// A warp for each row: what the launches have noted of it, of which it is in one at most.
+__global__ void __launch_bounds__(fusedopt::cuda::kLanes)
+    collect_joint_totals(const __grid_constant__ JointTotalsArguments a) {
+  const uint32_t k = threadIdx.x, at = blockIdx.x * a.count + k;
+  if (!a.parts[blockIdx.x] || k >= a.count) return;
+  double sum = 0;
+  for (uint32_t launch = 0; launch < a.launches; ++launch) sum += a.noted[launch * a.rows * a.count + at];
+  a.totals[at] = sum;
+}
+
+// And back, to the first launch, also of a row that is in none.
+__global__ void __launch_bounds__(fusedopt::cuda::kLanes)
+    return_joint_totals(const __grid_constant__ JointTotalsArguments a) {
+  const uint32_t k = threadIdx.x, at = blockIdx.x * a.count + k;
+  if (!a.parts[blockIdx.x] || k >= a.count) return;
+  for (uint32_t launch = 0; launch < a.launches; ++launch)
+    a.noted[launch * a.rows * a.count + at] = launch == 0 ? a.totals[at] : 0;
 }
 
 }  // namespace FUSEDOPT_NAMESPACE

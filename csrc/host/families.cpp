@@ -64,11 +64,6 @@ void Families::check(const Roster& roster) {
                               "and it ") +
                       (roster.slot(source).listed > 0 ? "is in the list twice; list it once"
                                                       : "shares memory with another param; give it memory of its own"));
-    if (source.device != kHost && (roster.rule().joint || roster.rule().factored))
-      roster.fail(source,
-                  "its rule adds up over a tensor of which this process has a shard, which it does on the CPU alone; "
-                  "replicate it, or use an optimizer that works element by element, as AdamW does, or by a tensor's "
-                  "norms, as LAMB does");
   }
 }
 

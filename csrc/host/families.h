@@ -23,6 +23,8 @@ class Families {
     int64_t start;
     int64_t matrices = 1, rows = 0, cols = 0;
     cpu::PartPlaces at = {};
+    mutable at::Tensor at_there = {};  // the same one after another, where a device's kernels read them
+    const int64_t* at_on(c10::Device device) const;
   };
 
   // `given` has what Python does for them: "sum" and "places".
@@ -84,6 +86,7 @@ class Families {
   std::vector<bool> of_slot_;  // whether it is in one
   std::vector<Whole> wholes_;
   std::vector<int> whole_of_;  // by slot
+  at::Tensor starts_;          // of wholes
   int64_t sums_ = 0;
   int device_ = kNowhere;  // where their params are
   static constexpr int kNowhere = -2;

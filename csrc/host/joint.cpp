@@ -51,12 +51,22 @@ void Roster::keep_in_groups(const std::vector<std::array<double, kMaxHypers>>& c
       PyObject* key = names_.hypers[i].key.ptr();
       PyObject* before = PyDict_GetItem(dict, key);
       const double value = concluded[g][i];
+      // Of a process that has stepped nothing: its device goes on with them.
+      if (count_ == 0 && before && THPVariable_Check(before) && number_on_device(unpack(before))) {
+        unpack(before).fill_(value);
+        continue;
+      }
       // What is counted stays an int.
       const Ref now =
           before && PyLong_Check(before) ? Ref(py::int_(static_cast<int64_t>(value))) : Ref(py::float_(value));
       if (PyDict_SetItem(dict, key, now.ptr()) != 0) throw py::error_already_set();
     }
   }
+}
+
+void Roster::fetch_numbers() {
+  for (size_t g = 0; g < groups_.size(); ++g)
+    groups_[g].fetch_for(kHost, names_, PySequence_Fast_GET_ITEM(group_list_, g));
 }
 
 void Roster::keep_on_device(int device) {

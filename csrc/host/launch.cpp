@@ -12,8 +12,8 @@ void Plan::give_groups(cuda::Step& step) const {
   for (const Group& group : roster_.groups()) step.groups.push_back({group.hypers.data(), group.sign});
 }
 
-// Steps rows on a CUDA device.
-void Plan::launch(Work& work, int device) {
+// Puts a step of rows on a CUDA device's stream.
+void Plan::put(Work& work, int device) {
   const OnDevice guard(device);
   const cuda::Place place = {device, current_stream(device)};
   cuda::Step& step = work.step;
@@ -53,8 +53,9 @@ void Plan::launch(Work& work, int device) {
   } else if (bytes) {
     allocate();
   }
-  if (adds_up_)
-    launch_and_add_up(table.table, step, place);
+  // Other processes may take their time: nobody's memory is freed in it.
+  if (step.exchange)
+    without_gil(kReleaseGil, [&] { table.table.launch(step, place); });
   else
     table.table.launch(step, place);
   tables_.keep(captured);
@@ -62,33 +63,34 @@ void Plan::launch(Work& work, int device) {
 
 // Between the sweep that makes sums and what is concluded from them they go to other processes, in the order of the
 // stream, and the host waits: whether a process refuses its step it has to know before it writes.
-void Plan::launch_and_add_up(cuda::Table& table, cuda::Step& step, const cuda::Place& place) {
-  const c10::Device there = torch_device(place.device);
+void Plan::launch(Work& work, int device) {
+  if (!adds_up_) return put(work, device);
+  const OnDevice guard(device);
+  const c10::Device there = torch_device(device);
   std::vector<uint8_t> parts(families_.of_slots().begin(), families_.of_slots().end());
   const auto slots = static_cast<int64_t>(parts.size());
   const at::Tensor which = at::from_blob(parts.data(), {slots}, at::kByte).clone().to(there);
   const at::Tensor totals = at::zeros({slots, rule().sums}, at::TensorOptions(at::kDouble).device(there));
   // A kernel has counted by then.
-  std::vector<std::pair<at::Tensor, at::Tensor>> before;
-  for (size_t i = 0; i < roster_.count(); ++i)
-    for (int c = 0; c < rule().counters; ++c)
-      if (roster_.source(i).before[c].device)
-        before.emplace_back(tensor_of(roster_.source(i).counter[c]), tensor_of(roster_.source(i).counter[c]).clone());
+  Before before;
+  for (size_t i = 0; i < roster_.count(); ++i) keep_counters(i, before);
   const cuda::Exchange exchange = {which.const_data_ptr<uint8_t>(), totals.mutable_data_ptr<double>(), [&] {
                                      const py::gil_scoped_acquire acquire;
                                      try {
                                        families_.exchange(roster_, totals);
                                      } catch (...) {
-                                       for (const auto& [counter, copy] : before) counter.copy_(copy);
+                                       before.put_back();
                                        throw;
                                      }
                                    }};
-  step.exchange = &exchange;
-  struct Without {
-    cuda::Step& step;
-    ~Without() { step.exchange = nullptr; }
-  } const without{step};
-  without_gil(kReleaseGil, [&] { table.launch(step, place); });
+  const Exchanging exchanging(work.step, exchange);
+  put(work, device);
+}
+
+void Plan::keep_counters(size_t i, Before& before) const {
+  const Source& source = roster_.source(i);
+  for (int c = 0; c < rule().counters; ++c)
+    if (source.before[c].device) before.keep(source.counter[c]);
 }
 
 void Plan::refresh(py::object optimizer) {

@@ -87,6 +87,29 @@ class Plan {
     std::vector<Products::Numbers> numbers;  // theirs
   };
 
+  // Tensors as they were, for a step that is found to be none.
+  class Before {
+   public:
+    void keep(const TensorImpl* tensor) { kept_.emplace_back(tensor_of(tensor), tensor_of(tensor).clone()); }
+    void put_back() const {
+      for (const auto& [tensor, copy] : kept_) tensor.copy_(copy);
+    }
+
+   private:
+    std::vector<std::pair<at::Tensor, at::Tensor>> kept_;
+  };
+
+  // While it lives, a step has an exchange.
+  class Exchanging {
+   public:
+    Exchanging(cuda::Step& step, const cuda::Exchange& exchange) : step_(step) { step.exchange = &exchange; }
+    ~Exchanging() { step_.exchange = nullptr; }
+    Exchanging(const Exchanging&) = delete;
+
+   private:
+    cuda::Step& step_;
+  };
+
   const Rule& rule() const { return roster_.rule(); }
 
   // Before anything is written.
@@ -100,7 +123,7 @@ class Plan {
   void run(Work& work, Row* first, Row* last, int device);
   void sweep(Work& work, Row* first, Row* last);
   void launch(Work& work, int device);
-  void launch_and_add_up(cuda::Table& table, cuda::Step& step, const cuda::Place& place);
+  void put(Work& work, int device);
   void give_groups(cuda::Step& step) const;
   void write_counts(const Pass& pass);
   // Calls f while other Python threads may run, if that is worth it. What they could free is held until the end, or for
@@ -119,12 +142,16 @@ class Plan {
   void run_factored(const Pass& pass);
   Factored factored_row(size_t i) const;
   void run_parts(const std::vector<size_t>& rows);
+  void run_parts_on_device(const Pass& pass, std::vector<Factored>& tensors);
+  void describe_whole(size_t i, Factored& whole) const;
   std::vector<FactoredPart> parts_of(const std::vector<size_t>& rows) const;
 
   // Sums over processes.
   void add_up_over_processes(const std::vector<cpu::ChunkSums>& of_rows, const Row* first);
   void conclude_together(const std::vector<cpu::ChunkSums>& of_rows, const Row* first, Work& work);
   void come_without_rows();
+  void keep_states(size_t i, Before& before) const;
+  void keep_counters(size_t i, Before& before) const;
 
   std::string rule_name_;
   py::dict defaults_;

@@ -113,6 +113,7 @@ void Plan::come_without_rows() {
   if (rule().factored) return run_parts({});
   if (rule().joint && !families_.giving_up()) {
     work_.prepared.clear();
+    roster_.fetch_numbers();
     conclude_together({}, nullptr, work_);
     return roster_.keep_in_groups(concluded_);
   }

@@ -195,6 +195,8 @@ class Roster {
   void keep_in_groups(const std::vector<std::array<double, kMaxHypers>>& concluded);
   // or on the device that steps, from the first step on.
   void keep_on_device(int device);
+  // Fetches groups' numbers from devices.
+  void fetch_numbers();
 
   std::string label(int group, int position) const;
   [[noreturn]] void fail(const Source& source, const std::string& what) const {

@@ -90,7 +90,7 @@ void Plan::run() {
       for (size_t i = pass.first; i < pass.last; ++i) roster_.read_counts(roster_.source(i));
     prepare_rows(pass);
     work_.wave = pass.wave;
-    adds_up_ = families_.owe_sums() && roster_.any_row(pass, divided);
+    adds_up_ = families_.owe_sums() && (rule().joint || roster_.any_row(pass, divided));
     give_groups(work_.step);
     work_.step.rows_version = roster_.version();
     work_.step.multiplier = scaling_.multiplier();

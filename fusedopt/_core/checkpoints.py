@@ -11,7 +11,6 @@ from torch.optim.optimizer import Optimizer
 from .. import _C
 from .group_options import keep_options, of_class, refuse_options
 from .kept import KeptState
-from .max_grad_norm import check_max_grad_norm
 from .origin import refuse_foreign
 from .precision import HALVES, PARTNERS, at_home, check_ema_decay, warn_of_losses
 from .shards import close_state, is_sharded, open_state
@@ -81,7 +80,7 @@ class Checkpointed(KeptState):
         refuse_options(state["param_groups"], {*own, *of_class(cast(Any, type(self)))})
         if loading is not None:
             refuse_foreign(self, state["param_groups"], state["state"])
-            max_grad_norm = check_max_grad_norm(loading.get("max_grad_norm", self.max_grad_norm))
+            max_grad_norm = self._checked_maximum(loading.get("max_grad_norm", self.max_grad_norm))
             check_ema_decay(loading.get("ema_decay"))
             for mine, group in zip(self.param_groups, state["param_groups"], strict=True):
                 keep_options(mine, group)

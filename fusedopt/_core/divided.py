@@ -13,17 +13,17 @@ from .callers import label_of
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 
 
-def refuse_part(groups: Iterable[dict[str, Any]], what: str, remedy: str) -> None:
+def refuse_part(groups: Iterable[dict[str, Any]], what: str, remedy: str, by_zero: bool = False) -> None:
     """Raise ValueError where params are those of this process alone, and `what` would be made of them.
 
-    ZeroRedundancyOptimizer constructs an optimizer of some params in each process; FSDP1 has pieces in the place of
-    params, and leaves a mark on them. DTensors know what they are parts of.
+    ZeroRedundancyOptimizer constructs an optimizer of some params in each process: does so now, or did (`by_zero`).
+    FSDP1 has pieces in the place of params, and leaves a mark on them. DTensors know what they are parts of.
     """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return
     if torch.distributed.get_world_size() == 1:
         return
-    if _constructed_by_zero():
+    if by_zero or constructed_by_zero():
         raise ValueError(f"ZeroRedundancyOptimizer gives each process some of the params, and {what} {remedy}")
     for index, group in enumerate(groups):
         for place, param in enumerate(group["params"]):
@@ -34,7 +34,8 @@ def refuse_part(groups: Iterable[dict[str, Any]], what: str, remedy: str) -> Non
                 )
 
 
-def _constructed_by_zero() -> bool:
+def constructed_by_zero() -> bool:
+    """Whether a constructor that is running was called by ZeroRedundancyOptimizer."""
     zero: Any = getattr(sys.modules.get(_ZERO), "ZeroRedundancyOptimizer", ())
     frame = sys._getframe().f_back if zero else None
     while frame is not None:

@@ -10,7 +10,7 @@ from torch.optim.optimizer import Optimizer
 
 from .. import _C
 from .. import _clipping as clipping
-from .divided import refuse_part
+from .divided import constructed_by_zero, refuse_part
 
 
 def check_max_grad_norm(value: float | None) -> float | None:
@@ -27,6 +27,8 @@ class ClippedStep(Optimizer):
     """An optimizer that can hold the norm of all gradients together to a maximum while it steps."""
 
     _max_grad_norm: float | None = None
+    # Whether ZeroRedundancyOptimizer has constructed it, of some of the params.
+    _of_zero = False
     # What a GradScaler has read for the step that it is about to make.
     _measured: clipping.Measurement | None = None
     # Of the last step with max_grad_norm, in the units of unscaled gradients; on a GPU it stays there, unread.
@@ -56,13 +58,20 @@ class ClippedStep(Optimizer):
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float | None) -> None:
+        self._max_grad_norm = self._checked_maximum(value)
+
+    def _checked_maximum(self, value: float | None) -> float | None:
+        """A value for `max_grad_norm`, or an error, before anything is written."""
         checked = check_max_grad_norm(value)
         if checked is not None:
             # None before torch's constructor has run, which adds them.
             self._refuse_part(self.__dict__.get("param_groups", ()))
-        self._max_grad_norm = checked
+        return checked
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        # torch's constructor adds all groups by this.
+        if constructed_by_zero():
+            self._of_zero = True
         super().add_param_group(param_group)
         try:
             if self._max_grad_norm is not None:
@@ -77,6 +86,7 @@ class ClippedStep(Optimizer):
             "max_grad_norm would be held against the norm of those alone;",
             "leave it out and call clip_grad_norm_: FullyShardedDataParallel has its own, and beside "
             "ZeroRedundancyOptimizer every process has all gradients",
+            self._of_zero,
         )
 
     def _step_clipped(self, plan: _C.Plan, clears_grad: bool) -> torch.Tensor | None:
@@ -105,4 +115,5 @@ class ClippedStep(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        return state if self._max_grad_norm is None else {**state, "_max_grad_norm": self._max_grad_norm}
+        own = {"_max_grad_norm": self._max_grad_norm, "_of_zero": self._of_zero or None}
+        return {**state, **{name: value for name, value in own.items() if value is not None}}
