@@ -79,12 +79,14 @@ def trial(
     state: torch.dtype | None = None,
     fresh: bool = False,
     tag: str = "",
+    resting: bool = False,
     **arguments: float | str,
 ) -> Trial:
     goals = tuple(goals)
     rivals = tuple(dict.fromkeys(goal.against for goal in goals if goal.against))
     parameters = SUITES[suite] if isinstance(suite, str) else suite
-    return Trial(Contest(parameters, optimizer, rivals, arguments, dtype, fresh, state), goals, tag)
+    contest = Contest(parameters, optimizer, rivals, arguments, dtype, fresh, state, resting=resting)
+    return Trial(contest, goals, tag)
 
 
 def without_fused() -> list[str]:
@@ -111,10 +113,14 @@ THOUSAND_FRESH = [*against(FUSED, WALL, HOST)]
 FOREIGN = ("apex", "TransformerEngine")
 FOREIGN_THERE = [name for name in FOREIGN if name not in absent()]
 
+# Whose second moments are zero: as fast as others.
+RESTING = [(F32, 0.93), (BF16, 0.90)]
+
 TRIALS = [
     trial("llama7b-shard8", "Adam", [share(0.93)]),
     trial("llama7b-shard8", "Adam", [share(0.90)], dtype=BF16),
     trial("llama7b-shard8", "Adam", [share(0.90)], dtype=BF16, state=F32),
+    *(trial("llama7b-shard8", "Adam", [share(asked)], dtype=dtype, resting=True) for dtype, asked in RESTING),
     trial("1000x1024", "AdamW", THOUSAND),
     trial("465groups", "AdamW", [*against(FUSED, WALL, asked=20.0), *against(FUSED, HOST)]),
     *(trial(model, "AdamW", AS_FAST, dtype=dtype) for model in MODELS for dtype in (F32, BF16)),

@@ -59,6 +59,17 @@ def test_traffic_of_a_parameter(
     judging.check_agreement(entrants)
 
 
+def test_rows_at_rest_have_second_moments_of_zero() -> None:
+    (trial, _) = [trial for trial in gpu_table.TRIALS if trial.contest.resting]
+    assert trial.name == "llama7b-shard8-adam-resting"
+    entrants, contestants = enter(replace(trial.contest, suite=suites.SUITES["8x256"]))
+    method.warm_up(contestants, 2)
+    states = entrants[OURS].optimizer.state.values()
+    assert len(states) == 8
+    assert not any(state["exp_avg_sq"].any() for state in states)
+    judging.check_agreement(entrants)
+
+
 def test_disagreement_of_a_few_is_allowed_only_if_asked_for() -> None:
     entrants, contestants = enter(replace(gpu_table.ALIGNED, suite=suites.SUITES["8x256"]))
     method.warm_up(contestants, 2)

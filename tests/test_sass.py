@@ -35,6 +35,10 @@ ANY_STACK = 304
 # others of 128.
 MAY_COMPUTE_IN_DOUBLE = ("advance", "update_any", "norm_squares")
 GATED = (*BOUNDS, "update_any", "update")
+# Whose roots and quotients one branch looks at (csrc/cuda/guarded.cuh), and who of them need more registers.
+GUARDED = {"Adadelta", "Adagrad", "Adam", "AdamWScheduleFree", "Adamax", "Adan", "AdEMAMix", "LAMB", "LaProp"}
+GUARDED |= {"MARS", "NAdam", "NAdamW", "Prodigy", "RAdam", "RAdamScheduleFree", "RMSprop", "SparseAdam", "StableAdamW"}
+CROWDED = {"NAdam"}
 # Its param is where it writes: the old value is never read.
 WRITES_ONLY = "MuonMomentum"
 
@@ -175,7 +179,9 @@ class Expected:
         # 16 bytes of the narrowest operand, whether or not the variant keeps the states.
         vector = VECTOR_BYTES // min(param, grad, state)
         unroll = 2 if vector <= 4 and vector * (param + grad + kept * state) <= 64 else 1
-        self.blocks = 2 if computes_in == "double" or kept > (2 if vector > 4 else 3) else 3
+        narrow = kept < 2 or (unroll * vector * (param + grad + kept * state) <= 64 and rule not in CROWDED)
+        four = computes_in == "float" and rule in GUARDED and narrow
+        self.blocks = 2 if computes_in == "double" or kept > (2 if vector > 4 else 3) else 4 if four else 3
         accesses = {
             ("load", "kept"): param,
             ("load", "streamed"): grad + kept * state,
@@ -230,6 +236,24 @@ def test_updates_move_sixteen_bytes_at_a_time(kernels: list[Kernel], kept_states
         for kernel in updates(kernels)
         for fault in faults_of_traffic(kernel, Expected(kernel, kept_states).traffic)
     )
+
+
+def test_guarded_updates_call_nothing(kernels: list[Kernel]) -> None:
+    """Neither a root nor a quotient looks at its operands to take a slow way."""
+    for kernel in updates(kernels):
+        if kernel.arguments[0] in GUARDED and "double" not in kernel.arguments:
+            slow = {i.opcode for loop in kernel.vector_loops for i in loop if re.match(r"(CALL|FCHK)\b", i.opcode)}
+            assert not slow, f"{kernel}: {slow}"
+
+
+def test_adams_dense_rows_are_at_the_memorys_speed(kernels: list[Kernel]) -> None:
+    """Instructions per element of a Hopper, and KiB that an SM has under way."""
+    asked = {"float": (33, 96), "bf16": (36, 64)}
+    for kernel in kernels:
+        for storage, (most, least) in asked.items():
+            if kernel.arch == ARCH and kernel.name == f"update<Adam, 0, Mix<{', '.join([storage] * 3)}>, float>":
+                assert (kernel.instructions_per_element() or 0) <= most
+                assert (kernel.bytes_in_flight() or 0) >= least << 10
 
 
 def test_norms_load_sixteen_bytes_at_a_time(kernels: list[Kernel]) -> None:

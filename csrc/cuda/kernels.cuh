@@ -4,8 +4,12 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "../codec.h"
 #include "../shape.h"
+#include "elements.cuh"
+#include "guarded.cuh"
 #include "patch.cuh"
 #include "table.h"
 
@@ -156,33 +160,6 @@ struct Chunk {
   }
 };
 
-// n values of an operand from consecutive addresses, 16 bytes at a time. They are read and written once a step, so the
-// caches may drop them first; only the param stays for the next forward pass.
-template <bool stays, int n, class S>
-__device__ void load_vector(const S* from, S (&to)[n]) {
-  constexpr int kLoads = n * sizeof(S) / sizeof(uint4);
-  uint4 raw[kLoads];
-#pragma unroll
-  for (int k = 0; k < kLoads; ++k)
-    raw[k] =
-        stays ? __ldcg(reinterpret_cast<const uint4*>(from) + k) : __ldcs(reinterpret_cast<const uint4*>(from) + k);
-  memcpy(to, raw, sizeof(raw));
-}
-
-template <bool stays, int n, class S>
-__device__ void store_vector(S* to, const S (&from)[n]) {
-  constexpr int kStores = n * sizeof(S) / sizeof(uint4);
-  uint4 raw[kStores];
-  memcpy(raw, from, sizeof(raw));
-#pragma unroll
-  for (int k = 0; k < kStores; ++k) {
-    if (stays)
-      __stcg(reinterpret_cast<uint4*>(to) + k, raw[k]);
-    else
-      __stcs(reinterpret_cast<uint4*>(to) + k, raw[k]);
-  }
-}
-
 // What a lane holds of a tile: kVector elements of each operand, 16 bytes of the narrowest.
 template <class R, int variant, class M, class T>
 struct Tile {
@@ -203,47 +180,62 @@ struct Tile {
   static constexpr int kBytes = kVector * (sizeof(P) + sizeof(G) + kept() * sizeof(S));
   // Tiles in flight together, as far as registers last: memory is far, and an SM needs some 32 KiB under way.
   static constexpr int kUnroll = kVector <= 4 && kBytes <= 64 ? 2 : 1;
-  // Blocks of an SM: 80 registers a thread with three, 128 with two, which is what it takes not to spill.
-  static constexpr int kBlocks = sizeof(T) == sizeof(double) || kept() > (kVector > 4 ? 2 : 3) ? 2 : 3;
+  static constexpr bool kGuarded = R::guarded && sizeof(T) == sizeof(float);
+  // Blocks of an SM: 128 registers a thread with two, 80 with three, 64 with four, which is what it takes not to spill.
+  // With four the loads of narrow tiles are still under way together.
+  static constexpr bool kNarrow = kept() < 2 || (kUnroll * kBytes <= 64 && !R::crowded);
+  static constexpr int kBlocks = sizeof(T) == sizeof(double) || kept() > (kVector > 4 ? 2 : 3) ? 2
+                                 : kGuarded && kNarrow                                         ? 4
+                                                                                               : 3;
 
-  P p[kVector];
-  G g[kVector];
-  S s[kStates][kVector];
+  Elements<P, kVector> p;
+  Elements<G, kVector> g;
+  Elements<S, kVector> s[kStates];
+
+  // The row from an element on.
+  __device__ static TableRow<kStates> from(TableRow<kStates> row, int64_t first) {
+    row.param = opaque(static_cast<P*>(row.param) + first);
+    row.grad = opaque(static_cast<const G*>(row.grad) + first);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k)
+      if (R::keeps(variant, k)) row.state[k] = opaque(static_cast<S*>(row.state[k]) + first);
+    return row;
+  }
 
   // A full tile, a lane's elements side by side.
-  __device__ void load(const TableRow<kStates>& row, int64_t at) {
-    load_vector<true>(static_cast<const P*>(row.param) + at, p);
-    load_vector<false>(static_cast<const G*>(row.grad) + at, g);
+  __device__ void load(const TableRow<kStates>& row, int at) {
+    p.template load<true>(static_cast<const P*>(row.param) + at);
+    g.template load<false>(static_cast<const G*>(row.grad) + at);
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) load_vector<false>(static_cast<const S*>(row.state[k]) + at, s[k]);
+      if (R::keeps(variant, k)) s[k].template load<false>(static_cast<const S*>(row.state[k]) + at);
   }
-  __device__ void store(const TableRow<kStates>& row, int64_t at) const {
-    store_vector<true>(static_cast<P*>(row.param) + at, p);
+  __device__ void store(const TableRow<kStates>& row, int at) const {
+    p.template store<true>(static_cast<P*>(row.param) + at);
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) store_vector<false>(static_cast<S*>(row.state[k]) + at, s[k]);
+      if (R::keeps(variant, k)) s[k].template store<false>(static_cast<S*>(row.state[k]) + at);
   }
 
   // The first n elements of a tile, or of one that is not aligned: neighbouring lanes take neighbouring elements, so
   // that narrow accesses coalesce.
-  __device__ void load(const TableRow<kStates>& row, int64_t at, int n) {
+  __device__ void load(const TableRow<kStates>& row, int at, int n) {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
       if (i * kLanes >= n) continue;
-      const int64_t e = at + i * kLanes;
-      p[i] = static_cast<const P*>(row.param)[e];
-      g[i] = static_cast<const G*>(row.grad)[e];
+      const int e = at + i * kLanes;
+      p.set(i, static_cast<const P*>(row.param)[e]);
+      g.set(i, static_cast<const G*>(row.grad)[e]);
 #pragma unroll
       for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) s[k][i] = static_cast<const S*>(row.state[k])[e];
+        if (R::keeps(variant, k)) s[k].set(i, static_cast<const S*>(row.state[k])[e]);
     }
   }
-  __device__ void store(const TableRow<kStates>& row, int64_t at, int n) const {
+  __device__ void store(const TableRow<kStates>& row, int at, int n) const {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
       if (i * kLanes >= n) continue;
-      const int64_t e = at + i * kLanes;
+      const int e = at + i * kLanes;
       static_cast<P*>(row.param)[e] = p[i];
 #pragma unroll
       for (int k = 0; k < kStates; ++k)
@@ -251,21 +243,28 @@ struct Tile {
     }
   }
 
-  // The one place where a rule meets memory.
-  __device__ void update(T multiplier, const typename R::template Scalars<T>& c) {
+  // The one place where a rule meets memory. What it computes in, N, is T or guarded; `number` makes one.
+  template <class N, class Make>
+  __device__ void update(N multiplier, const typename R::template Scalars<N>& c, Make&& number) {
+    P params[kVector];
+    S states[kStates][kVector];
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-      T value[kStates] = {};
+      N value[kStates] = {};
 #pragma unroll
       for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) value[k] = static_cast<T>(decode(s[k][i]));
-      T param = static_cast<T>(decode(p[i]));
-      R::template update<variant>(param, static_cast<T>(decode(g[i])) * multiplier, value, c);
-      encode(param, p[i]);
+        if (R::keeps(variant, k)) value[k] = number(s[k].number(i));
+      N param = number(p.number(i));
+      R::template update<variant>(param, number(g.number(i)) * multiplier, value, c);
+      encode(plain(param), params[i]);
 #pragma unroll
       for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) encode(value[k], s[k][i]);
+        if (R::keeps(variant, k)) encode(plain(value[k]), states[k][i]);
     }
+    p.set(params);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k)
+      if (R::keeps(variant, k)) s[k].set(states[k]);
   }
 
   __device__ static bool aligned(const TableRow<kStates>& row) {
@@ -277,38 +276,103 @@ struct Tile {
   }
 };
 
+// What the quick way computes with: the multiplier and the scalars.
+template <class R, class N, class T>
+struct QuickScalars {
+  static constexpr int kScalars = Shape<R>::kScalars;
+  T multiplier;
+  typename R::template Scalars<N> all;
+
+  __device__ explicit QuickScalars(const T* numbers) : multiplier(numbers[0]) {
+    static_assert(sizeof(all) == kScalars * sizeof(N));
+    // Not by way of memcpy, with which the compiler would keep them in memory.
+    auto* const scalar = reinterpret_cast<N*>(&all);
+#pragma unroll
+    for (int i = 0; i < kScalars; ++i) scalar[i] = N(numbers[1 + i]);
+  }
+
+  // Whether they are those that the quick way is made for, which a rule asks whatever its operands.
+  template <int variant>
+  __device__ bool suit() const {
+    if constexpr (std::is_same_v<N, Guarded>) {
+      Guard guard;
+      Guarded param(0.0f, &guard), states[Shape<R>::kStates];
+#pragma unroll
+      for (Guarded& state : states) state = param;
+      R::template update<variant>(param, param, states, all);
+      return !guard.far;
+    }
+    return true;
+  }
+};
+
+// As many tiles as are in flight together.
+template <class R, int variant, class M, class T>
+class QuickTiles {
+  using OfTile = Tile<R, variant, M, T>;
+  using Row = TableRow<Shape<R>::kStates>;
+  static constexpr int kUnroll = OfTile::kUnroll;
+  OfTile tile_[kUnroll];
+
+ public:
+  using Number = std::conditional_t<OfTile::kGuarded, Guarded, T>;
+  using Scalars = QuickScalars<R, Number, T>;
+  static constexpr int kElements = kUnroll * OfTile::kElements;
+
+  // False if an operand was out of the ordinary.
+  __device__ bool step(const Row& row, int at, const Scalars& c) {
+#pragma unroll
+    for (int k = 0; k < kUnroll; ++k) tile_[k].load(row, at + k * OfTile::kElements);
+    Guard guard;
+    const auto number = [&](T x) {
+      if constexpr (OfTile::kGuarded)
+        return Guarded(x, &guard);
+      else
+        return x;
+    };
+#pragma unroll
+    for (int k = 0; k < kUnroll; ++k) tile_[k].template update<Number>(c.multiplier, c.all, number);
+    return guard.all_ordinary();
+  }
+  __device__ void store(const Row& row, int at) const {
+#pragma unroll
+    for (int k = 0; k < kUnroll; ++k) tile_[k].store(row, at + k * OfTile::kElements);
+  }
+};
+
 // Dense rows of one mix.
 template <class R, int variant, class M, class T>
 __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, Tile<R, variant, M, T>::kBlocks)
     update(const __grid_constant__ UpdateArguments a) {
   using Registers = Tile<R, variant, M, T>;
+  using Quick = QuickTiles<R, variant, M, T>;
   Chunk<R> chunk;
   if (!chunk.find(a)) return;
   const TableRow<Shape<R>::kStates> row = *chunk.row;
   const T* numbers = static_cast<const T*>(chunk.numbers);
   const T multiplier = numbers[0];
   const auto scalars = Shape<R>::template scalars<T>(numbers);
+  const typename Quick::Scalars quick_scalars(numbers);
   const int lane = threadIdx.x % kLanes;
+  const auto mine = Registers::from(row, chunk.begin + lane * Registers::kVector);
+  const bool aligned = Registers::aligned(row);
 
-  int at = 0;
-  if (Registers::aligned(row)) {
-    constexpr int kUnroll = Registers::kUnroll;
-    for (; at + kUnroll * Registers::kElements <= chunk.n; at += kUnroll * Registers::kElements) {
-      const int64_t first = chunk.begin + at + lane * Registers::kVector;
-      Registers tile[kUnroll];
-#pragma unroll
-      for (int k = 0; k < kUnroll; ++k) tile[k].load(row, first + k * Registers::kElements);
-#pragma unroll
-      for (int k = 0; k < kUnroll; ++k) tile[k].update(multiplier, scalars);
-#pragma unroll
-      for (int k = 0; k < kUnroll; ++k) tile[k].store(row, first + k * Registers::kElements);
+  // From one element to the next: lanes whose operands are out of the ordinary take a tile in their own time.
+  const int last = aligned && quick_scalars.template suit<variant>() ? chunk.n - Quick::kElements : -1;
+  for (int at = 0; at < chunk.n; at += Registers::kElements) {
+    for (; at <= last; at += Quick::kElements) {
+      Quick quick;
+      if (!quick.step(mine, at, quick_scalars)) break;
+      quick.store(mine, at);
     }
-  }
-  for (; at < chunk.n; at += Registers::kElements) {
+    at = opaque(at);
+    if (at >= chunk.n) break;
     Registers tile = {};
-    tile.load(row, chunk.begin + at + lane, chunk.n - at - lane);
-    tile.update(multiplier, scalars);
-    tile.store(row, chunk.begin + at + lane, chunk.n - at - lane);
+    const int first = at - lane * (Registers::kVector - 1);
+    const bool whole = aligned && at + Registers::kElements <= chunk.n;
+    whole ? tile.load(mine, at) : tile.load(mine, first, chunk.n - at - lane);
+    tile.template update<T>(multiplier, scalars, [](T x) { return x; });
+    whole ? tile.store(mine, at) : tile.store(mine, first, chunk.n - at - lane);
   }
 }
 

@@ -14,6 +14,8 @@ struct Adadelta : RuleDefaults {
   static constexpr const char* state_names[] = {"square_avg", "acc_delta"};
   static constexpr Kind state_kinds[] = {Kind::magnitude, Kind::magnitude};
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T lr, rho, weight, eps, weight_decay;

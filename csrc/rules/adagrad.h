@@ -15,6 +15,8 @@ struct Adagrad : RuleDefaults {
   static constexpr Kind state_kinds[] = {Kind::total};
   FUSEDOPT_HD static double initial_state(const Hypers& h, int) { return h.initial_accumulator_value; }
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T lr, eps, weight_decay;

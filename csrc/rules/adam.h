@@ -22,6 +22,7 @@ struct Adam : RuleDefaults {
     return (h.amsgrad != 0 ? with_amsgrad : plain) + (h.caution != 0 ? cautious : plain);
   }
   FUSEDOPT_HD static constexpr bool keeps(int variant, int state) { return state < 2 || variant % 2 == with_amsgrad; }
+  static constexpr bool guarded = true;
   FUSEDOPT_HD static constexpr bool measures(int variant) { return variant >= cautious; }
 
   template <class T>

@@ -14,6 +14,8 @@ struct Adamax : RuleDefaults {
   static constexpr const char* state_names[] = {"exp_avg", "exp_inf"};
   static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude};
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T step_size, weight1, beta2, eps, weight_decay;

@@ -20,6 +20,8 @@ struct Adan : RuleDefaults {
   FUSEDOPT_HD static int variant(const Hypers& h) { return h.caution != 0 ? cautious : plain; }
   FUSEDOPT_HD static constexpr bool measures(int variant) { return variant == cautious; }
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T step_size, step_size_diff, decay, divisor, beta1, weight1, beta2, weight2, beta3, weight3,
@@ -66,7 +68,8 @@ struct Adan : RuleDefaults {
   template <int variant, class T>
   FUSEDOPT_HD static void update(T& p, T g, T (&s)[4], const Scalars<T>& c) {
     T &m = s[0], &n = s[1], &v = s[2], &neg_pre_grad = s[3];
-    const T difference = c.has_previous != T(0) ? g + neg_pre_grad : T(0);
+    T difference = g + neg_pre_grad;
+    if (c.has_previous == T(0)) difference = T(0);
     m = average(m, g, c);
     v = fma(c.beta2, v, c.weight2 * difference);
     const T ahead = fma(c.beta2, difference, g);

@@ -16,6 +16,8 @@ struct AdEMAMix : RuleDefaults {
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "exp_avg_slow"};
   static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude, Kind::average};
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T step_size, slow_step_size, decay, weight1, beta2, weight2, weight3, inverse_sqrt_correction2, eps;

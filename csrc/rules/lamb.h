@@ -21,6 +21,8 @@ struct LAMB : RuleDefaults {
   enum { plain, cautious, variants };
   FUSEDOPT_HD static int variant(const Hypers& h) { return h.caution != 0 ? cautious : plain; }
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T lr, inverse_correction1, beta1, weight1, beta2, weight2, inverse_sqrt_correction2, eps, decay, weight_decay,
@@ -59,7 +61,8 @@ struct LAMB : RuleDefaults {
 
   template <class T>
   FUSEDOPT_HD static T decayed(T p, T adam, const Scalars<T>& c) {
-    return c.weight_decay != T(0) ? fma(c.weight_decay, p, adam) : adam;
+    if (c.weight_decay != T(0)) adam = fma(c.weight_decay, p, adam);
+    return adam;
   }
 
   // A cautious step grows before the decay is added, by what is known at the end alone: then the square of the norm of

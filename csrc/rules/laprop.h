@@ -18,6 +18,8 @@ struct LaProp : RuleDefaults {
   static constexpr int counters = 3;
   static constexpr const char* counter_names[] = {"step", "exp_avg_lr_1", "exp_avg_lr_2"};
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T step_size, decay, beta1, weight1, weight2, eps;

@@ -15,6 +15,8 @@ struct MARS : RuleDefaults {
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "last_grad"};
   static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude, Kind::average};
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T step_size, decay, beta1, weight1, beta2, weight2, inverse_sqrt_correction2, eps, difference, norm;
@@ -38,7 +40,8 @@ struct MARS : RuleDefaults {
 
   template <class T>
   FUSEDOPT_HD static T corrected(T g, T last, const Scalars<T>& c) {
-    return c.difference != T(0) ? fma(c.difference, g - last, g) : g;
+    if (c.difference != T(0)) g = fma(c.difference, g - last, g);
+    return g;
   }
 
   static constexpr int sums = 1;

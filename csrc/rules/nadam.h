@@ -18,6 +18,9 @@ struct NAdam : RuleDefaults {
   static constexpr const char* counter_names[] = {"step", "mu_product"};
   FUSEDOPT_HD static double initial_counter(const Hypers&, int counter) { return counter == 1 ? 1 : 0; }
 
+  static constexpr bool guarded = true;
+  static constexpr bool crowded = true;
+
   template <class T>
   struct Scalars {
     T grad_size, momentum_size, decay, l2, weight1, beta2, weight2, inverse_sqrt_correction2, eps;

@@ -23,6 +23,8 @@ struct Prodigy : RuleDefaults {
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq", "s", "p0"};
   static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude, Kind::average, Kind::other};
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T begins, counts, step_size, decay, l2, beta1, weight1, beta2, weight2, beta3, weight3, along, eps;

@@ -33,6 +33,8 @@ struct RMSprop : RuleDefaults {
   }
   FUSEDOPT_HD static double initial_state(const Hypers& h, int state) { return state == 0 ? h.initial : 0; }
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T lr, alpha, weight, eps, eps_within, decay, l2, momentum, kept_size, step_size;

@@ -25,6 +25,10 @@
 //                           unless it says so all are `other`
 //   like_grad(state)        the new state has the gradient's strides, not the param's (where torch clones the gradient)
 //   indexed                 it steps the rows that a sparse gradient holds, and takes no other gradients
+//   guarded                 on a GPU, operands of its roots and quotients may be looked at once for many elements
+//                           (cuda/guarded.cuh): every root goes into a quotient, and no constant stands for an operand
+//                           where a scalar chooses
+//   crowded                 its update holds more numbers at a time than Adam's: GPUs give it more registers
 //   hyper_defaults[]        for a class made of the rule: NaN where the caller has to give the value
 //
 // A rule that needs norms of whole tensors before it can update them has also
@@ -118,6 +122,8 @@ struct RuleDefaults {
   static constexpr bool joint = false;
   static constexpr const Scope* scopes = nullptr;
   static constexpr bool indexed = false;
+  static constexpr bool guarded = false;
+  static constexpr bool crowded = false;
 };
 
 FUSEDOPT_HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }

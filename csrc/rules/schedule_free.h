@@ -61,8 +61,9 @@ struct ScheduleFree {
   template <class T>
   FUSEDOPT_HD static void adapt(T& y, T g, T& z, T& v, const Scalars<T>& c) {
     v = fma(c.beta2, v, c.weight2 * g * g);
-    const T root = fma(sqrt(v), c.inverse_sqrt_correction2, c.eps);
-    move(y, z, g / (c.adapts != T(0) ? root : T(1)), c);
+    T root = fma(sqrt(v), c.inverse_sqrt_correction2, c.eps);
+    if (c.adapts == T(0)) root = T(1);
+    move(y, z, g / root, c);
   }
 
   static constexpr int counters = 3;
@@ -80,6 +81,8 @@ struct AdamWScheduleFree : RuleDefaults {
   static constexpr Kind state_kinds[] = {Kind::other, Kind::magnitude};
   static constexpr int counters = ScheduleFree::counters;
   static constexpr auto& counter_names = ScheduleFree::counter_names;
+
+  static constexpr bool guarded = true;
 
   template <class T>
   using Scalars = ScheduleFree::Scalars<T>;
@@ -112,6 +115,8 @@ struct RAdamScheduleFree : RuleDefaults {
   static constexpr Kind state_kinds[] = {Kind::other, Kind::magnitude};
   static constexpr int counters = ScheduleFree::counters;
   static constexpr auto& counter_names = ScheduleFree::counter_names;
+
+  static constexpr bool guarded = true;
 
   template <class T>
   using Scalars = ScheduleFree::Scalars<T>;

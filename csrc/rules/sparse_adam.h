@@ -16,6 +16,8 @@ struct SparseAdam : RuleDefaults {
   static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude};
   static constexpr bool indexed = true;
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T step_size, weight1, weight2, eps;

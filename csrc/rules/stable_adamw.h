@@ -15,6 +15,8 @@ struct StableAdamW : RuleDefaults {
   static constexpr const char* state_names[] = {"exp_avg", "exp_avg_sq"};
   static constexpr Kind state_kinds[] = {Kind::average, Kind::magnitude};
 
+  static constexpr bool guarded = true;
+
   template <class T>
   struct Scalars {
     T lr, weight_decay, step_size, decay, inverse_correction1, weight1, beta2, weight2, inverse_correction2,

@@ -34,6 +34,8 @@ class Contest:
     groups: int | None = None
     # Other data have gone through the processor's caches before every step, as forward and backward send them.
     cold: bool = False
+    # All gradients are zeros, as for rows of an embedding that a batch does not name, and so are averages of them.
+    resting: bool = False
 
     @property
     def name(self) -> str:
@@ -41,6 +43,7 @@ class Contest:
         suffix += f"-{short(self.state_dtype)}-state" if self.state_dtype else ""
         suffix += "" if self.layout == CONTIGUOUS else f"-{self.layout}"
         suffix += "" if self.groups is None else f"-{self.groups}groups"
+        suffix += "-resting" if self.resting else ""
         suffix += "-cold" if self.cold else "-fresh" if self.fresh else ""
         return f"{self.suite.name}-{self.optimizer}{suffix}".lower()
 
@@ -63,6 +66,7 @@ class Contest:
             "state_dtype": str(self.state_dtype or self.dtype),
             "fresh": self.fresh,
             "cold": self.cold,
+            "resting": self.resting,
         }
 
     def grouped(self, params: list[Tensor]) -> list[Any]:

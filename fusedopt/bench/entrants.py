@@ -144,6 +144,8 @@ class Stage:
         self.pool = (
             GradientPool(suite.sizes, dtype, generator, suite.offset) if dense else RowPool(suite, dtype, generator)
         )
+        if contest.resting:
+            self.pool.values.zero_()
 
     def entrant(self, name: str, baselines: Mapping[str, Baseline] = BASELINES) -> Entrant:
         return Entrant(self.contest, baselines[name], self.values, self.pool)

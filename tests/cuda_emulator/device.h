@@ -236,6 +236,33 @@ inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 
+// As far off as hardware's may be, now to the one side and now to the other: what is made of them has to be right. In
+// the one case where it needs the nearest float (csrc/cuda/guarded.cuh) it has that.
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float of_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+inline float one_of_both(double exact, uint32_t seed) {
+  const float nearest = static_cast<float>(exact);
+  if (!std::isnormal(nearest) || !(seed * 0x9e3779b9u >> 31)) return nearest;
+  return std::nextafterf(nearest, exact > nearest ? HUGE_VALF : 0.0f);
+}
+inline float approximate_inverse(float x) {
+  if (std::fpclassify(x) == FP_SUBNORMAL) x = std::copysign(0.0f, x);
+  const float inverse = (bits_of(x) & 0x7fffff) == 0x7fffff ? 1 / x : one_of_both(1 / std::fabs(double{x}), bits_of(x));
+  return std::copysign(std::fabs(inverse) < 0x1p-126f ? 0.0f : inverse, x);
+}
+inline float approximate_inverse_root(float x) {
+  if (std::fpclassify(x) == FP_SUBNORMAL) x = std::copysign(0.0f, x);
+  return one_of_both(1 / std::sqrt(double{x}), bits_of(x));
+}
+
 inline int min(int a, int b) { return b < a ? b : a; }
 inline int max(int a, int b) { return a < b ? b : a; }
 inline unsigned min(unsigned a, unsigned b) { return b < a ? b : a; }
