@@ -6,6 +6,10 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
+// What is called for each element is long: numbers of a lane that are not in registers are no loss then.
+template <class G>
+constexpr int kUnroll = std::is_same<G, AnyStored>::value ? 1 : kPerLane;
+
 template <class T>
 __device__ void set_row(const FactoredBlock<T>& block, int64_t matrix, int64_t row, double sum) {
   const Factored& t = block.entry->tensor;
@@ -36,8 +40,9 @@ __device__ void measure_vector(const FactoredBlock<T>& block, const Strip& strip
   for (int r = 0; r < strip.rows; ++r) {
     const int n = row_length(t, strip, strip.row + r);
     const FactoredParam<T, P> param(block, 0, strip.row + r, 0);
+#pragma unroll 1
     for (int k = 0; k < kPerLane; k += kSumsPerLane) {
-#pragma unroll
+#pragma unroll kUnroll < G>
       for (int j = 0; j < kSumsPerLane; ++j) {
         const int i = (k + j) * kLanes + lane;
         if (i >= n) continue;
@@ -67,7 +72,7 @@ __device__ T* cols_of_block(const FactoredBlock<T>& block, const Tiling& tiling,
 
 // Row and column sums of the squared gradient. Rows that are complete within a tile enter the state at once.
 template <class T, class P, class G>
-__global__ void __launch_bounds__(kThreads) factored_measure(const __grid_constant__ UpdateArguments a) {
+__global__ void __launch_bounds__(kThreads, 2) factored_measure(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<T> block;
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
@@ -84,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) factored_measure(const __grid_consta
     const int64_t at_g = element_start(t, fusedopt::kFactoredGrad, strip.matrix, row, strip.col);
     const FactoredParam<T, P> param(block, strip.matrix, row, strip.col);
     T row_sum[kSumsPerLane] = {};
-#pragma unroll
+#pragma unroll kUnroll < G>
     for (int k = 0; k < kPerLane; ++k) {
       const int i = k * kLanes + lane;
       if (i >= strip.cols) continue;
@@ -187,7 +192,7 @@ struct StripFactors {
 
 // Squares of the update.
 template <class T, class P, class G>
-__global__ void __launch_bounds__(kThreads) factored_square(const __grid_constant__ UpdateArguments a) {
+__global__ void __launch_bounds__(kThreads, 2) factored_square(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<T> block;
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
@@ -199,7 +204,7 @@ __global__ void __launch_bounds__(kThreads) factored_square(const __grid_constan
   for (int r = 0; r < strip.rows; ++r) {
     const int64_t at = element_start(t, fusedopt::kFactoredGrad, strip.matrix, strip.row + r, strip.col);
     const T row = __shfl_sync(~0u, factors.rows, r);
-#pragma unroll
+#pragma unroll kUnroll < G>
     for (int k = 0; k < kPerLane; ++k) {
       const int i = k * kLanes + threadIdx.x % kLanes;
       if (i >= strip.cols) continue;
@@ -231,7 +236,10 @@ __global__ void __launch_bounds__(kThreads) factored_conclude(const __grid_const
 }
 
 template <class T, class P, class G>
-__global__ void __launch_bounds__(kThreads) factored_update(const __grid_constant__ UpdateArguments a) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) != sizeof(float)          ? 2
+                                            : std::is_same<G, AnyStored>::value ? 4
+                                                                                : 3)
+    factored_update(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<T> block;
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
@@ -259,7 +267,7 @@ __global__ void __launch_bounds__(kThreads) factored_update(const __grid_constan
     const FactoredParam<T, P> param(block, strip.matrix, strip.row + r, strip.col);
     const int64_t at_g = element_start(t, fusedopt::kFactoredGrad, strip.matrix, strip.row + r, strip.col);
     const T row = __shfl_sync(~0u, factors.rows, r);
-#pragma unroll
+#pragma unroll kUnroll < G>
     for (int k = 0; k < kPerLane; ++k) {
       const int i = k * kLanes + threadIdx.x % kLanes;
       if (i >= strip.cols) continue;
