@@ -165,7 +165,7 @@ class _Build:
         link: Sequence[str] = _toolchain.beside(_ENGINES, str(_ENGINES.parent))
         kernels = self.cuda is not None and bool(self.nvcc_flags)
         if self.cuda is not None and kernels:
-            commands.insert(0, self.cuda.rule_command([rule], [*self.nvcc_flags, *flags]))
+            commands[:0] = self.cuda.rule_commands([rule], [*self.nvcc_flags, *flags])
             link = [*link, *self.cuda.link_flags()]
         commands.append(_toolchain.registry_command([rule], self.isas, cuda=kernels))
         built = folder / "rule.so"

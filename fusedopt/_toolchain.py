@@ -37,6 +37,8 @@ OLDEST_CUDA = (12, 1)
 ISAS = ["generic", "avx2", "avx512"]
 # These are compiled once for each rule.
 _CPU_RULE, _CUDA_RULE = Path("csrc/cpu/isa/rule.cpp"), Path("csrc/cuda/rule.cu")
+# And this once for all.
+_CUDA_COMMON = Path("csrc/cuda/common.cu")
 # A room has all that belongs to a feature. Its files say by their names how they are compiled, as folders say it of
 # others: for the bindings, the CPU engine, each instruction set, the CUDA engine.
 _SOURCES = {
@@ -46,7 +48,10 @@ _SOURCES = {
     "cuda": ("csrc/cuda/*.cu", "csrc/*/cuda*.cu"),
 }
 # What takes longest to compile: begun last, it would be waited for alone.
-_LONGEST = ["torch.h", "adafactor/cuda.cu", "rule.cu", "clipping/cuda.cu", "lbfgs/cuda.cu", "cuda_rule.cpp"]
+_LONGEST = [
+    *("torch.h", "cuda/common.cu", "adafactor/cuda.cu", "rule.cu", "clipping/cuda.cu", "lbfgs/cuda.cu"),
+    *("cuda_common.cpp", "cuda_rule.cpp"),
+]
 # What all sources that see torch include first. Reading it takes longer than compiling one of them.
 TORCH_HEADER = Path("csrc/host/torch.h")
 _DEVICE, _BATCHES = Path("csrc/host/device.cpp"), 4
@@ -205,10 +210,11 @@ def rule_commands(rule: Rule, isas: Iterable[str], flags: Iterable[str] = ()) ->
 
 
 def kernel_flags(rules: Sequence[Rule]) -> list[str]:
-    """What csrc/cuda/rule.cu is told of rules, three at most."""
-    listed = _each(rule.struct for rule in rules)
-    headers = enumerate([rule.header for rule in (*rules, rules[-1], rules[-1])][:3], 1)
-    return ["-Icsrc/rules", f"-DFUSEDOPT_RULES(do)={listed}", *[f'-DFUSEDOPT_RULE_FILE_{n}="{h}"' for n, h in headers]]
+    """What csrc/cuda/rule.cu and common.cu are told of rules."""
+    headers = dict.fromkeys(rule.header for rule in rules)
+    included = [word for header in headers for word in ("-include", header)]
+    named = ["-DFUSEDOPT_NAMESPACE=fusedopt_cuda", f"-DFUSEDOPT_RULES(do)={_each(rule.struct for rule in rules)}"]
+    return ["-Icsrc/rules", *named, *included]
 
 
 def in_threes(rules: Sequence[Rule]) -> list[Sequence[Rule]]:
@@ -291,8 +297,9 @@ class Tree:
             return [cpp_command(Path("csrc/cuda/absent.cpp"))]
         flags, names = cuda.codes(cuda.architectures())
         engine = [*flags, f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"']
-        commands = [cuda.command(s, engine) for s in self.sources(*_SOURCES["cuda"]) if s != _CUDA_RULE]
-        return commands + [cuda.rule_command(rules, flags) for rules in in_threes(self.rules())]
+        others = {*self.sources(*_SOURCES["cuda"])} - {_CUDA_RULE, _CUDA_COMMON}
+        commands = [cuda.command(source, engine) for source in sorted(others)]
+        return commands + cuda.rule_commands(self.rules(), flags)
 
     def make(self, commands: Iterable[Sequence[str]]) -> list[Path]:
         """The objects of commands that end with a source; ninja compiles what is missing or has changed."""
@@ -317,9 +324,9 @@ class Tree:
         headers: dict[str, list[str]] = {}
         for command in commands:
             after = ""
-            if "-include" in command:
-                compiled = _escaped(self.root / (command[command.index("-include") + 1] + ".gch"))
-                included = [at for at, word in enumerate(command) if word == "-include"]
+            included = [at for at, word in enumerate(command) if word == "-include"]
+            if included and Path(command[included[0] + 1]).name.startswith(f"{TORCH_HEADER.stem}-"):
+                compiled = _escaped(self.root / (command[included[0] + 1] + ".gch"))
                 alike = [word for at, word in enumerate(command[:-2]) if not {at, at - 1} & {*included}]
                 headers[compiled] = [*alike, "-x", "c++-header", "-c", str(TORCH_HEADER)]
                 after = f" | {compiled}"
@@ -335,6 +342,8 @@ class Tree:
         (told,) = [flag for flag in command if re.match(r"-DFUSEDOPT_RULES?\b[^_]", flag)] or [""]
         rules = re.findall(r"\w+", told.partition("=")[2].replace("do(", " "))
         source = Path(command[-1])
+        if len(rules) > 3:
+            rules = [f"{len(rules)}_rules"]
         names = [source.stem, *(rules or [source.parent.name]), digest.hexdigest()[:12]]
         return self.folder / f"{'-'.join(names)}.o"
 
@@ -462,9 +471,10 @@ class Cuda:
             *[*flags, "-Xcompiler", "-fPIC,-fvisibility=hidden", "-c", str(source)],
         ]
 
-    def rule_command(self, rules: Sequence[Rule], flags: Iterable[str]) -> list[str]:
-        """How the kernels of three rules at most are compiled."""
-        return self.command(_CUDA_RULE, [*flags, *kernel_flags(rules)])
+    def rule_commands(self, rules: Sequence[Rule], flags: Iterable[str]) -> list[list[str]]:
+        """How the kernels of rules are compiled."""
+        common = self.command(_CUDA_COMMON, [*flags, *kernel_flags(rules)])
+        return [common, *(self.command(_CUDA_RULE, [*flags, *kernel_flags(three)]) for three in in_threes(rules))]
 
     def _release(self) -> tuple[int, int]:
         found = re.search(r"release (\d+)\.(\d+)", _version_of(str(self.nvcc)))

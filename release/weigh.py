@@ -42,7 +42,7 @@ def part_of(command: Sequence[str]) -> str:
     """What a row of the table calls an object."""
     source = Path(command[-1])
     if source.suffix == ".cu":
-        return "kernels of rules" if source.name == "rule.cu" else "kernels of sums, factors and L-BFGS"
+        return "kernels of rules" if source.name in ("rule.cu", "common.cu") else "kernels of sums, factors and L-BFGS"
     isa = next((word.rpartition("_")[2] for word in command if word.startswith("-DFUSEDOPT_ISA_")), "")
     return f"CPU, {'AVX-512' if isa == 'AVX512' else isa if isa == 'AVX2' else 'generic'}" if isa else "what chooses"
 

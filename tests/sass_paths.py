@@ -55,6 +55,9 @@ def _answers(row: Row) -> list[tuple[str, str]]:
     coded = sum(1 << k for k, state in enumerate((row.first, row.second)) if state in ("i8", "u8"))
     clears = "true" if row.clears_grad else "false"
     return [
+        # The plain variant, which has two states.
+        (r"\brule\.variant\b", "0"),
+        (r"\brule\.kept\b", "3"),
         (r"\b(row_?\.)?row->dtypes\[2 \+ k\]", "kStateTypes[k]"),
         (r"\b(row_?\.)?row->dtypes\[0\]", f"Dtype::{row.param}"),
         (r"\b(row_?\.)?row->dtypes\[1\]", f"Dtype::{row.grad}"),
@@ -65,12 +68,12 @@ def _answers(row: Row) -> list[tuple[str, str]]:
         (r"extras && \(extras->by_chance >> k & 1\)", "false"),
         (r"extras && \(extras->flags & flag\) != 0", f"flag == fusedopt::cuda::kClearsGrad && {clears}"),
         (r"(row_\.)?extras && (row_\.)?extras->average\b", "true" if row.averages else "false"),
-        (r"if \(tile\.in_registers_of\(share\)\)", "if (true)"),
+        (r"if \(in_registers_of\(share\)\)", "if (true)"),
         (r"__noinline__ inline", "__forceinline__"),
         (
             r"using fusedopt::cuda::TableExtras;",
             "using fusedopt::cuda::TableExtras;\n__device__ constexpr fusedopt::Dtype kStateTypes[] = "
-            f"{{fusedopt::Dtype::{row.first}, fusedopt::Dtype::{row.second}, fusedopt::Dtype::f32}};",
+            f"{{fusedopt::Dtype::{row.first}, fusedopt::Dtype::{row.second}}};",
         ),
     ]
 
@@ -79,7 +82,7 @@ def compiled(row: Row, folder: Path, arch: str = "90") -> sass.Kernel:
     """Adam's kernel for such rows."""
     csrc = folder / "csrc"
     shutil.copytree(ROOT / "csrc", csrc)
-    sources = sorted((csrc / "cuda").glob("any*.cuh"))
+    sources = [*sorted((csrc / "cuda").glob("any*.cuh")), csrc / "cuda" / "common.cuh"]
     for found, answer in _answers(row):
         times = 0
         for source in sources:
@@ -89,9 +92,10 @@ def compiled(row: Row, folder: Path, arch: str = "90") -> sass.Kernel:
         assert times, f"{[source.name for source in sources]} have no {found} any more"
     unit = folder / "unit.cu"
     unit.write_text(
-        '#define FUSEDOPT_NAMESPACE fusedopt_cuda\n#include "csrc/cuda/any.cuh"\n#include "csrc/rules/adam.h"\n'
-        "template __global__ void fusedopt_cuda::update_any<fusedopt_cuda::Adam, 0, float>(\n"
-        "    const __grid_constant__ fusedopt::cuda::UpdateArguments);\n"
+        '#define FUSEDOPT_NAMESPACE fusedopt_cuda\n#include "csrc/cuda/common.cuh"\n#include "csrc/rules/adam.h"\n'
+        '#include "csrc/cuda/kernel_table.cuh"\nusing namespace fusedopt_cuda;\n'
+        "template __global__ void fusedopt_cuda::update_any<Only<Adam>, 2, float>(\n"
+        "    const __grid_constant__ UpdateArguments, const __grid_constant__ CommonRule);\n"
     )
     nvcc = _toolchain.Cuda().nvcc
     if not nvcc:

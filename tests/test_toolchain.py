@@ -135,15 +135,26 @@ def test_a_rule_is_a_struct_that_a_header_has(tree: Tree) -> None:
 def test_kernels_are_compiled_three_rules_at_a_time() -> None:
     rules = [Rule(name, f"{name.lower()}.h") for name in "ABCD"]
     first, last = _toolchain.in_threes(rules)
-    assert _toolchain.kernel_flags(first)[1:] == [
+    assert _toolchain.kernel_flags(first)[2:] == [
         "-DFUSEDOPT_RULES(do)=do(A) do(B) do(C)",
-        *(f'-DFUSEDOPT_RULE_FILE_{n}="{name}.h"' for n, name in enumerate("abc", 1)),
+        *(word for name in "abc" for word in ("-include", f"{name}.h")),
     ]
-    # The source includes three headers; one that it has seen says nothing more.
-    assert _toolchain.kernel_flags(last)[1:] == [
-        "-DFUSEDOPT_RULES(do)=do(D)",
-        *(f'-DFUSEDOPT_RULE_FILE_{n}="d.h"' for n in (1, 2, 3)),
-    ]
+    assert _toolchain.kernel_flags(last)[2:] == ["-DFUSEDOPT_RULES(do)=do(D)", "-include", "d.h"]
+
+
+def test_a_rule_that_is_included_is_no_header_of_torchs(tree: Tree) -> None:
+    """Which alone is compiled before what includes it."""
+    command = ["g++", *_toolchain.kernel_flags([Rule("A", "a.h"), Rule("B", "a.h")]), "-c", "kernels.cpp"]
+    assert command.count("-include") == 1
+    assert ".gch" not in tree._recipe([command])
+
+
+def test_an_object_of_many_rules_is_not_named_by_all(tree: Tree) -> None:
+    rules = [Rule(f"Rule{n}", f"{n}.h") for n in range(40)]
+    commands = [["g++", *_toolchain.kernel_flags(some), "-c", "rule.cu"] for some in (rules[:2], rules)]
+    few, many = (tree._object(command).name for command in commands)
+    assert few.startswith("rule-Rule0-Rule1-")
+    assert many.startswith("rule-40_rules-")
 
 
 def test_an_edited_rule_makes_its_own_objects_anew() -> None:

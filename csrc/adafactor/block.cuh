@@ -24,25 +24,33 @@ static_assert(kThreads == kAccumulators);
 // Any storage, looked up as it goes.
 struct AnyStored {};
 
+// Switches between storages are long, and loops over a lane's elements are unrolled.
+template <class T>
+__device__ __noinline__ T get_any(const FactoredOperand& operand, int64_t at) {
+  T value = 0;
+  with_storage(operand.dtype, [&](auto type) {
+    value = static_cast<T>(decode(static_cast<const decltype(type)*>(operand.data)[at]));
+  });
+  return value;
+}
+template <class T>
+__device__ __noinline__ void set_any(const FactoredOperand& operand, int64_t at, T value) {
+  with_storage(operand.dtype, [&](auto type) { encode(value, static_cast<decltype(type)*>(operand.data)[at]); });
+}
+
 template <class T, class S>
 __device__ T get(const FactoredOperand& operand, int64_t at) {
-  if constexpr (!std::is_same<S, AnyStored>::value) {
+  if constexpr (std::is_same<S, AnyStored>::value)
+    return get_any<T>(operand, at);
+  else
     return static_cast<T>(decode(static_cast<const S*>(operand.data)[at]));
-  } else {
-    T value = 0;
-    with_storage(operand.dtype, [&](auto type) {
-      value = static_cast<T>(decode(static_cast<const decltype(type)*>(operand.data)[at]));
-    });
-    return value;
-  }
 }
 template <class T, class S>
 __device__ void set(const FactoredOperand& operand, int64_t at, T value) {
-  if constexpr (!std::is_same<S, AnyStored>::value) {
+  if constexpr (std::is_same<S, AnyStored>::value)
+    set_any(operand, at, value);
+  else
     encode(value, static_cast<S*>(operand.data)[at]);
-  } else {
-    with_storage(operand.dtype, [&](auto type) { encode(value, static_cast<decltype(type)*>(operand.data)[at]); });
-  }
 }
 
 // The tensor of a block, which of its blocks this is, and what is constant over the tensor.
@@ -83,8 +91,8 @@ struct FactoredBlock {
   }
 };
 
-// Params that have extras, in any storage.
-struct WithExtras {};
+// Params in any storage, with extras or without.
+struct AnyParam {};
 
 // Part of a row of a param: where it lies, and how its elements come and go.
 template <class T, class P>
@@ -102,7 +110,7 @@ struct FactoredParam {
 };
 
 template <class T>
-struct FactoredParam<T, WithExtras> {
+struct FactoredParam<T, AnyParam> {
   const Factored& t;
   uint64_t key;
   int64_t matrix, row, col;
@@ -163,7 +171,8 @@ struct FactoredParam<T, WithExtras> {
                                              : fusedopt::kFactoredGrad;
     }
     __device__ const FactoredOperand& role(Operand operand) const { return of.t.operand[number(operand)]; }
-    __device__ int64_t place(Operand operand) const {
+    // Of divisions of 64 bits.
+    __device__ __noinline__ int64_t place(Operand operand) const {
       return element_start(of.t, number(operand), of.matrix, of.row, of.col) + i * role(operand).col;
     }
   };

@@ -5,19 +5,30 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
-class FactoredKernelTable final : public KernelTable<Adafactor, kFactoredPasses * kFactoredKinds> {
+class FactoredKernelTable final : public KernelTable<Adafactor, Only<Adafactor>> {
+  using Kernel = void (*)(UpdateArguments);
+
  public:
-  FactoredKernelTable() {
+  FactoredKernelTable() : KernelTable(0) {
     add<float, float>(0);
     add<float, bf16>(1);
     add<float, f16>(2);
     add<double, double>(3);
-    add<float, AnyStored>(4);
-    add<double, AnyStored>(5);
-    add<float, WithExtras, AnyStored>(6);
-    add<double, WithExtras, AnyStored>(7);
+    add<float, AnyParam, AnyStored>(4);
+    add<double, AnyParam, AnyStored>(5);
     update_[kTotal * kFactoredKinds] = factored_total;
     update_[kConclude * kFactoredKinds] = factored_conclude;
+  }
+
+  cudaError_t load() const override {
+    cudaError_t error = KernelTable::load();
+    cudaFuncAttributes attributes;
+    for (Kernel kernel : update_)
+      if (error == cudaSuccess && kernel) error = cudaFuncGetAttributes(&attributes, kernel);
+    return error;
+  }
+  cudaError_t update(Config& config, int kernel, const UpdateArguments& a) const override {
+    return cudaLaunchKernelEx(&config, update_[kernel], a);
   }
 
  private:
@@ -30,6 +41,8 @@ class FactoredKernelTable final : public KernelTable<Adafactor, kFactoredPasses 
     update_[kSquare * kFactoredKinds + kind] = factored_square<T, P, G>;
     update_[kFactoredUpdate * kFactoredKinds + kind] = factored_update<T, P, G>;
   }
+
+  Kernel update_[kFactoredPasses * kFactoredKinds] = {};
 };
 
 const fusedopt::cuda::RuleKernels& factored_kernels() {

@@ -12,11 +12,11 @@ using fusedopt::Factored;
 
 constexpr int kFactoredThreads = kTileStrips * fusedopt::cuda::kLanes;
 
-// Kernels are numbered pass by pass, and in each by what they serve: the storages that have kernels of their own, any
-// others, and params with extras, the last two with arithmetic in float and in double.
+// Kernels are numbered pass by pass, and in each by what they serve: the storages that have kernels of their own, then
+// any others and params with extras, with arithmetic in float and in double.
 // Between kMeasure and kTake, and between kTotal and kConclude, sums go to other processes, if these have parts.
 enum FactoredPass { kMeasure, kFinish, kTake, kLookUp, kSquare, kTotal, kConclude, kFactoredUpdate, kFactoredPasses };
-constexpr int kFactoredKinds = 8;
+constexpr int kFactoredKinds = 6;
 // Blocks of tiles, of finishes and of what takes sums, for each kind; of tensors.
 constexpr int kFactoredStarts = 3 * kFactoredKinds + 1;
 
@@ -25,8 +25,7 @@ inline bool is_wide(const Factored& t) { return t.operand[fusedopt::kFactoredPar
 inline int kind_of(const Factored& t) {
   using fusedopt::Dtype;
   const Dtype param = t.operand[fusedopt::kFactoredParam].dtype, grad = t.operand[fusedopt::kFactoredGrad].dtype;
-  if (t.has_extras) return 6 + is_wide(t);
-  if (param != grad) return 4 + is_wide(t);
+  if (t.has_extras || param != grad) return 4 + is_wide(t);
   return param == Dtype::f32 ? 0 : param == Dtype::bf16 ? 1 : param == Dtype::f16 ? 2 : 3;
 }
 

@@ -6,6 +6,10 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
+// What is called for each element is long: numbers of a lane that are not in registers are no loss then.
+template <class G>
+constexpr int kUnroll = std::is_same<G, AnyStored>::value ? 1 : kPerLane;
+
 // The sum of a row goes into its state; or, of a part, where other processes' go as well.
 template <class T>
 __device__ void take_row(const Factored& t, T weight, int64_t matrix, int64_t row, double sum) {
@@ -60,8 +64,9 @@ __device__ void measure_vector(const FactoredBlock<T>& block, const Strip& strip
   for (int r = 0; r < strip.rows; ++r) {
     const int n = row_length(t, strip, strip.row + r);
     const FactoredParam<T, P> param(block, 0, strip.row + r, 0);
+#pragma unroll 1
     for (int k = 0; k < kPerLane; k += kSumsPerLane) {
-#pragma unroll
+#pragma unroll kUnroll < G>
       for (int j = 0; j < kSumsPerLane; ++j) {
         const int i = (k + j) * kLanes + lane;
         if (i >= n) continue;
@@ -91,7 +96,7 @@ __device__ T* cols_of_block(const FactoredBlock<T>& block, const Tiling& tiling,
 
 // Row and column sums of the squared gradient. Rows that are complete within a tile enter the state at once.
 template <class T, class P, class G>
-__global__ void __launch_bounds__(kThreads) factored_measure(const __grid_constant__ UpdateArguments a) {
+__global__ void __launch_bounds__(kThreads, 2) factored_measure(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<T> block;
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
@@ -108,7 +113,7 @@ __global__ void __launch_bounds__(kThreads) factored_measure(const __grid_consta
     const int64_t at_g = element_start(t, fusedopt::kFactoredGrad, strip.matrix, row, strip.col);
     const FactoredParam<T, P> param(block, strip.matrix, row, strip.col);
     T row_sum[kSumsPerLane] = {};
-#pragma unroll
+#pragma unroll kUnroll < G>
     for (int k = 0; k < kPerLane; ++k) {
       const int i = k * kLanes + lane;
       if (i >= strip.cols) continue;
@@ -252,7 +257,7 @@ struct StripFactors {
 
 // Squares of the update.
 template <class T, class P, class G>
-__global__ void __launch_bounds__(kThreads) factored_square(const __grid_constant__ UpdateArguments a) {
+__global__ void __launch_bounds__(kThreads, 2) factored_square(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<T> block;
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
@@ -264,7 +269,7 @@ __global__ void __launch_bounds__(kThreads) factored_square(const __grid_constan
   for (int r = 0; r < strip.rows; ++r) {
     const int64_t at = element_start(t, fusedopt::kFactoredGrad, strip.matrix, strip.row + r, strip.col);
     const T row = __shfl_sync(~0u, factors.rows, r);
-#pragma unroll
+#pragma unroll kUnroll < G>
     for (int k = 0; k < kPerLane; ++k) {
       const int i = k * kLanes + threadIdx.x % kLanes;
       if (i >= strip.cols) continue;
@@ -317,7 +322,10 @@ __global__ void __launch_bounds__(kThreads) factored_conclude(const __grid_const
 }
 
 template <class T, class P, class G>
-__global__ void __launch_bounds__(kThreads) factored_update(const __grid_constant__ UpdateArguments a) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) != sizeof(float)          ? 2
+                                            : std::is_same<G, AnyStored>::value ? 4
+                                                                                : 3)
+    factored_update(const __grid_constant__ UpdateArguments a) {
   FactoredBlock<T> block;
   if (!block.find(a)) return;
   const Factored& t = block.entry->tensor;
@@ -345,7 +353,7 @@ __global__ void __launch_bounds__(kThreads) factored_update(const __grid_constan
     const FactoredParam<T, P> param(block, strip.matrix, strip.row + r, strip.col);
     const int64_t at_g = element_start(t, fusedopt::kFactoredGrad, strip.matrix, strip.row + r, strip.col);
     const T row = __shfl_sync(~0u, factors.rows, r);
-#pragma unroll
+#pragma unroll kUnroll < G>
     for (int k = 0; k < kPerLane; ++k) {
       const int i = k * kLanes + threadIdx.x % kLanes;
       if (i >= strip.cols) continue;

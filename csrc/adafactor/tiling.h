@@ -69,7 +69,8 @@ FUSEDOPT_HD int64_t matrix_start(const fusedopt::Factored& t, int role, int64_t 
   return t.leads > 0 ? start + matrix * t.operand[role].lead[0] : 0;
 }
 
-FUSEDOPT_HD int64_t element_start(const fusedopt::Factored& t, int role, int64_t matrix, int64_t row, int64_t col) {
+FUSEDOPT_HD_ONCE int64_t element_start(const fusedopt::Factored& t, int role, int64_t matrix, int64_t row,
+                                       int64_t col) {
   return matrix_start(t, role, matrix) + row * t.operand[role].row + col * t.operand[role].col;
 }
 

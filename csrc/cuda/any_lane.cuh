@@ -106,9 +106,8 @@ __device__ inline void encode_all(Dtype dtype, const Share& share, const float* 
 }
 
 // A lane's share of a tile, as write_back.h wants it. What it writes is put into memory after that.
-template <int states>
 struct AnyPart {
-  const AnyRow<states>& row;
+  const AnyRow& row;
   const Share& share;
   Raw &param, &partner, &average, &grad;
 
@@ -156,8 +155,7 @@ struct AnyCodes {
   float* scale;
   Dtype dtype;
 
-  template <int states>
-  __device__ AnyCodes(const AnyRow<states>& row, int k, const Share& share) : dtype(row.row->dtypes[2 + k]) {
+  __device__ AnyCodes(const AnyRow& row, int k, const Share& share) : dtype(row.row->dtypes[2 + k]) {
     // Slices that are looked up are whole blocks.
     const bool looked_up = row.layout && row.layout[1] != 0;
     const int64_t block = (looked_up ? row.state(k).offset(share.begin) : share.begin) / kAnyTile;

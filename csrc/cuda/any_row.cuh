@@ -1,4 +1,5 @@
-// Rows of any mix, any strides and with extras, as the table has them, and what is done to one of their elements.
+// Rows of any rule, any mix, any strides and with extras, as the table has them, and what is done to one of their
+// elements.
 #pragma once
 
 #include "../write_back.h"
@@ -7,7 +8,9 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
+using fusedopt::cuda::CommonRule;
 using fusedopt::cuda::TableExtras;
+using AnyChunk = ChunkOf<fusedopt::kMaxStates>;
 
 // One operand of a row in device memory.
 struct AnyOperand {
@@ -37,16 +40,18 @@ struct AnyOperand {
 };
 
 // A row of the table.
-template <int states>
 struct AnyRow {
-  const TableRow<states>* row;
-  const TableExtras<states>* extras;  // null: none
-  const uint64_t* layout;             // null: dense
-  uint64_t key;                       // of its draws
+  const CommonRule& rule;
+  const TableRow<fusedopt::kMaxStates>* row;
+  const TableExtras<fusedopt::kMaxStates>* extras;  // null: none
+  const uint64_t* layout;                           // null: dense
+  uint64_t key;                                     // of its draws
 
-  __device__ AnyRow(const UpdateArguments& a, const TableRow<states>* row, uint32_t slot)
-      : row(row),
-        extras(row->extras ? reinterpret_cast<const TableExtras<states>*>(a.table.words + row->extras) : nullptr),
+  __device__ AnyRow(const UpdateArguments& a, const CommonRule& rule, const TableRow<fusedopt::kMaxStates>* row,
+                    uint32_t slot)
+      : rule(rule),
+        row(row),
+        extras(extras_of(a, rule, row)),
         layout(row->layout ? a.table.words + row->layout : nullptr),
         key(stream(a.key, a.first_slot + slot)) {}
 
@@ -57,9 +62,9 @@ struct AnyRow {
       case fusedopt::kGrad:
         return at(const_cast<void*>(row->grad), row->dtypes[1], 1);
       case fusedopt::kPartner:
-        return at(extras ? extras->partner : nullptr, extras ? extras->partner_dtype : Dtype::f32, 2 + states);
+        return at(extras ? extras->partner : nullptr, extras ? extras->partner_dtype : Dtype::f32, 2 + rule.states);
       default:
-        return at(extras ? extras->average : nullptr, extras ? extras->average_dtype : Dtype::f32, 3 + states);
+        return at(extras ? extras->average : nullptr, extras ? extras->average_dtype : Dtype::f32, 3 + rule.states);
     }
   }
   __device__ AnyOperand state(int k) const { return at(row->state[k], row->dtypes[2 + k], 2 + k); }
@@ -67,6 +72,7 @@ struct AnyRow {
   __device__ Pair pair() const { return extras ? extras->pair : Pair::none; }
   __device__ bool reads_partner() const { return pair() != Pair::none && pair() != Pair::copy; }
   __device__ bool has(uint8_t flag) const { return extras && (extras->flags & flag) != 0; }
+  __device__ bool keeps(int k) const { return (rule.kept >> k & 1) != 0; }
   __device__ bool coded(int k) const { return extras && (extras->coded >> k & 1); }
   __device__ bool by_chance(int k) const { return extras && (extras->by_chance >> k & 1); }
   __device__ AnyDraws draws_of(int operand) const {
@@ -84,9 +90,14 @@ struct AnyRow {
   }
 
  private:
+  __device__ static const TableExtras<fusedopt::kMaxStates>* extras_of(const UpdateArguments& a, const CommonRule& rule,
+                                                                       const TableRow<fusedopt::kMaxStates>* row) {
+    const uint64_t word = reinterpret_cast<const uint64_t*>(row)[fusedopt::cuda::extras_word(rule.states)];
+    return word ? reinterpret_cast<const TableExtras<fusedopt::kMaxStates>*>(a.table.words + word) : nullptr;
+  }
   __device__ AnyOperand at(void* data, Dtype dtype, int place) const {
     return {static_cast<char*>(data), layout, dtype, static_cast<uint8_t>(place),
-            static_cast<uint8_t>(fusedopt::cuda::layout_operands(states))};
+            static_cast<uint8_t>(fusedopt::cuda::layout_operands(rule.states))};
   }
 };
 
@@ -109,9 +120,9 @@ __device__ __noinline__ void write_one(const AnyOperand operand, int64_t e, T x,
 }
 
 // One element of a row, as write_back.h wants it.
-template <class T, int states>
+template <class T>
 struct AnyElement {
-  const AnyRow<states>& row;
+  const AnyRow& row;
   int64_t e;
 
   template <Access access, class F>
@@ -136,15 +147,15 @@ struct AnyElement {
   }
 };
 
-template <class T, int states>
-__device__ __noinline__ T load_one(const AnyRow<states> row, int64_t e) {
+template <class T>
+__device__ __noinline__ T load_one(const AnyRow row, int64_t e) {
   T p = read_one<T>(row.operand(fusedopt::kParam), e);
-  complete_param<T>(AnyElement<T, states>{row, e}, row.pair(), &p);
+  complete_param<T>(AnyElement<T>{row, e}, row.pair(), &p);
   return p;
 }
-template <class T, int states>
-__device__ __noinline__ void store_one(const AnyRow<states> row, int64_t e, T p) {
-  write_back(AnyElement<T, states>{row, e}, row.template how<T>(), &p);
+template <class T>
+__device__ __noinline__ void store_one(const AnyRow row, int64_t e, T p) {
+  write_back(AnyElement<T>{row, e}, row.how<T>(), &p);
 }
 
 }  // namespace FUSEDOPT_NAMESPACE

@@ -230,12 +230,12 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
   const auto sweep = [&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
     if (blocks > 0) put(place, blocks, threads, [&](Config& c) { return kernels.measure(c, launch.kernel, a); });
   };
-  const auto conclude = [&](const Mirror::Launch& launch, const UpdateArguments& a) {
-    put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, launch.kernel, a); });
+  const auto conclude = [&](const UpdateArguments& a) {
+    put(place, slots, kAccumulators, [&](Config& c) { return kernels.conclude(c, a); });
   };
   const auto measure = [&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
     sweep(launch, blocks, threads, a);
-    conclude(launch, a);
+    conclude(a);
   };
   const auto update = [&](const Mirror::Launch& launch, uint32_t blocks, unsigned threads, const UpdateArguments& a) {
     put(place, blocks, threads, [&](Config& c) { return kernels.update(c, launch.kernel, a); });
@@ -271,7 +271,7 @@ void Table::put_all(const Step& step, const Place& place, bool& wrote) {
     each([&](const Mirror::Launch& launch, uint32_t, unsigned, const UpdateArguments& a) {
       if (!launch.measures) return;
       each_total(fusedopt_cuda::return_totals, launch, a);
-      conclude(launch, a);
+      conclude(a);
     });
   }
   if (step.rule->joint && slots > 0) {

@@ -1,8 +1,7 @@
-// The kernels of one rule as the launcher sees them: tables by their numbers, which a subclass fills.
+// What the kernels of a rule have in common with those of Adafactor, as the launcher sees them.
 #pragma once
 
-#include "kernels.cuh"
-#include "measure.cuh"
+#include "advance.cuh"
 #include "rule_kernels.h"
 
 namespace FUSEDOPT_NAMESPACE {
@@ -10,23 +9,26 @@ namespace FUSEDOPT_NAMESPACE {
 using fusedopt::cuda::kLargePatch;
 using fusedopt::cuda::kSmallPatch;
 
-template <class R, int size>
+// Of kernels that are compiled for one rule.
+template <class R>
+struct Only {
+  template <class F>
+  __device__ static void with(int, F&& f) {
+    f(R());
+  }
+};
+
+template <class R, class Rules>
 class KernelTable : public fusedopt::cuda::RuleKernels {
  public:
+  explicit KernelTable(int number) : number_(number) {}
   const char* name() const override { return key_of<R>(); }
 
   cudaError_t load() const override {
     cudaFuncAttributes attributes;
-    cudaError_t error = cudaFuncGetAttributes(&attributes, fusedopt_cuda::advance<R, kSmallPatch>);
-    const auto also = [&](auto* kernel) {
-      if (error == cudaSuccess && kernel) error = cudaFuncGetAttributes(&attributes, kernel);
-    };
-    also(fusedopt_cuda::advance<R, kLargePatch>);
-    for (auto* kernel : update_) also(kernel);
-    for (auto* kernel : measure_) also(kernel);
-    for (auto* kernel : conclude_) also(kernel);
-    if constexpr (R::joint) also(fusedopt_cuda::conclude_all<R>);
-    return error;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, fusedopt_cuda::advance<Rules, kSmallPatch>);
+    return error != cudaSuccess ? error
+                                : cudaFuncGetAttributes(&attributes, fusedopt_cuda::advance<Rules, kLargePatch>);
   }
   cudaError_t use(int device) const override {
     int now = -1;
@@ -35,32 +37,29 @@ class KernelTable : public fusedopt::cuda::RuleKernels {
   }
 
   cudaError_t advance(Config& config, const AdvanceArguments& a, const Patch<kSmallPatch>& patch) const override {
-    return cudaLaunchKernelEx(&config, fusedopt_cuda::advance<R, kSmallPatch>, a, patch);
+    return cudaLaunchKernelEx(&config, fusedopt_cuda::advance<Rules, kSmallPatch>, a, rule(), patch);
   }
   cudaError_t advance(Config& config, const AdvanceArguments& a, const Patch<kLargePatch>& patch) const override {
-    return cudaLaunchKernelEx(&config, fusedopt_cuda::advance<R, kLargePatch>, a, patch);
-  }
-  cudaError_t update(Config& config, int kernel, const UpdateArguments& a) const override {
-    return cudaLaunchKernelEx(&config, update_[kernel], a);
-  }
-  cudaError_t measure(Config& config, int kernel, const UpdateArguments& a) const override {
-    return cudaLaunchKernelEx(&config, measure_[kernel], a);
-  }
-  cudaError_t conclude(Config& config, int kernel, const UpdateArguments& a) const override {
-    return cudaLaunchKernelEx(&config, conclude_[is_wide(kernel)], a);
-  }
-  cudaError_t conclude_all([[maybe_unused]] Config& config, [[maybe_unused]] const JointArguments& a) const override {
-    if constexpr (R::joint) return cudaLaunchKernelEx(&config, fusedopt_cuda::conclude_all<R>, a);
-    return cudaErrorNotSupported;
+    return cudaLaunchKernelEx(&config, fusedopt_cuda::advance<Rules, kLargePatch>, a, rule(), patch);
   }
 
  protected:
   ~KernelTable() = default;
 
-  using Kernel = void (*)(UpdateArguments);
-  Kernel update_[size] = {};
-  Kernel measure_[size] = {};
-  Kernel conclude_[2] = {};
+  CommonRule rule() const {
+    CommonRule rule = {};
+    rule.number = static_cast<uint16_t>(number_);
+    rule.hypers = Shape<R>::kHypers;
+    rule.states = Shape<R>::kStates;
+    rule.counters = R::counters;
+    rule.scalars = Shape<R>::kScalars;
+    rule.sums = R::sums;
+    rule.joint = R::joint;
+    return rule;
+  }
+
+ private:
+  const int number_;
 };
 
 }  // namespace FUSEDOPT_NAMESPACE

@@ -10,16 +10,13 @@
 #include "../shape.h"
 #include "elements.cuh"
 #include "guarded.cuh"
-#include "patch.cuh"
 #include "table.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
 using fusedopt::Dtype;
 using fusedopt::kChunk;
-using fusedopt::cuda::AdvanceArguments;
 using fusedopt::cuda::DeviceNumber;
-using fusedopt::cuda::JointArguments;
 using fusedopt::cuda::kLanes;
 using fusedopt::cuda::TableRow;
 using fusedopt::cuda::TableView;
@@ -30,95 +27,6 @@ __device__ inline double read_number(const void* at, Dtype dtype) {
   with_storage(dtype,
                [&](auto type) { number = static_cast<double>(decode(*static_cast<const decltype(type)*>(at))); });
   return number;
-}
-
-__device__ inline double read_number(uint64_t word, unsigned kind) {
-  if (kind == fusedopt::cuda::kImmediate) return bit_cast<double>(word);
-  return read_number(reinterpret_cast<const void*>(word), static_cast<Dtype>(kind - 1));
-}
-
-constexpr unsigned kKindMask = (1u << fusedopt::cuda::kKindBits) - 1;
-
-// A number to where it came from, if that is in device memory: the others the host advances itself.
-__device__ inline void write_number(uint64_t word, unsigned kind, double number) {
-  if (kind == fusedopt::cuda::kind_of(Dtype::f32)) *reinterpret_cast<float*>(word) = static_cast<float>(number);
-  if (kind == fusedopt::cuda::kind_of(Dtype::f64)) *reinterpret_cast<double*>(word) = number;
-}
-
-// A group's hyper-parameters.
-template <class R>
-struct GroupNumbers {
-  const uint64_t* words;
-  __device__ GroupNumbers(const TableView& table, uint32_t index)
-      : words(table.words + table.groups + index * fusedopt::cuda::group_words(Shape<R>::kHypers)) {}
-
-  __device__ unsigned kind(int i) const {
-    return static_cast<unsigned>(words[0] >> (i * fusedopt::cuda::kKindBits)) & kKindMask;
-  }
-  __device__ void read(double* hypers) const {
-    for (int i = 0; i < Shape<R>::kHypers; ++i) hypers[i] = read_number(words[2 + i], kind(i));
-  }
-  __device__ void write(int i, double hyper) const { write_number(words[2 + i], kind(i), hyper); }
-};
-
-// An entry's counters, each a number in the table or in the memory of its param's state.
-template <class R>
-struct Counters {
-  uint64_t* entry;
-  uint32_t flags;
-  __device__ Counters(const TableView& table, uint32_t index)
-      : entry(table.words + table.entries + index * fusedopt::cuda::entry_words(R::counters)),
-        flags(static_cast<uint32_t>(entry[0] >> 32)) {}
-
-  __device__ unsigned kind(int c) const {
-    return flags >> (fusedopt::cuda::kCounterKinds + c * fusedopt::cuda::kKindBits) & kKindMask;
-  }
-  __device__ void read(double* counters) const {
-    for (int c = 0; c < R::counters; ++c) counters[c] = read_number(entry[1 + c], kind(c));
-  }
-  __device__ void write(const double* counters) const {
-    for (int c = 0; c < R::counters; ++c) write_number(entry[1 + c], kind(c), counters[c]);
-  }
-};
-
-// Counts the step of one entry and makes its scalars.
-template <class R>
-__device__ void advance_entry(const AdvanceArguments& a, uint32_t index, double multiplier) {
-  const Counters<R> kept(a.table, index);
-  const GroupNumbers<R> group(a.table, static_cast<uint32_t>(kept.entry[0]));
-
-  double hypers[Shape<R>::kHypers];
-  group.read(hypers);
-  double counters[R::counters > 0 ? R::counters : 1];
-  kept.read(counters);
-
-  const auto scalars = R::prepare(Shape<R>::hypers(hypers), counters, (kept.flags & fusedopt::cuda::kFirst) != 0);
-
-  kept.write(counters);
-  double numbers[1 + Shape<R>::kScalars];
-  numbers[0] = bit_cast<double>(group.words[1]) * multiplier;
-  memcpy(numbers + 1, &scalars, sizeof(scalars));
-  uint64_t* out = a.table.words + a.table.scalars + index * fusedopt::cuda::scalar_words(Shape<R>::kScalars);
-  for (int i = 0; i <= Shape<R>::kScalars; ++i) {
-    if (kept.flags & fusedopt::cuda::kWide)
-      reinterpret_cast<double*>(out)[i] = numbers[i];
-    else
-      reinterpret_cast<float*>(out)[i] = static_cast<float>(numbers[i]);
-  }
-}
-
-// Brings the table up to date and advances every entry. One block, so that a barrier stands between the two.
-template <class R, int capacity>
-__global__ void __launch_bounds__(fusedopt::cuda::kAdvanceThreads)
-    advance(const __grid_constant__ AdvanceArguments a, const __grid_constant__ Patch<capacity> patch) {
-  apply(a.table.words, patch);
-  __syncthreads();
-  const bool skip = a.found_inf.at && read_number(a.found_inf.at, a.found_inf.dtype) != 0;
-  if (a.skipped && threadIdx.x == 0) *a.skipped = skip;
-  if (skip) return;
-  const double multiplier =
-      a.grad_scale.at ? a.multiplier / read_number(a.grad_scale.at, a.grad_scale.dtype) : a.multiplier;
-  for (uint32_t i = threadIdx.x; i < a.entries; i += blockDim.x) advance_entry<R>(a, i, multiplier);
 }
 
 // The last row with starts[row] <= chunk; every lane takes a probe, so a thousand rows need two rounds.
@@ -134,10 +42,10 @@ __device__ inline uint32_t find_row(const uint32_t* starts, uint32_t rows, uint3
   return first;
 }
 
-// A warp's share of an update.
-template <class R>
-struct Chunk {
-  const TableRow<Shape<R>::kStates>* row;
+// A warp's share of an update, for rules of so many states, or of at most so many.
+template <int states>
+struct ChunkOf {
+  const TableRow<states>* row;
   uint32_t slot;
   uint32_t index;  // of the chunk among all of the launch
   int64_t begin;
@@ -145,19 +53,23 @@ struct Chunk {
   const void* numbers;  // the multiplier and the scalars
 
   // False if there is none.
-  __device__ bool find(const UpdateArguments& a) {
+  __device__ bool find(const UpdateArguments& a, int scalars, int words = fusedopt::cuda::row_words(states)) {
     const unsigned lane = threadIdx.x % kLanes;
     const uint32_t chunk = blockIdx.x * fusedopt::cuda::kWarps + threadIdx.x / kLanes;
     if (chunk >= a.chunks || (a.skipped && *a.skipped)) return false;
     const uint32_t* starts = reinterpret_cast<const uint32_t*>(a.table.words + a.starts);
     index = chunk;
     slot = find_row(starts, a.rows, chunk, lane);
-    row = reinterpret_cast<const TableRow<Shape<R>::kStates>*>(a.table.words + a.table.rows) + slot;
+    row = reinterpret_cast<const TableRow<states>*>(a.table.words + a.table.rows + static_cast<size_t>(slot) * words);
     begin = static_cast<int64_t>(chunk - starts[slot]) * kChunk;
     n = row->numel - begin < kChunk ? static_cast<int>(row->numel - begin) : kChunk;
-    numbers = a.table.words + a.table.scalars + row->entry * fusedopt::cuda::scalar_words(Shape<R>::kScalars);
+    numbers = a.table.words + a.table.scalars + row->entry * fusedopt::cuda::scalar_words(scalars);
     return true;
   }
+};
+template <class R>
+struct Chunk : ChunkOf<Shape<R>::kStates> {
+  __device__ bool find(const UpdateArguments& a) { return ChunkOf<Shape<R>::kStates>::find(a, Shape<R>::kScalars); }
 };
 
 // What a lane holds of a tile: kVector elements of each operand, 16 bytes of the narrowest.

@@ -23,10 +23,10 @@ class RuleKernels {
   // `kernel` is what kernel_of() says of the rows.
   virtual cudaError_t update(Config& config, int kernel, const UpdateArguments& a) const = 0;
   // Of variants that have sums.
-  virtual cudaError_t measure(Config& config, int kernel, const UpdateArguments& a) const = 0;
-  virtual cudaError_t conclude(Config& config, int kernel, const UpdateArguments& a) const = 0;
+  virtual cudaError_t measure(Config&, int, const UpdateArguments&) const { return cudaErrorNotSupported; }
+  virtual cudaError_t conclude(Config&, const UpdateArguments&) const { return cudaErrorNotSupported; }
   // Of joint rules.
-  virtual cudaError_t conclude_all(Config& config, const JointArguments& a) const = 0;
+  virtual cudaError_t conclude_all(Config&, const JointArguments&) const { return cudaErrorNotSupported; }
 
  protected:
   ~RuleKernels() = default;
@@ -39,6 +39,14 @@ namespace FUSEDOPT_NAMESPACE {
 // Update kernels are numbered: for each variant those for the mixes of either list, then for any mix.
 constexpr int kMixes = 7;
 constexpr int kDoubleMixes = 4, kAnyMix = 5;
+
+// Those of a rule for rows of one mix, which are compiled for it alone; null for any mix, and for variants without
+// sums.
+struct MixKernels {
+  using Kernel = void (*)(fusedopt::cuda::UpdateArguments);
+  Kernel update[fusedopt::kMaxVariants][kMixes] = {};
+  Kernel measure[fusedopt::kMaxVariants][kMixes] = {};
+};
 
 template <class M>
 inline bool has_mix(const fusedopt::Row& row, const fusedopt::Rule& rule) {
@@ -64,12 +72,6 @@ inline int kernel_of(const fusedopt::Row& row, const fusedopt::Rule& rule) {
   else if (wide)
     mix += kDoubleMixes;
   return row.variant * kMixes + mix;
-}
-
-// Whether the rows of an update kernel compute in double.
-inline bool is_wide(int kernel) {
-  const int mix = kernel % kMixes;
-  return mix == kDoubleMixes || mix == kAnyMix + 1;
 }
 
 }  // namespace FUSEDOPT_NAMESPACE

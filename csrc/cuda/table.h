@@ -13,6 +13,7 @@
 //   sums      of each chunk, where the rule has any
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "../step.h"
@@ -42,6 +43,7 @@ constexpr int kCounterKinds = 2;
 // An entry's scalars: the gradient's multiplier, then what prepare() returned; doubles if wide, else floats.
 constexpr int scalar_words(int scalars) { return 1 + scalars; }
 
+// What serves rules of any number of states reads a row, and its extras, as one of the most.
 template <int states>
 struct alignas(16) TableRow {
   void* param;
@@ -54,6 +56,9 @@ struct alignas(16) TableRow {
   uint64_t extras;  // the word where they start; 0: none
 };
 constexpr int row_words(int states) { return (6 + states + 1) / 2 * 2; }
+// Of a row, which word says where its extras start.
+constexpr int extras_word(int states) { return 5 + states; }
+static_assert(offsetof(TableRow<1>, extras) == 8 * extras_word(1));
 static_assert(sizeof(TableRow<1>) == 8 * row_words(1) && sizeof(TableRow<kMaxStates>) == 8 * row_words(kMaxStates));
 
 // A layout: the number of dimensions, the address of the index or 0, then for each dimension, outermost first, its size
@@ -117,6 +122,15 @@ struct UpdateArguments {
   const uint32_t* skipped;  // null: known to be 0
   uint64_t key;             // of this step's draws
   uint32_t first_slot;      // the slot of the table's first row among the params that draw
+};
+
+// What kernels that serve any rule are told of theirs.
+struct CommonRule {
+  uint16_t number;  // its place among those that the kernel is compiled for
+  uint8_t hypers, states, counters, scalars, sums;
+  uint8_t variant;
+  uint8_t kept;  // bit k: the variant has state k
+  bool joint;
 };
 
 // Of rows of which other processes have parts, which `parts` says of each: their sums go to `totals`, or come from

@@ -78,12 +78,12 @@ enum class Scope : uint8_t {
 
 #ifdef __CUDACC__
 #define FUSEDOPT_HD __host__ __device__ __forceinline__
+#define FUSEDOPT_HD_ONCE __host__ __device__ __noinline__ inline  // hundreds of instructions, of which a copy is enough
 #else
 #define FUSEDOPT_HD inline __attribute__((always_inline))
+#define FUSEDOPT_HD_ONCE FUSEDOPT_HD
 #endif
-
-// Each CPU instruction set compiles these headers in a namespace of its own: were they shared, the linker would keep
-// one copy of every inline function, perhaps the AVX-512 one, for all.
+// Each CPU instruction set compiles these headers in a namespace of its own, or the linker would keep one copy for all.
 #ifndef FUSEDOPT_NAMESPACE
 #define FUSEDOPT_NAMESPACE fusedopt
 #endif
@@ -277,7 +277,7 @@ FUSEDOPT_HD DoubleDouble logarithm(double x) {
 
 // x^y for x >= 0, with an error below two ulps and the same bits on every backend, which libm's pow does not have. Only
 // where x, y or the result is 0, infinite or nearly so does libm answer.
-FUSEDOPT_HD double power(double x, double y) {
+FUSEDOPT_HD_ONCE double power(double x, double y) {
   if (x == 1 || y == 0) return 1;
   if (!(x > 2.2250738585072014e-308 && x < 1.7976931348623157e308) || !(y > -1e6 && y < 1e6)) return ::pow(x, y);
   const DoubleDouble z = product_of(logarithm(x), {y, 0});
@@ -291,7 +291,7 @@ FUSEDOPT_HD double power(double x, double y) {
 
 // base^n by repeated squaring in double-double: plain squaring would lose log2(n) doublings of an ulp, and libm's pow
 // differs between host and device. A fractional or negative n can only come from a step counter edited by hand.
-FUSEDOPT_HD double pown(double base, double n) {
+FUSEDOPT_HD_ONCE double pown(double base, double n) {
   if (!(n >= 0 && n < 9007199254740992.0) || n != static_cast<double>(static_cast<int64_t>(n))) return power(base, n);
   double result = 1, result_low = 0, square = base, square_low = 0;
   for (int64_t bits = static_cast<int64_t>(n); bits > 0; bits >>= 1) {

@@ -39,9 +39,11 @@ def emulator_commands(toolchain: Any, flags: Sequence[str] = FLAGS, watched: boo
     If `watched`, access.cpp is told of every access to memory by the engine and, of the rules, by Adam and those that
     are compiled with it: enough for what is about streams.
     """
-    threes = toolchain.in_threes(toolchain.Tree(ROOT).rules())
+    rules = toolchain.Tree(ROOT).rules()
+    threes = toolchain.in_threes(rules)
     # What sets apart the objects of one source; two sources are for Python.
     kinds = {"control.cpp": [], "device.cpp": [], "cuda_rule.cpp": [toolchain.kernel_flags(three) for three in threes]}
+    kinds["cuda_common.cpp"] = [toolchain.kernel_flags(rules)]
     kinds["access.cpp"] = [[]] if watched else []
     commands = []
     for path in sorted(HERE.glob("*.cpp")):
