@@ -23,6 +23,8 @@ PEERS := .venv-peers
 SITE := .venv-site
 WHEEL := .venv-wheel
 NATIVE := $(shell find csrc -type f)
+# A folder is newer than what was built when a file has left it.
+FOLDERS := $(shell find csrc -mindepth 1 -type d)
 # What a file's tests share (a compiled rule, what type checkers say, disassembled kernels) is made by one worker.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 # The fullest of those that were asked for before does for less, too.
@@ -49,10 +51,12 @@ $(FOR_DEMO): EXTRAS := demo
 $(FOR_TEST): export TORCH_CUDA_ARCH_LIST ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u),9.0)
 $(FOR_TEST) $(BUILT): EXTRAS := dev
 
-# When only C++ has changed, what was installed stays.
-$(FOR_DEMO) $(FOR_TEST) $(BUILT): $(TOOLS) pyproject.toml setup.py $(NATIVE)
+# When only C++ has changed, what was installed stays. The stamp is of the time before the build, since what is edited
+# during one may have been read already.
+$(FOR_DEMO) $(FOR_TEST) $(BUILT): $(TOOLS) pyproject.toml setup.py $(NATIVE) $(FOLDERS)
+	touch $@.begun
 	$(if $(filter-out csrc/%,$?),$(PIP) --no-build-isolation -e ".[$(EXTRAS)]",$(BIN)/python setup.py -q build_ext --inplace)
-	touch $@
+	mv $@.begun $@
 
 demo: $(DEMO)
 	$(BIN)/python examples/digits.py

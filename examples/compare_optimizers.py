@@ -39,38 +39,25 @@ VISIBLE = 1.05
 
 # Where the defaults are made for larger networks and longer trainings; what is not here learns with its defaults.
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "ADOPT": {"lr": 0.01},
+    **{key: {"lr": 0.01} for key in ("ADOPT", "AdaBelief", "Adam", "AdamAtan2", "AdamW", "Adan")},
+    **{key: {"lr": 0.01} for key in ("LaProp", "MARS", "NAdamW", "NovoGrad", "StableAdamW")},
+    **{key: {"lr": 0.02} for key in ("Adafactor", "AdamWScheduleFree", "Adamax")},
+    **{key: {"lr": 0.02} for key in ("RAdam", "RAdamScheduleFree", "SparseAdam")},
     "ASGD": {"lr": 0.1},
     "AdEMAMix": {"lr": 0.005},
-    "AdaBelief": {"lr": 0.01},
-    "Adafactor": {"lr": 0.02},
     "Adagrad": {"lr": 0.05},
-    "Adam": {"lr": 0.01},
-    "AdamAtan2": {"lr": 0.01},
-    "AdamW": {"lr": 0.01},
-    "AdamWScheduleFree": {"lr": 0.02},
-    "Adamax": {"lr": 0.02},
-    "Adan": {"lr": 0.01},
     "LAMB": {"lr": 0.005, "weight_decay": 0.0, "always_adapt": True},
     "LARS": {"lr": 0.3, "momentum": 0.9, "trust_coeff": 0.005, "always_adapt": True},
     # With more iterations or history the line search, among the network's kinks, makes another path of a rounding.
     "LBFGS": {"max_iter": 1, "history_size": 5, "line_search_fn": "strong_wolfe"},
-    "LaProp": {"lr": 0.01},
     "Lion": {"lr": 0.002},
-    "MARS": {"lr": 0.01},
     # At 0.02 the roundings of its products in bfloat16, which are not torch's, grow until they show.
     "Muon": {"lr": 0.005},
     "NAdam": {"lr": 0.005},
-    "NAdamW": {"lr": 0.01},
-    "NovoGrad": {"lr": 0.01},
-    "RAdam": {"lr": 0.02},
-    "RAdamScheduleFree": {"lr": 0.02},
     "RMSprop": {"lr": 0.003},
     "SGD": {"lr": 0.02, "momentum": 0.9},
     "SGDScheduleFree": {"lr": 0.1},
     "SophiaG": {"lr": 0.002},
-    "SparseAdam": {"lr": 0.02},
-    "StableAdamW": {"lr": 0.01},
 }
 # They compare a gradient with the last one, which two different batches would spoil.
 FULL_BATCH = {"LBFGS", "Rprop"}

@@ -91,6 +91,12 @@ def _counter(p: Tensor, group: dict[str, Any]) -> Tensor:
     return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
 
 
+# Their arguments are those of these implementations in their order, less those that clip all gradients, make other
+# methods or choose an implementation: google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars, bitsandbytes'
+# AdEMAMix, the authors' ADOPT with timm's exponent in the place of a function, lucidrains' AdamAtan2, timm's NAdamW,
+# LaProp, AdaBelief, Mars and NvNovoGrad, optimi's StableAdamW, schedulefree's three, prodigyopt's Prodigy, the authors'
+# SophiaG. `beyond` is what ours take by name alone: timm's `caution` and `decoupled_decay`, torch_optimizer's
+# `clamp_value`, and what SophiaG's authors give to its step.
 class Lion(Reference):
     arguments: ClassVar = {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}
     beyond: ClassVar = {"caution": False}

@@ -40,6 +40,13 @@ def every(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--all"))
 
 
+# What all others are compared with.
+with_generic = pytest.mark.skipif(
+    "generic" not in _C.built_isas(), reason="the build has no generic engine: FUSEDOPT_ISAS=native left it out"
+)
+
+
+@with_generic
 def test_cpu(tmp_path: Path, every: bool) -> None:
     said = run("engine_test", tmp_path, _C.built_isas(), [], 1 if every else 3)
     assert int(said.split()[0]) > 1000
@@ -50,6 +57,7 @@ def test_cuda_on_the_emulator(tmp_path: Path, every: bool) -> None:
     assert int(said.split()[0]) > 1000
 
 
+@with_generic
 def test_draws_of_parts(tmp_path: Path) -> None:
     said = run("draws_test", tmp_path, _C.built_isas(), emulator_commands(_toolchain), 1)
     assert int(said.split()[0]) >= 72

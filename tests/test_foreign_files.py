@@ -196,6 +196,11 @@ APART = {
     # By a hyper-parameter, as they are by default.
     *("AdaBelief", "Prodigy"),
 }
+# Those that add it to the gradient, by default at least.
+ADDED = {
+    *("ADOPT", "ASGD", "Adadelta", "Adagrad", "Adam", "Adamax", "LAMB", "LARS", "NAdam", "NovoGrad", "RAdam"),
+    *("RMSprop", "SGD", "SGDScheduleFree"),
+}
 WITHOUT_DECAY = {"Rprop", "SparseAdam"}
 WITHOUT_CORRECTION = {
     *("ADOPT", "ASGD", "Adadelta", "Adafactor", "Adagrad", "LARS", "Lion", "Muon", "NovoGrad", "Prodigy", "RMSprop"),
@@ -222,6 +227,12 @@ VALUES: dict[tuple[str, Any], tuple[set[str], set[str]]] = {
     ("bias_correction", False): ({"Adam", "AdamW", "LAMB"}, WITHOUT_CORRECTION),
     ("use_gc", True): (NONE, NONE),
 }
+
+
+def test_each_class_says_where_its_decay_is() -> None:
+    """A new one is put into one of these, and if that is APART also into what fusedopt/_peers/signs.py has of them."""
+    assert not ALL - APART - ADDED - WITHOUT_DECAY
+    assert not APART & ADDED
 
 
 @pytest.mark.parametrize(("key", "value"), VALUES, ids=str)

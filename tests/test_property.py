@@ -66,7 +66,9 @@ def arguments(case: Case) -> st.SearchStrategy[dict[str, Any]]:
         if name in case.cls._beyond:
             continue
         if name in (hyper.partition(".")[0] for hyper in case.rule["hypers"]) and name != "lr":
-            drawn[name] = st.booleans() if isinstance(parameter.default, bool) else ARGUMENTS[name]
+            flag = isinstance(parameter.default, bool)
+            assert flag or name in ARGUMENTS, f"say in ARGUMENTS how {name!r} of {case.optimizer} is drawn"
+            drawn[name] = st.booleans() if flag else ARGUMENTS[name]
             if name == "betas":
                 count = len(parameter.default)
                 drawn[name] = drawn[name].map(lambda betas: betas[:count])  # noqa: B023

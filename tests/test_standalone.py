@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,108 +30,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedopt
 from fusedopt._core.arguments import Options
+from fusedopt._core.standalone import Standalone
 
 STANDALONE = [case for case in CASES if not hasattr(torch.optim, case.optimizer)]
 every_case = pytest.mark.parametrize("case", STANDALONE, ids=str)
 one_per_optimizer = pytest.mark.parametrize("case", [c for c in ONE_PER_OPTIMIZER if not c.has_twin], ids=str)
-
-# The arguments of the references in their order, less those that clip all gradients, make other methods or choose an
-# implementation: google/automl's Lion, sail-sg/Adan's Adan, timm's Lamb and Lars, bitsandbytes' AdEMAMix,
-# the authors' ADOPT with timm's exponent in the place of a function,
-# lucidrains' AdamAtan2, timm's NAdamW, LaProp, AdaBelief, Mars and NvNovoGrad, optimi's StableAdamW,
-# schedulefree's three, prodigyopt's Prodigy, the authors' SophiaG.
-ADAPTIVE: dict[str, Any] = {"lr": 0.0025, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-SIGNATURES: dict[str, dict[str, Any]] = {
-    "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
-    "MARS": {"lr": 3e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "gamma": 0.025},
-    "Adan": {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.0, "no_prox": False},
-    "AdEMAMix": {
-        "lr": 1e-3,
-        "betas": (0.9, 0.999, 0.9999),
-        "alpha": 5.0,
-        "t_alpha": None,
-        "t_beta3": None,
-        "eps": 1e-8,
-        "weight_decay": 1e-2,
-    },
-    "ADOPT": {
-        "lr": 1e-3,
-        "betas": (0.9, 0.9999),
-        "eps": 1e-6,
-        "clip_exp": 0.25,
-        "weight_decay": 0.0,
-        "decouple": False,
-    },
-    "AdamAtan2": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "a": 1.27, "b": 1.0},
-    "NovoGrad": {**ADAPTIVE, "lr": 1e-3, "betas": (0.95, 0.98), "grad_averaging": False, "decoupled_decay": False},
-    "Prodigy": {
-        "lr": 1.0,
-        "betas": (0.9, 0.999),
-        "beta3": None,
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-        "decouple": True,
-        "use_bias_correction": False,
-        "safeguard_warmup": False,
-        "d0": 1e-6,
-        "d_coef": 1.0,
-        "growth_rate": math.inf,
-    },
-    "SophiaG": {"lr": 1e-4, "betas": (0.965, 0.99), "rho": 0.04, "weight_decay": 0.1},
-    "NAdamW": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2},
-    "LaProp": {"lr": 4e-4, "betas": (0.9, 0.999), "eps": 1e-15, "weight_decay": 0.0},
-    "AdaBelief": {
-        "lr": 1e-3,
-        "betas": (0.9, 0.999),
-        "eps": 1e-16,
-        "weight_decay": 0.0,
-        "amsgrad": False,
-        "decoupled_decay": True,
-        "fixed_decay": False,
-        "rectify": True,
-        "degenerated_to_sgd": True,
-    },
-    "StableAdamW": {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 1e-2},
-    "AdamWScheduleFree": {**ADAPTIVE, "warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0},
-    "RAdamScheduleFree": {**ADAPTIVE, "r": 0.0, "weight_lr_power": 2.0, "silent_sgd_phase": True},
-    "SGDScheduleFree": {
-        "lr": 1.0,
-        "momentum": 0.9,
-        "weight_decay": 0.0,
-        "warmup_steps": 0,
-        "r": 0.0,
-        "weight_lr_power": 2.0,
-    },
-    "LAMB": {
-        "lr": 1e-3,
-        "bias_correction": True,
-        "betas": (0.9, 0.999),
-        "eps": 1e-6,
-        "weight_decay": 0.01,
-        "grad_averaging": True,
-        "trust_clip": False,
-        "always_adapt": False,
-    },
-    "LARS": {
-        "lr": 1.0,
-        "momentum": 0,
-        "dampening": 0,
-        "weight_decay": 0,
-        "nesterov": False,
-        "trust_coeff": 0.001,
-        "eps": 1e-8,
-        "trust_clip": False,
-        "always_adapt": False,
-    },
-}
-# What ours takes by name alone: timm's `caution` and `decoupled_decay`, torch_optimizer's `clamp_value`, and what the
-# authors give to SophiaG's step.
-BEYOND: dict[str, dict[str, Any]] = {
-    "Lion": {"caution": False},
-    "SophiaG": {"bs": 5120},
-    "Adan": {"caution": False},
-    "LAMB": {"decoupled_decay": False, "clamp_value": None, "caution": False},
-}
 
 
 @one_per_optimizer
@@ -140,19 +42,21 @@ def test_arguments_are_the_references(case: Case) -> None:
     params, *arguments = inspect.signature(case.cls).parameters.values()
     assert params.name == "params"
     positional = {p.name: p.default for p in arguments if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    assert list(positional.items()) == list(SIGNATURES[case.optimizer].items())
+    reference = twin(case.optimizer)
+    # What is in groups alone.
+    modes = {name: value for name, value in reference.arguments.items() if name == "train_mode"}
+    theirs = [(name, value) for name, value in reference.arguments.items() if name not in modes]
+    assert list(positional.items()) == theirs
     keywords = {p.name: p.default for p in arguments if p.kind is inspect.Parameter.KEYWORD_ONLY}
     flags = {"maximize": False, "capturable": False, "foreach": None, "fused": None}
-    beyond = BEYOND.get(case.optimizer, {})
     options = Options()._asdict()
     if case.optimizer in ("NovoGrad", "Prodigy"):
         del options["offload"]
-    assert keywords == {**flags, **beyond, **options}
+    assert keywords == {**flags, **reference.beyond, **options}
     optimizer = case.cls(make_params())
     kept = {"d": 1e-6, "d_max": 1e-6, "d_numerator": 0.0, "k": 0} if case.optimizer == "Prodigy" else {}
-    modes = {"train_mode": True} if "ScheduleFree" in case.optimizer else kept
     flags = {"maximize": False, "capturable": False, "differentiable": False}
-    assert optimizer.defaults == {**positional, **flags, **modes}
+    assert optimizer.defaults == {**positional, **flags, **modes, **kept}
     assert repr(optimizer).startswith(f"{case.optimizer} (\nParameter Group 0\n")
 
 
@@ -187,7 +91,7 @@ REFUSED = [
     if not case.has_twin
     for kwargs, error, text in BAD
     if all(case.takes(key) for key in kwargs)
-    and not ("index 2" in text and len(SIGNATURES[case.optimizer]["betas"]) < 3)
+    and not ("index 2" in text and len(twin(case.optimizer).arguments["betas"]) < 3)
 ]
 
 
@@ -384,7 +288,7 @@ def test_lazy_gradients_with_a_scale_beside_ordinary_ones(case: Case) -> None:
 
 
 def test_replace_knows_none_of_them() -> None:
-    for name in SIGNATURES:
+    for name in {case.optimizer for case in STANDALONE}:
         with pytest.raises(TypeError, match=f"no replacement for references.{name}; it has"):
             fusedopt.replace(twin(name)(make_params()))
         ours = getattr(fusedopt, name)(make_params())
@@ -398,3 +302,11 @@ def test_params_that_are_all_zero_move(name: str) -> None:
     param.grad = torch.ones(300)
     getattr(fusedopt, name)([param], lr=0.5, weight_decay=0.1).step()
     assert bool((param < 0).all())
+
+
+def test_a_class_whose_rule_was_not_built_says_so() -> None:
+    class Newer(Standalone):
+        _rule = "newer"
+
+    with pytest.raises(RuntimeError, match=r"Newer is of rule 'newer', which was not in csrc/rules.*: make build"):
+        Newer(make_params(), {"lr": 1.0})

@@ -41,7 +41,7 @@ class Standalone(FusedStep):
         return {"defaults": {**own, "differentiable": False}}
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        names = self._hyper_names or _C.rules()[self._rule]["hypers"]
+        names = self._hyper_names or _hypers_of(type(self))
         refuse_text({name: group[name] for name in names if isinstance(group.get(name), str)})
         check_common(group, sum(name.startswith("betas.") for name in names))
 
@@ -88,3 +88,13 @@ class Standalone(FusedStep):
             f"{name} steps ordinary tensors on the CPU and on CUDA devices, and one of its params or gradients is a "
             f"{type(params[0]).__name__} on {params[0].device}, which it would leave to torch's step if torch had one"
         )
+
+
+def _hypers_of(cls: type[Standalone]) -> Sequence[str]:
+    facts = _C.rules().get(cls._rule)
+    if facts is None:
+        raise RuntimeError(
+            f"{cls.__name__} is of rule {cls._rule!r}, which was not in csrc/rules when the package was built; run "
+            "there: make build"
+        )
+    return list(facts["hypers"])
