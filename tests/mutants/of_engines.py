@@ -19,9 +19,9 @@ MUTANTS = (
     ),
     Mutant(
         "csrc/cpu/isa/tile.cpp",
-        "if (bytes & 8) copy(std::integral_constant<int, 8>());",
-        "if (bytes & 8) at += 8;",
-        "of some ends two elements are not copied",
+        "copy_ends<8>(to, copy, bytes);",
+        "copy_ends<4>(to, copy, bytes);",
+        "of some ends an element is not copied",
         "tests/test_dtypes.py tests/test_bitwise.py",
     ),
     Mutant(
