@@ -198,7 +198,7 @@ def updates(kernels: list[Kernel]) -> list[Kernel]:
 
 # LaProp still needs the gradient and the old average after the root, one value an element more than Adam does, and
 # nvcc puts 8 to 56 bytes a thread on the stack.
-# Adam in 16 bits, and LAMB's second form, have 64 KiB of loads under way with 64 registers, one or two fewer than would do:
+# Adam in 16 bits, and LAMB, have 64 KiB of loads under way with 64 registers, one or two fewer than would do:
 # of what is the same for all tiles 8 to 16 bytes are on the stack, and one in eight elements reads of it.
 SPILLING = {"LaProp", "Adam", "LAMB"}
 
