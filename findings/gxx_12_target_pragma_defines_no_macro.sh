@@ -17,15 +17,8 @@
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-version=12.2.0-14+deb12u1
-mkdir -p "$dir/lists/partial" "$dir/root"
-cd "$dir"
-apt-get -qq -o Dir::State::lists="$dir/lists" -o APT::Sandbox::User=root update > /dev/null
-apt-get -qq -o Dir::State::lists="$dir/lists" -o APT::Sandbox::User=root download \
-  "g++-12=$version" "cpp-12=$version" libmpc3=1.3.1-1 libmpfr6=4.2.0-1 libgmp10=2:6.2.1+dfsg1-1.1 libisl23=0.25-1.1 > /dev/null
-for package in ./*.deb; do dpkg-deb -x "$package" "$dir/root"; done
-export LD_LIBRARY_PATH="$dir/root/usr/lib/x86_64-linux-gnu"
-tools="$dir/root/usr/lib/gcc/x86_64-linux-gnu/12"
+. "$(dirname "$0")/tools/gxx_12.sh"
+unpack_gxx_12 "$dir" cpp-12
 
 cat > asked.c <<'C'
 #ifdef PRAGMA

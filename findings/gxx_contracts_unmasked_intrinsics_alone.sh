@@ -22,15 +22,8 @@
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-version=12.2.0-14+deb12u1
-mkdir -p "$dir/lists/partial" "$dir/root"
-cd "$dir"
-apt-get -qq -o Dir::State::lists="$dir/lists" -o APT::Sandbox::User=root update > /dev/null
-apt-get -qq -o Dir::State::lists="$dir/lists" -o APT::Sandbox::User=root download \
-  "g++-12=$version" "libgcc-12-dev=$version" libmpc3=1.3.1-1 libmpfr6=4.2.0-1 libgmp10=2:6.2.1+dfsg1-1.1 libisl23=0.25-1.1 > /dev/null
-for package in ./*.deb; do dpkg-deb -x "$package" "$dir/root"; done
-lib="$dir/root/usr/lib/x86_64-linux-gnu"
-tools="$dir/root/usr/lib/gcc/x86_64-linux-gnu/12"
+. "$(dirname "$0")/tools/gxx_12.sh"
+unpack_gxx_12 "$dir"
 
 cat > forms.cc <<'CC'
 #include <immintrin.h>
@@ -50,7 +43,7 @@ instructions() { # function, options: its arithmetic
   local name=$1
   shift
   # mm_malloc.h asks for the C library's headers, of which nothing here has need.
-  LD_LIBRARY_PATH="$lib" "$tools/cc1plus" -quiet -O2 -march=skylake-avx512 \
+  "$tools/cc1plus" -quiet -O2 -march=skylake-avx512 \
     -nostdinc -isystem "$tools/include" -D_MM_MALLOC_H_INCLUDED "$@" forms.cc -o - 2> errors |
     sed -n "/^$name:/,/\\bret\\b/p" | grep -oE '\bv(mul|add|fmadd[0-9]+)[ps]s\b' | xargs
 }
