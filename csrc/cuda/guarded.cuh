@@ -43,19 +43,6 @@ FUSEDOPT_HD float quotient_from(float a, float b, float y) {
   return fma(fma(b, quotient, -a), -inverse, quotient);
 }
 
-// A Hopper does these in one instruction.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-__device__ __forceinline__ uint32_t least_sum(uint32_t a, uint32_t b, uint32_t c) { return __viaddmin_u32(a, b, c); }
-__device__ __forceinline__ uint32_t largest_sum(uint32_t a, uint32_t b, uint32_t c) { return __viaddmax_u32(a, b, c); }
-__device__ __forceinline__ int32_t least_of(int32_t a, int32_t b, int32_t c) { return __vimin3_s32(a, b, c); }
-__device__ __forceinline__ uint32_t largest_of(uint32_t a, uint32_t b, uint32_t c) { return __vimax3_u32(a, b, c); }
-#else
-__device__ __forceinline__ uint32_t least_sum(uint32_t a, uint32_t b, uint32_t c) { return min(a + b, c); }
-__device__ __forceinline__ uint32_t largest_sum(uint32_t a, uint32_t b, uint32_t c) { return max(a + b, c); }
-__device__ __forceinline__ int32_t least_of(int32_t a, int32_t b, int32_t c) { return min(min(a, b), c); }
-__device__ __forceinline__ uint32_t largest_of(uint32_t a, uint32_t b, uint32_t c) { return max(max(a, b), c); }
-#endif
-
 // What the operands of some roots and quotients were, by their bits, which grow as the numbers do.
 class Guard {
   // Below 2^-101 what is left of a square or a dividend may have bits below a float's last.
@@ -69,14 +56,14 @@ class Guard {
   __device__ __forceinline__ float root(float x) {
     const uint32_t bits = bit_cast<uint32_t>(x);
     // A 0 is the largest of all.
-    squares_ = rooted_ ? least_sum(bits, ~0u, squares_) : bits - 1;
+    squares_ = rooted_ ? min(bits - 1, squares_) : bits - 1;
     rooted_ = true;
     return root_from(x, approximate_inverse_root(bit_cast<float>(max(bits, kLeast))));
   }
 
   // An ordinary a is 0 or its magnitude from 2^-101 to 2^27.
   __device__ __forceinline__ float quotient(float a, float b) {
-    divisors_ = largest_sum(bit_cast<uint32_t>(b), 0u - kLeastDivisor, divisors_);
+    divisors_ = max(bit_cast<uint32_t>(b) - kLeastDivisor, divisors_);
     const uint32_t bits = bit_cast<uint32_t>(a);
     note_dividend(bits + bits - 2 * kLeast);
     return quotient_from(a, b, approximate_inverse(b));
@@ -98,8 +85,8 @@ class Guard {
   // time.
   __device__ __forceinline__ void note_dividend(uint32_t dividend) {
     if (odd_) {
-      dividends_ = largest_of(dividends_, dividend_, dividend);
-      least_dividend_ = least_of(least_dividend_, static_cast<int32_t>(dividend_), static_cast<int32_t>(dividend));
+      dividends_ = max(max(dividends_, dividend_), dividend);
+      least_dividend_ = min(min(least_dividend_, static_cast<int32_t>(dividend_)), static_cast<int32_t>(dividend));
     }
     dividend_ = dividend;
     odd_ = !odd_;
