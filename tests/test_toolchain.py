@@ -142,6 +142,32 @@ def test_kernels_are_compiled_three_rules_at_a_time() -> None:
     assert _toolchain.kernel_flags(last)[2:] == ["-DFUSEDOPT_RULES(do)=do(D)", "-include", "d.h"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "alike", "wide"),
+    [
+        ("9.0", "90:90", "90:90"),
+        ("8.0 9.0 10.0 12.0", "80:80,90,100,120", "80:80,90 100:100,120"),
+        ("9.0 8.0 12.0 10.0+PTX", "80:80,90,100,120,ptx", "80:80,90 100:100,120,ptx"),
+        ("8.0+PTX", "80:80,ptx", "80:80,ptx"),
+        ("10.0", "100:100", "100:100"),
+        ("9.0a 12.0", "120:120 90a:90a", "120:120 90a:90a"),
+    ],
+)
+def test_wide_accesses_have_a_ptx_of_their_own(
+    asked: str, alike: str, wide: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSEDOPT_CUDA", "0")
+    cuda = _toolchain.Cuda()
+    for expected, is_wide in ((alike, False), (wide, True)):
+        flags, names = cuda.codes(asked.split(), is_wide)
+        found = []
+        for flag in flags:
+            ptx, kinds = re.fullmatch(r"-gencode=arch=compute_(\w+),code=\[(.*)\]", flag).groups()  # type: ignore[union-attr]
+            found.append(f"{ptx}:{kinds.replace(f'compute_{ptx}', 'ptx').replace('sm_', '')}")
+        assert " ".join(found) == expected
+        assert names.count("sm_") == len(asked.split())
+
+
 def test_a_rule_that_is_included_is_no_header_of_torchs(tree: Tree) -> None:
     """Which alone is compiled before what includes it."""
     command = ["g++", *_toolchain.kernel_flags([Rule("A", "a.h"), Rule("B", "a.h")]), "-c", "kernels.cpp"]
