@@ -156,7 +156,8 @@ class _Build:
         opening = "" if wrapped else "namespace FUSEDOPT_NAMESPACE {\n"
         closing = "" if wrapped else "\n}  // namespace FUSEDOPT_NAMESPACE\n"
         file.write_text(f'#pragma once\n#include "rule.h"\n{opening}#line 1 "{self.label}"\n{self.text}{closing}')
-        rule, flags = _toolchain.Rule(self.struct, str(file)), [f'-DFUSEDOPT_RULE_KEY="{self.key}"']
+        rule = _toolchain.Rule(self.struct, str(file), _toolchain.have_sums(self.text))
+        flags = [f'-DFUSEDOPT_RULE_KEY="{self.key}"']
         commands = _toolchain.rule_commands(rule, self.isas, flags)
         # The first alone, since all of them would say the same of a rule that is wrong.
         _toolchain.run([*commands[0], "-fsyntax-only"], self.csrc.parent)

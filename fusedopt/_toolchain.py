@@ -39,8 +39,8 @@ OLDEST_CUDA = (12, 1)
 ISAS = ["generic", "avx2", "avx512"]
 # These are compiled once for each rule.
 _CPU_RULE, _CUDA_RULE = Path("csrc/cpu/isa/rule.cpp"), Path("csrc/cuda/rule.cu")
-# And this once for all.
-_CUDA_COMMON = Path("csrc/cuda/common.cu")
+# And these once for all, and for all that have sums.
+_CUDA_COMMON, _CUDA_SUMS = Path("csrc/cuda/common.cu"), Path("csrc/cuda/sums.cu")
 _CUDA_ENGINE = Path("csrc/cuda/engine.cu")
 # A room has all that belongs to a feature. Its files say by their names how they are compiled, as folders say it of
 # others: for the bindings, the CPU engine, each instruction set, the CUDA engine.
@@ -52,7 +52,7 @@ _SOURCES = {
 }
 # What takes longest to compile: begun last, it would be waited for alone.
 _LONGEST = [
-    *("torch.h", "cuda/common.cu", "adafactor/cuda.cu", "rule.cu", "clipping/cuda.cu", "lbfgs/cuda.cu"),
+    *("torch.h", "cuda/common.cu", "adafactor/cuda.cu", "rule.cu", "cuda/sums.cu", "clipping/cuda.cu", "lbfgs/cuda.cu"),
     *("cuda_common.cpp", "cuda_rule.cpp"),
 ]
 # What all sources that see torch include first. Reading it takes longer than compiling one of them.
@@ -194,11 +194,17 @@ class Rule(NamedTuple):
 
     struct: str
     header: str
+    sums: bool = False  # makes sums over whole tensors, or others of its header do
 
 
 def structs_in(text: str) -> list[str]:
     """The names of the rules in a header's text."""
     return re.findall(r"\bstruct\s+(\w+)\s*(?:final\s*)?:\s*(?:public\s+)?RuleDefaults\b", text)
+
+
+def have_sums(text: str) -> bool:
+    """Whether rules in a header's text make sums over whole tensors."""
+    return re.search(r"\bsums\s*=\s*(?!0\b)", text) is not None
 
 
 def isa_command(source: Path, isa: str, flags: Iterable[str] = ()) -> list[str]:
@@ -213,7 +219,7 @@ def rule_commands(rule: Rule, isas: Iterable[str], flags: Iterable[str] = ()) ->
 
 
 def kernel_flags(rules: Sequence[Rule]) -> list[str]:
-    """What csrc/cuda/rule.cu and common.cu are told of rules."""
+    """What csrc/cuda/rule.cu, common.cu and sums.cu are told of rules."""
     headers = dict.fromkeys(rule.header for rule in rules)
     included = [word for header in headers for word in ("-include", header)]
     named = ["-DFUSEDOPT_NAMESPACE=fusedopt_cuda", f"-DFUSEDOPT_RULES(do)={_each(rule.struct for rule in rules)}"]
@@ -276,7 +282,8 @@ class Tree:
     def rules(self) -> list[Rule]:
         """Those of the package: every one that a header in csrc/rules has."""
         headers = self.sources("csrc/rules/*.h")
-        return [Rule(s, header.name) for header in headers for s in structs_in((self.root / header).read_text())]
+        texts = {header.name: (self.root / header).read_text() for header in headers}
+        return [Rule(s, name, have_sums(text)) for name, text in texts.items() for s in structs_in(text)]
 
     def cpu_commands(self, isas: Sequence[str], cuda: bool, flags: Sequence[str] = ()) -> list[list[str]]:
         """How the CPU engine and its rules are compiled for some instruction sets. They are free of torch.
@@ -299,7 +306,7 @@ class Tree:
         if not cuda.nvcc:
             return [cpp_command(Path("csrc/cuda/absent.cpp"))]
         architectures = cuda.architectures()
-        others = {*self.sources(*_SOURCES["cuda"])} - {_CUDA_RULE, _CUDA_COMMON, _CUDA_ENGINE}
+        others = {*self.sources(*_SOURCES["cuda"])} - {_CUDA_RULE, _CUDA_COMMON, _CUDA_SUMS, _CUDA_ENGINE}
         commands = [cuda.command(source, cuda.codes(architectures)[0]) for source in sorted(others)]
         # What is asked whether there are kernels for a device is made for those that all objects have kernels for.
         flags, names = cuda.codes(architectures, wide=True)
@@ -485,8 +492,10 @@ class Cuda:
     ) -> list[list[str]]:
         """How the kernels of rules are compiled."""
         alike, wide = ([*self.codes(architectures, wide)[0], *flags] for wide in (False, True))
-        common = self.command(_CUDA_COMMON, [*alike, *kernel_flags(rules)])
-        return [common, *(self.command(_CUDA_RULE, [*wide, *kernel_flags(three)]) for three in in_threes(rules))]
+        common = [self.command(_CUDA_COMMON, [*alike, *kernel_flags(rules)])]
+        if with_sums := [rule for rule in rules if rule.sums]:
+            common.append(self.command(_CUDA_SUMS, [*alike, *kernel_flags(with_sums)]))
+        return [*common, *(self.command(_CUDA_RULE, [*wide, *kernel_flags(three)]) for three in in_threes(rules))]
 
     def _release(self) -> tuple[int, int]:
         found = re.search(r"release (\d+)\.(\d+)", _version_of(str(self.nvcc)))

@@ -194,6 +194,21 @@ def test_an_edited_rule_makes_its_own_objects_anew() -> None:
         assert sorted(name.split("-")[1] for name in those) == same_header
 
 
+def test_an_edit_of_a_rule_without_sums_leaves_what_makes_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of sums are compiled with the rules that have some, and not at all where none has."""
+    assert {rule.struct for rule in PACKAGE.rules() if rule.sums} == {
+        *("Adam", "Adan", "LAMB", "LARS", "Lion", "MARS", "NovoGrad", "Prodigy", "StableAdamW"),
+    }
+    monkeypatch.setenv("FUSEDOPT_CUDA", "0")
+    cuda = _toolchain.Cuda()
+    monkeypatch.setattr(cuda, "_release", lambda: (13, 0))
+    with_sums, without = Rule("A", "a.h", sums=True), Rule("B", "b.h")
+    commands = cuda.rule_commands([with_sums, without], ["9.0"])
+    told = {Path(command[-1]).stem: re.findall(r"do\((\w)\)", " ".join(command)) for command in commands}
+    assert told == {"common": ["A", "B"], "sums": ["A"], "rule": ["A", "B"]}
+    assert not any(command[-1].endswith("sums.cu") for command in cuda.rule_commands([without], ["9.0"]))
+
+
 def test_what_the_bindings_call_of_torch_is_included_by_its_name() -> None:
     """Which header brings a function besides its own differs from torch to torch."""
     torch = _toolchain.installed_torch()
