@@ -204,7 +204,7 @@ def structs_in(text: str) -> list[str]:
 
 def have_sums(text: str) -> bool:
     """Whether rules in a header's text make sums over whole tensors."""
-    return re.search(r"\bsums\s*=\s*(?!0\b)", text) is not None
+    return re.search(r"\bsums\s*[={](?!\s*0\b)", text) is not None
 
 
 def isa_command(source: Path, isa: str, flags: Iterable[str] = ()) -> list[str]:

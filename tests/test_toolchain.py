@@ -209,6 +209,21 @@ def test_an_edit_of_a_rule_without_sums_leaves_what_makes_sums(monkeypatch: pyte
     assert not any(command[-1].endswith("sums.cu") for command in cuda.rule_commands([without], ["9.0"]))
 
 
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        ("static constexpr int sums = 2;", True),
+        ("static constexpr int sums{1};", True),
+        ("enum { sums=3 };", True),
+        ("static constexpr int sums = 0;", False),
+        ("const double norm = sqrt(sums[0]);", False),
+        ("static constexpr int checksums = 2;", False),
+    ],
+)
+def test_sums_are_read_off_a_header(text: str, has: bool) -> None:
+    assert _toolchain.have_sums(text) is has
+
+
 def test_what_the_bindings_call_of_torch_is_included_by_its_name() -> None:
     """Which header brings a function besides its own differs from torch to torch."""
     torch = _toolchain.installed_torch()
