@@ -107,9 +107,9 @@ class _Build:
         self.compiler = _toolchain.compiler()
         self.isas = _C.built_isas()
         self.cuda = _toolchain.Cuda() if _C.cuda_built() else None
-        self.nvcc_flags: list[str] = []
+        self.architectures: list[str] = []
         if self.cuda is not None and self.cuda.nvcc:
-            self.nvcc_flags, _ = self.cuda.codes(self._architectures(self.cuda))
+            self.architectures = self._architectures(self.cuda)
         self.key = f"{name}-{self._digest()}"
 
     @staticmethod
@@ -122,7 +122,7 @@ class _Build:
     def _digest(self) -> str:
         digest = hashlib.sha256()
         flags = _toolchain.cpp_command(Path())
-        for part in (self.text, self.label, self.name, *self.isas, self._version(), *flags, *self.nvcc_flags):
+        for part in (self.text, self.label, self.name, *self.isas, self._version(), *flags, *self.architectures):
             digest.update(part.encode() + b"\0")
         for path in sorted(p for p in self.csrc.rglob("*") if p.is_file()):
             if path.parent.name != "host" and not path.match("host*.cpp"):
@@ -156,16 +156,17 @@ class _Build:
         opening = "" if wrapped else "namespace FUSEDOPT_NAMESPACE {\n"
         closing = "" if wrapped else "\n}  // namespace FUSEDOPT_NAMESPACE\n"
         file.write_text(f'#pragma once\n#include "rule.h"\n{opening}#line 1 "{self.label}"\n{self.text}{closing}')
-        rule, flags = _toolchain.Rule(self.struct, str(file)), [f'-DFUSEDOPT_RULE_KEY="{self.key}"']
+        rule = _toolchain.Rule(self.struct, str(file), _toolchain.have_sums(self.text))
+        flags = [f'-DFUSEDOPT_RULE_KEY="{self.key}"']
         commands = _toolchain.rule_commands(rule, self.isas, flags)
         # The first alone, since all of them would say the same of a rule that is wrong.
         _toolchain.run([*commands[0], "-fsyntax-only"], self.csrc.parent)
         commands += [_toolchain.cpp_command(Path("csrc", part)) for part in ("cpu/prefetch.cpp", "plugin.cpp")]
         # Tiles are the engines' business, and theirs to bring.
         link: Sequence[str] = _toolchain.beside(_ENGINES, str(_ENGINES.parent))
-        kernels = self.cuda is not None and bool(self.nvcc_flags)
+        kernels = self.cuda is not None and bool(self.architectures)
         if self.cuda is not None and kernels:
-            commands[:0] = self.cuda.rule_commands([rule], [*self.nvcc_flags, *flags])
+            commands[:0] = self.cuda.rule_commands([rule], self.architectures, flags)
             link = [*link, *self.cuda.link_flags()]
         commands.append(_toolchain.registry_command([rule], self.isas, cuda=kernels))
         built = folder / "rule.so"

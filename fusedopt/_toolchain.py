@@ -31,14 +31,17 @@ NUMERICS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
 CUDA_NUMERICS = ["-O3", "--fmad=false"]
 # Ampere, Hopper, and the two Blackwells.
 ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
+# From here on devices have accesses of 32 bytes, in a PTX of this architecture or a newer one.
+_WIDE = 100
 # The first toolkit whose launches carry more than 4 KiB of parameters, which the kernels take.
 OLDEST_CUDA = (12, 1)
 # Of the CPU engine, narrowest first; csrc/cpu/isa/target.h says what they are.
 ISAS = ["generic", "avx2", "avx512"]
 # These are compiled once for each rule.
 _CPU_RULE, _CUDA_RULE = Path("csrc/cpu/isa/rule.cpp"), Path("csrc/cuda/rule.cu")
-# And this once for all.
-_CUDA_COMMON = Path("csrc/cuda/common.cu")
+# And these once for all, and for all that have sums.
+_CUDA_COMMON, _CUDA_SUMS = Path("csrc/cuda/common.cu"), Path("csrc/cuda/sums.cu")
+_CUDA_ENGINE = Path("csrc/cuda/engine.cu")
 # A room has all that belongs to a feature. Its files say by their names how they are compiled, as folders say it of
 # others: for the bindings, the CPU engine, each instruction set, the CUDA engine.
 _SOURCES = {
@@ -49,7 +52,7 @@ _SOURCES = {
 }
 # What takes longest to compile: begun last, it would be waited for alone.
 _LONGEST = [
-    *("torch.h", "cuda/common.cu", "adafactor/cuda.cu", "rule.cu", "clipping/cuda.cu", "lbfgs/cuda.cu"),
+    *("torch.h", "cuda/common.cu", "adafactor/cuda.cu", "rule.cu", "cuda/sums.cu", "clipping/cuda.cu", "lbfgs/cuda.cu"),
     *("cuda_common.cpp", "cuda_rule.cpp"),
 ]
 # What all sources that see torch include first. Reading it takes longer than compiling one of them.
@@ -191,11 +194,17 @@ class Rule(NamedTuple):
 
     struct: str
     header: str
+    sums: bool = False  # makes sums over whole tensors, or others of its header do
 
 
 def structs_in(text: str) -> list[str]:
     """The names of the rules in a header's text."""
     return re.findall(r"\bstruct\s+(\w+)\s*(?:final\s*)?:\s*(?:public\s+)?RuleDefaults\b", text)
+
+
+def have_sums(text: str) -> bool:
+    """Whether rules in a header's text make sums over whole tensors."""
+    return re.search(r"\bsums\s*[={](?!\s*0\b)", text) is not None
 
 
 def isa_command(source: Path, isa: str, flags: Iterable[str] = ()) -> list[str]:
@@ -210,7 +219,7 @@ def rule_commands(rule: Rule, isas: Iterable[str], flags: Iterable[str] = ()) ->
 
 
 def kernel_flags(rules: Sequence[Rule]) -> list[str]:
-    """What csrc/cuda/rule.cu and common.cu are told of rules."""
+    """What csrc/cuda/rule.cu, common.cu and sums.cu are told of rules."""
     headers = dict.fromkeys(rule.header for rule in rules)
     included = [word for header in headers for word in ("-include", header)]
     named = ["-DFUSEDOPT_NAMESPACE=fusedopt_cuda", f"-DFUSEDOPT_RULES(do)={_each(rule.struct for rule in rules)}"]
@@ -273,7 +282,8 @@ class Tree:
     def rules(self) -> list[Rule]:
         """Those of the package: every one that a header in csrc/rules has."""
         headers = self.sources("csrc/rules/*.h")
-        return [Rule(s, header.name) for header in headers for s in structs_in((self.root / header).read_text())]
+        texts = {header.name: (self.root / header).read_text() for header in headers}
+        return [Rule(s, name, have_sums(text)) for name, text in texts.items() for s in structs_in(text)]
 
     def cpu_commands(self, isas: Sequence[str], cuda: bool, flags: Sequence[str] = ()) -> list[list[str]]:
         """How the CPU engine and its rules are compiled for some instruction sets. They are free of torch.
@@ -295,11 +305,13 @@ class Tree:
         """How the CUDA engine and the rules' kernels, or what says that there are none, are compiled."""
         if not cuda.nvcc:
             return [cpp_command(Path("csrc/cuda/absent.cpp"))]
-        flags, names = cuda.codes(cuda.architectures())
-        engine = [*flags, f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"']
-        others = {*self.sources(*_SOURCES["cuda"])} - {_CUDA_RULE, _CUDA_COMMON}
-        commands = [cuda.command(source, engine) for source in sorted(others)]
-        return commands + cuda.rule_commands(self.rules(), flags)
+        architectures = cuda.architectures()
+        others = {*self.sources(*_SOURCES["cuda"])} - {_CUDA_RULE, _CUDA_COMMON, _CUDA_SUMS, _CUDA_ENGINE}
+        commands = [cuda.command(source, cuda.codes(architectures)[0]) for source in sorted(others)]
+        # What is asked whether there are kernels for a device is made for those that all objects have kernels for.
+        flags, names = cuda.codes(architectures, wide=True)
+        commands.append(cuda.command(_CUDA_ENGINE, [*flags, f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"']))
+        return commands + cuda.rule_commands(self.rules(), architectures)
 
     def make(self, commands: Iterable[Sequence[str]]) -> list[Path]:
         """The objects of commands that end with a source; ninja compiles what is missing or has changed."""
@@ -444,19 +456,23 @@ class Cuda:
         found = re.search(r"LIBRARIES=(.*)", out)
         return [flag[2:] for flag in shlex.split(found.group(1)) if flag.startswith("-L")] if found else []
 
-    def codes(self, architectures: list[str]) -> tuple[list[str], str]:
+    def codes(self, architectures: Sequence[str], wide: bool = False) -> tuple[list[str], str]:
         """nvcc's flags for them, and what they contain: "sm_90 compute_90".
 
-        All are made from the PTX of the oldest, whose instructions are all that the kernels use, so that half of nvcc
-        runs once and not once for each. Architectures with a letter have a PTX of their own.
+        All are made from the PTX of the oldest, whose instructions are all that most kernels use, so that half of nvcc
+        runs once and not once for each. `wide` kernels have accesses of 32 bytes, too, so newer architectures are made
+        from the oldest of theirs. Architectures with a letter have a PTX of their own.
         """
         numbers = sorted((name.removesuffix("+PTX").replace(".", "") for name in architectures), key=_version)
         wants_ptx = any(name.endswith("+PTX") for name in architectures)
         plain = [number for number in numbers if number.isdigit()]
-        sets = [plain, *([number] for number in numbers if not number.isdigit())]
+        older = [number for number in plain if not wide or int(number) < _WIDE]
+        newer = [number for number in plain if number not in older]
         flags, names = [], []
-        for alike in filter(None, sets):
-            kinds = [f"sm_{number}" for number in alike] + [f"compute_{alike[0]}"] * wants_ptx
+        for alike in filter(None, [older, newer, *([number] for number in numbers if not number.isdigit())]):
+            # A newer PTX is all that a device newer than both can want.
+            ptx = wants_ptx and not (alike is older and newer)
+            kinds = [f"sm_{number}" for number in alike] + [f"compute_{alike[0]}"] * ptx
             flags.append(f"-gencode=arch=compute_{alike[0]},code=[{','.join(kinds)}]")
             names += kinds
         return flags, " ".join(names)
@@ -471,10 +487,15 @@ class Cuda:
             *[*flags, "-Xcompiler", "-fPIC,-fvisibility=hidden", "-c", str(source)],
         ]
 
-    def rule_commands(self, rules: Sequence[Rule], flags: Iterable[str]) -> list[list[str]]:
+    def rule_commands(
+        self, rules: Sequence[Rule], architectures: Sequence[str], flags: Iterable[str] = ()
+    ) -> list[list[str]]:
         """How the kernels of rules are compiled."""
-        common = self.command(_CUDA_COMMON, [*flags, *kernel_flags(rules)])
-        return [common, *(self.command(_CUDA_RULE, [*flags, *kernel_flags(three)]) for three in in_threes(rules))]
+        alike, wide = ([*self.codes(architectures, wide)[0], *flags] for wide in (False, True))
+        common = [self.command(_CUDA_COMMON, [*alike, *kernel_flags(rules)])]
+        if with_sums := [rule for rule in rules if rule.sums]:
+            common.append(self.command(_CUDA_SUMS, [*alike, *kernel_flags(with_sums)]))
+        return [*common, *(self.command(_CUDA_RULE, [*wide, *kernel_flags(three)]) for three in in_threes(rules))]
 
     def _release(self) -> tuple[int, int]:
         found = re.search(r"release (\d+)\.(\d+)", _version_of(str(self.nvcc)))

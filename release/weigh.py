@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/compatibility.md"
 BEGIN, END = "<!-- weights -->\n", "<!-- /weights -->\n"
+OF_RULES = ("rule.cu", "common.cu", "sums.cu")
 SECTIONS = (".text", ".rodata", ".nv_fatbin")
 
 
@@ -42,7 +43,7 @@ def part_of(command: Sequence[str]) -> str:
     """What a row of the table calls an object."""
     source = Path(command[-1])
     if source.suffix == ".cu":
-        return "kernels of rules" if source.name in ("rule.cu", "common.cu") else "kernels of sums, factors and L-BFGS"
+        return "kernels of rules" if source.name in OF_RULES else "kernels of sums, factors and L-BFGS"
     isa = next((word.rpartition("_")[2] for word in command if word.startswith("-DFUSEDOPT_ISA_")), "")
     return f"CPU, {'AVX-512' if isa == 'AVX512' else isa if isa == 'AVX2' else 'generic'}" if isa else "what chooses"
 

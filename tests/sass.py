@@ -27,9 +27,10 @@ TABLE = Path(__file__).parent / "sass_table.txt"
 VECTOR_BYTES = 16
 SIZES = {"float": 4, "double": 8, "bf16": 2, "f16": 2}
 
-# What 128-bit accesses to global memory do, and how the caches treat them. A param stays for the next forward pass
-# (.cg in the source), everything else is touched once a step (.cs); rows of the step's table are read plainly.
-Access = tuple[str, str]
+# What accesses of 16 or 32 bytes to global memory do, how the caches treat them, and the bytes. A param stays for the
+# next forward pass (.cg in the source), everything else is touched once a step (.cs); rows of the step's table are read
+# plainly.
+Access = tuple[str, str, int]
 POLICIES = {"STRONG.GPU": "kept", "EF": "streamed"}
 
 
@@ -70,12 +71,13 @@ class Instruction:
 
     @property
     def access(self) -> Access | None:
-        """("load" or "store", "kept", "streamed" or "plain") for a 128-bit access to global memory."""
+        """("load" or "store", "kept", "streamed" or "plain", bytes) for a wide access to global memory."""
         name, _, modifiers = self.opcode.partition(".")
-        if name not in ("LDG", "STG") or "128" not in modifiers.split("."):
+        bits = {"128", "256"} & {*modifiers.split(".")}
+        if name not in ("LDG", "STG") or not bits:
             return None
         policies = (policy for written, policy in POLICIES.items() if re.search(rf"\b{written}\b", modifiers))
-        return "load" if name == "LDG" else "store", next(policies, "plain")
+        return "load" if name == "LDG" else "store", next(policies, "plain"), int(bits.pop()) // 8
 
     @property
     def registers(self) -> list[int]:
@@ -112,19 +114,19 @@ class Kernel:
 
     @functools.cached_property
     def vector_loops(self) -> list[list[Instruction]]:
-        """The innermost loops that hold vector accesses, each from where it is entered; the longest first."""
+        """The innermost loops that hold vector accesses, each from where it is entered: by width, then by length."""
         found = [loop for loop in loops(self.code) if any(i.access and i.access[1] != "plain" for i in loop)]
         inside = [{i.address for i in loop} for loop in found]
         inner = [loop for loop, own in zip(found, inside, strict=True) if not any(other < own for other in inside)]
-        return sorted(inner, key=len, reverse=True)
+        return sorted(inner, key=lambda loop: (max(i.access[2] for i in loop if i.access), len(loop)), reverse=True)
 
     def instructions_per_element(self) -> float | None:
         """Of the vector loop as it stands, without what it calls for rare operands. None: there is no such loop."""
         if self.kind != "update" or not self.vector_loops:
             return None
         loop = self.vector_loops[0]
-        params = sum(i.access == ("store", "kept") for i in loop) * VECTOR_BYTES / SIZES[self.arguments[3]]
-        return sum(i.opcode != "NOP" for i in loop) / params if params else None
+        stored = sum(i.access[2] for i in loop if i.access and i.access[:2] == ("store", "kept"))
+        return sum(i.opcode != "NOP" for i in loop) / (stored / SIZES[self.arguments[3]]) if stored else None
 
     def warps(self) -> int | None:
         """That an SM holds at a time. None: of an architecture that is not listed, or of one thread."""
@@ -139,24 +141,29 @@ class Kernel:
     def bytes_in_flight(self) -> int | None:
         """Of an SM's warps, each with the vector loads that come before the first is used. None: it has none."""
         ahead, warps = self.loads_ahead()[0], self.warps()
-        return ahead * VECTOR_BYTES * LANES * warps if ahead and warps else None
+        return ahead * LANES * warps if ahead and warps else None
 
     def loads_ahead(self) -> tuple[int, int]:
-        """The loads before the vector loop's first store: how many are issued before any of their values is used."""
+        """Of what a lane loads before the vector loop's first store, the bytes before any is used, and all."""
         ahead = total = 0
         brought: set[int] = set()
         used = False
         for instruction in before_stores(self.vector_loops[0]) if self.vector_loops else []:
             used = used or not brought.isdisjoint(instruction.registers)
             if instruction.access:
-                first = instruction.registers[0]
-                brought.update(range(first, first + 4))
-                total += 1
-                ahead += not used
+                *_, size = instruction.access
+                # Of 32 bytes each half has a name.
+                for first in instruction.registers[: size // VECTOR_BYTES]:
+                    brought.update(range(first, first + 4))
+                total += size
+                ahead += size * (not used)
         return ahead, total
 
 
 def before_stores(loop: list[Instruction]) -> list[Instruction]:
+    """From its first vector load to the next store; a loop may be entered between the two."""
+    load = next((at for at, i in enumerate(loop) if i.access and i.access[0] == "load"), 0)
+    loop = loop[load:] + loop[:load]
     first = next((at for at, i in enumerate(loop) if i.access and i.access[0] == "store"), len(loop))
     return loop[:first]
 
@@ -267,10 +274,13 @@ def parse_code(text: str) -> dict[tuple[str, str], list[Instruction]]:
 
 
 @functools.cache
-def dump(binary: Path, arch: str | None = None) -> list[Kernel]:
-    """Every kernel of one architecture or of all in a cubin, an object file or a shared object."""
+def dump(binary: Path, arch: str | None = None, kernel: str | None = None) -> list[Kernel]:
+    """One kernel or every one, of one architecture or of all, in a cubin, an object file or a shared object."""
     of = [] if arch is None else ["-arch", arch]
     usage = parse_usage(cuobjdump(*of, "-res-usage", str(binary)))
+    if kernel is not None:
+        usage = {key: what for key, what in usage.items() if short(key[1]) == kernel}
+        of += ["-fun", ",".join(dict.fromkeys(name for _, name in usage))]
     code = parse_code(cuobjdump(*of, "-sass", str(binary)))
     return [Kernel(short(name), arch, usage[arch, name], code[arch, name]) for arch, name in usage]
 
@@ -333,7 +343,7 @@ def write(table: Table, compiled_by: str) -> str:
     lines = [
         f"# Compiled by nvcc {compiled_by}; `python tests/sass.py --write` renews this table.",
         "# Registers of a thread; warps of an SM; KiB that their loads have under way before the first is used, and",
-        "# instructions per element, both of the loop that moves 16 bytes at a time.",
+        "# instructions per element, both of the loop that moves 16 or 32 bytes at a time.",
         " ".join([f"{'kernel':{width}}", *(f"{arch:>{sum(WIDTHS) + 3}}" for arch in archs)]),
     ]
     for name, row in table.items():
@@ -362,7 +372,7 @@ def main() -> None:
         return
     for kernel in sorted(kernels, key=lambda kernel: (kernel.name, number_of(kernel.arch))):
         ahead, total = kernel.loads_ahead()
-        loads = f"{ahead} of {total} loads ahead" if total else ""
+        loads = f"{ahead} of {total} bytes ahead" if total else ""
         print(f"{kernel!s:64} {table[kernel.name][kernel.arch]:>18}  {loads}".rstrip())
 
 

@@ -20,6 +20,7 @@ from fusedopt import _compiled as compiled
 ROOT = Path(__file__).parent.parent
 TUTORIAL = (ROOT / "docs" / "your_own_rule.md").read_text()
 ADAM = ROOT / "csrc" / "rules" / "adam.h"
+WITH_SUMS = (ROOT / "csrc" / "rules" / "lars.h").read_text()
 
 pytestmark = pytest.mark.skipif(EMULATED, reason="a shared object has kernels for a GPU, not for the emulator")
 
@@ -208,11 +209,19 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not _C.cuda_built(), reason="needs nvcc")
-def test_kernels_are_compiled_where_nvcc_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("struct", "text", "states"),
+    [("AdaBelief", ADABELIEF, ["exp_avg", "exp_avg_var"]), ("LARS", WITH_SUMS, ["momentum_buffer"])],
+)
+def test_kernels_are_compiled_where_nvcc_is(
+    monkeypatch: pytest.MonkeyPatch, struct: str, text: str, states: list[str]
+) -> None:
+    """Those of sums among them, without which a rule that has some would not load."""
     monkeypatch.delenv("FUSEDOPT_CUDA")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
-    build = compiled._Build(ADABELIEF, "AdaBelief.h", "AdaBelief", "AdaBelief")
-    assert build.nvcc_flags == ["-gencode=arch=compute_90,code=[sm_90]"]
+    build = compiled._Build(text, f"{struct}.h", struct, f"Own{struct}")
+    assert build.architectures == ["9.0"]
     library, _ = build.library()
     assert b"fusedopt_cuda" in library.read_bytes()
-    assert _C.load_rule(str(library))["states"] == ["exp_avg", "exp_avg_var"]
+    assert (b"measure_any" in library.read_bytes()) == (struct == "LARS")
+    assert _C.load_rule(str(library))["states"] == states

@@ -76,6 +76,22 @@ def test_every_place(backend: Backend, case: Case, dtype: torch.dtype) -> None:
             twins.set_states(lambda i, k, state: guarded(state, (i + i // 3 * k) % 4))
 
 
+@one_per_optimizer
+def test_every_alignment_of_vectors(backend: Backend, case: Case) -> None:
+    """Operands are aligned to 16 bytes or to 32, in float32 and in bfloat16 beside it."""
+    rows = list(product([torch.float32, torch.bfloat16], [0, 16], [0, 16], [0, 16]))
+
+    def placed(dtype: torch.dtype, behind: int) -> Tensor:
+        return guarded(spread(2 * CHUNK + 71, dtype=dtype), behind // dtype.itemsize)
+
+    twins = Twins(backend, simple(case), [placed(dtype, param) for dtype, param, _, _ in rows])
+    for step in range(3):
+        twins.step([placed(dtype, grad) for dtype, _, grad, _ in rows])
+        twins.check()
+        if step == 0:
+            twins.set_states(lambda i, k, state: guarded(state.float(), rows[i][3] * (k != 1) // 4))
+
+
 @thinned("every mix of sizes, places and storages is the engine test's")
 @pytest.mark.parametrize("size", [67, 2 * CHUNK + 71])
 @every_case

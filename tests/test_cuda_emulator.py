@@ -125,6 +125,7 @@ def test_kernels_run_as_on_a_device(run: Run, build: str, backend: str, case: st
         ("address", "fibers", "fill_too_far", "fill", "heap-buffer-overflow"),
         ("plain", "fibers", "vector_load_misaligned", "vector_load", "not a multiple of 16"),
         ("plain", "threads", "vector_load_misaligned", "vector_load", "not a multiple of 16"),
+        ("plain", "fibers", "wide_load_misaligned", "wide_load", "not a multiple of 32"),
         ("address", "fibers", "plain_vector_load_misaligned", "plain_vector_load", "misaligned address"),
         *(
             ("watched", "fibers", f"{twin}_unordered", twin, "and nothing orders the two")

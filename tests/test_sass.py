@@ -44,6 +44,7 @@ CROWDED = {"NAdam"}
 WRITES_ONLY = "MuonMomentum"
 
 REGISTERS_OF_SM = 65536
+FIRST_WIDE = 100  # the first architecture that has accesses of 32 bytes
 DOUBLE = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX|MMA)\b|MUFU\.\w*64H|.*\bF64\b")
 
 
@@ -80,28 +81,33 @@ def faults_of_doubles(kernel: Kernel) -> Iterator[str]:
         yield f"{kernel}: computes in double, expected never: {dict(doubles)}"
 
 
-def faults_of_traffic(kernel: Kernel, traffic: Counter[Access]) -> Iterator[str]:
-    """Where the vector loop accesses memory otherwise than in `traffic`, the 128-bit accesses of one of its rounds.
+def faults_of_traffic(kernel: Kernel, *ways: Counter[Access]) -> Iterator[str]:
+    """Where vector loops access memory otherwise than in one of `ways` each, the wide accesses of one of its rounds.
 
     nvcc may write several rounds into one iteration, and then raise loads above stores whose addresses it can compare.
     It cannot compare the gradient's with anything, so the loads before the first store tell the length of a round.
     """
-    if not kernel.vector_loops:
-        yield f"{kernel}: no loop with 128-bit accesses"
+    taken = []
     for loop in kernel.vector_loops:
         found = Counter(i.access for i in loop if i.access)
-        rounds = found["store", "kept"] // traffic["store", "kept"]
-        if rounds < 1 or found != Counter({access: n * rounds for access, n in traffic.items()}):
-            yield f"{kernel}: 128-bit accesses {dict(found)}, expected {dict(traffic)} or a multiple"
+        fitting = [(way, found.total() // way.total()) for way in ways if found.keys() == way.keys()]
+        fitting = [(way, n) for way, n in fitting if found == Counter({access: n * way[access] for access in way})]
+        if not fitting:
+            yield f"{kernel}: wide accesses {dict(found)}, expected a multiple of one of {[dict(way) for way in ways]}"
             continue
+        ((traffic, rounds),) = fitting
+        taken.append(traffic)
         loads = Counter({access: n for access, n in traffic.items() if access[0] == "load"})
         ahead = Counter(i.access for i in sass.before_stores(loop) if i.access)
         if not loads <= ahead or ahead.total() >= 2 * loads.total():
-            yield f"{kernel}: 128-bit loads before the first store {dict(ahead)}, expected {dict(loads)}"
+            yield f"{kernel}: wide loads before the first store {dict(ahead)}, expected {dict(loads)}"
         narrow = Counter(i.opcode for i in loop if re.match(r"(LD|ST)G?\b", i.opcode) and not i.access)
         # The gradient's multiplier may be read anew in each round: for all nvcc knows a store has changed it.
         if narrow.total() > rounds or any(opcode.startswith("ST") for opcode in narrow):
             yield f"{kernel}: narrow accesses in a vector loop of {rounds} rounds: {dict(narrow)}"
+    for way in ways:
+        if way not in taken:
+            yield f"{kernel}: no loop with wide accesses {dict(way)}"
 
 
 def differences(built: sass.Table, committed: sass.Table) -> Iterator[str]:
@@ -171,7 +177,7 @@ def kernels(built: list[Kernel]) -> list[Kernel]:
 
 
 class Expected:
-    """What an update kernel moves, by the formula of Tile in csrc/cuda/kernels.cuh."""
+    """What an update kernel moves, by the formulas of Tile and Wide in csrc/cuda/kernels.cuh."""
 
     def __init__(self, kernel: Kernel, kept_states: dict[tuple[str, str], int]) -> None:
         rule, variant, _, *mix, computes_in = kernel.arguments
@@ -183,13 +189,25 @@ class Expected:
         narrow = kept < 2 or (unroll * vector * (param + grad + kept * state) <= 64 and rule not in CROWDED)
         four = computes_in == "float" and rule in GUARDED and narrow
         self.blocks = 2 if computes_in == "double" or kept > (2 if vector > 4 else 3) else 4 if four else 3
-        accesses = {
-            ("load", "kept"): param,
-            ("load", "streamed"): grad + kept * state,
-            ("store", "kept"): param,
-            ("store", "streamed"): kept * state,
-        }
-        self.traffic = +Counter({access: unroll * vector * n // VECTOR_BYTES for access, n in accesses.items()})
+        operands = [("kept", param), ("streamed", grad), *[("streamed", state)] * kept]
+        # Two tiles of float32 are one where there are accesses of 32 bytes, if the row is aligned to them; what is
+        # beside operands of half its size has as much of it side by side anyway.
+        twice, beside = unroll == 2 and computes_in == "float", state == 2 * param
+        self.ways = [self._way([(which, vector * size, unroll) for which, size in operands], VECTOR_BYTES)]
+        if sass.number_of(kernel.arch) >= FIRST_WIDE and (twice or beside):
+            wide = self._way([(which, vector * size * (1 + twice), 1) for which, size in operands], 2 * VECTOR_BYTES)
+            self.ways = [*self.ways * twice, wide]
+
+    @staticmethod
+    def _way(operands: list[tuple[str, int, int]], widest: int) -> Counter[Access]:
+        """Of operands, their policies, the bytes that a lane has side by side, and how often."""
+        way: Counter[Access] = Counter()
+        for at, (policy, size, times) in enumerate(operands):
+            each = min(size, widest)
+            way["load", policy, each] += times * size // each
+            if at != 1:  # the gradient's
+                way["store", policy, each] += times * size // each
+        return way
 
 
 def updates(kernels: list[Kernel]) -> list[Kernel]:
@@ -232,12 +250,31 @@ def test_registers_are_within_launch_bounds(kernels: list[Kernel], kept_states: 
         none(faults_of_registers(kernel, *bounds))
 
 
-def test_updates_move_sixteen_bytes_at_a_time(kernels: list[Kernel], kept_states: dict[tuple[str, str], int]) -> None:
+def test_updates_move_vectors(kernels: list[Kernel], kept_states: dict[tuple[str, str], int]) -> None:
     none(
-        fault
-        for kernel in updates(kernels)
-        for fault in faults_of_traffic(kernel, Expected(kernel, kept_states).traffic)
+        fault for kernel in updates(kernels) for fault in faults_of_traffic(kernel, *Expected(kernel, kept_states).ways)
     )
+
+
+@pytest.mark.parametrize("arch", ["sm_100", "sm_120"])
+def test_blackwells_move_32_bytes_at_a_time(arch: str, kept_states: dict[tuple[str, str], int]) -> None:
+    """Adam's param, gradient and states in float32; of bfloat16 beside float32 the states."""
+    counted = {
+        "float, float, float": (4, 3),
+        "bf16, bf16, float": (2, 2),
+        "bf16, bf16, bf16": (0, 0),
+    }
+    for mix, (loads, stores) in counted.items():
+        try:
+            found = sass.dump(sass.built(), arch, f"update<Adam, 0, Mix<{mix}>, float>")
+        except sass.Missing as why:
+            pytest.skip(str(why))
+        if not found:
+            pytest.skip(f"not built for {arch}")
+        (kernel,) = found
+        none(faults_of_traffic(kernel, *Expected(kernel, kept_states).ways))
+        of_32 = Counter(i.access[0] for i in kernel.vector_loops[0] if i.access and i.access[2] == 32)
+        assert (of_32["load"], of_32["store"]) == (loads, stores), kernel
 
 
 def test_guarded_updates_call_nothing(kernels: list[Kernel]) -> None:
@@ -263,7 +300,7 @@ def test_norms_load_sixteen_bytes_at_a_time(kernels: list[Kernel]) -> None:
     """A lane's 32 elements of an aligned chunk, in each of float64, float32 and three storages of 16 bits."""
     for kernel in kernels:
         if kernel.kind == "norm_squares" and "DenseGrads" in kernel.arguments:
-            loads = sum(i.access == ("load", "plain") for i in kernel.code)
+            loads = sum(i.access == ("load", "plain", VECTOR_BYTES) for i in kernel.code)
             assert loads == sum(32 * size // VECTOR_BYTES for size in (8, 4, 2, 2, 2)), kernel
 
 

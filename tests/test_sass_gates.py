@@ -86,7 +86,7 @@ template __global__ void sweep<kOneByOne>(float4*, const float4*, int);
 template __global__ void hold<256, 1>(const float*, float*);
 template __global__ void hold<1024, 2>(const float*, float*);
 """
-TWO_VECTORS = Counter({("load", "kept"): 2, ("load", "streamed"): 2, ("store", "kept"): 2})
+TWO_VECTORS = Counter({("load", "kept", 16): 2, ("load", "streamed", 16): 2, ("store", "kept", 16): 2})
 
 
 @pytest.fixture(scope="module")

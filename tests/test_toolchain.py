@@ -142,6 +142,32 @@ def test_kernels_are_compiled_three_rules_at_a_time() -> None:
     assert _toolchain.kernel_flags(last)[2:] == ["-DFUSEDOPT_RULES(do)=do(D)", "-include", "d.h"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "alike", "wide"),
+    [
+        ("9.0", "90:90", "90:90"),
+        ("8.0 9.0 10.0 12.0", "80:80,90,100,120", "80:80,90 100:100,120"),
+        ("9.0 8.0 12.0 10.0+PTX", "80:80,90,100,120,ptx", "80:80,90 100:100,120,ptx"),
+        ("8.0+PTX", "80:80,ptx", "80:80,ptx"),
+        ("10.0", "100:100", "100:100"),
+        ("9.0a 12.0", "120:120 90a:90a", "120:120 90a:90a"),
+    ],
+)
+def test_wide_accesses_have_a_ptx_of_their_own(
+    asked: str, alike: str, wide: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSEDOPT_CUDA", "0")
+    cuda = _toolchain.Cuda()
+    for expected, is_wide in ((alike, False), (wide, True)):
+        flags, names = cuda.codes(asked.split(), is_wide)
+        found = []
+        for flag in flags:
+            ptx, kinds = re.fullmatch(r"-gencode=arch=compute_(\w+),code=\[(.*)\]", flag).groups()  # type: ignore[union-attr]
+            found.append(f"{ptx}:{kinds.replace(f'compute_{ptx}', 'ptx').replace('sm_', '')}")
+        assert " ".join(found) == expected
+        assert names.count("sm_") == len(asked.split())
+
+
 def test_a_rule_that_is_included_is_no_header_of_torchs(tree: Tree) -> None:
     """Which alone is compiled before what includes it."""
     command = ["g++", *_toolchain.kernel_flags([Rule("A", "a.h"), Rule("B", "a.h")]), "-c", "kernels.cpp"]
@@ -166,6 +192,36 @@ def test_an_edited_rule_makes_its_own_objects_anew() -> None:
         those = [path.name for path, files in read.items() if f"rules/{rule.header}" in files]
         same_header = sorted(other.struct for other in tree.rules() if other.header == rule.header)
         assert sorted(name.split("-")[1] for name in those) == same_header
+
+
+def test_an_edit_of_a_rule_without_sums_leaves_what_makes_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of sums are compiled with the rules that have some, and not at all where none has."""
+    assert {rule.struct for rule in PACKAGE.rules() if rule.sums} == {
+        *("Adam", "Adan", "LAMB", "LARS", "Lion", "MARS", "NovoGrad", "Prodigy", "StableAdamW"),
+    }
+    monkeypatch.setenv("FUSEDOPT_CUDA", "0")
+    cuda = _toolchain.Cuda()
+    monkeypatch.setattr(cuda, "_release", lambda: (13, 0))
+    with_sums, without = Rule("A", "a.h", sums=True), Rule("B", "b.h")
+    commands = cuda.rule_commands([with_sums, without], ["9.0"])
+    told = {Path(command[-1]).stem: re.findall(r"do\((\w)\)", " ".join(command)) for command in commands}
+    assert told == {"common": ["A", "B"], "sums": ["A"], "rule": ["A", "B"]}
+    assert not any(command[-1].endswith("sums.cu") for command in cuda.rule_commands([without], ["9.0"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        ("static constexpr int sums = 2;", True),
+        ("static constexpr int sums{1};", True),
+        ("enum { sums=3 };", True),
+        ("static constexpr int sums = 0;", False),
+        ("const double norm = sqrt(sums[0]);", False),
+        ("static constexpr int checksums = 2;", False),
+    ],
+)
+def test_sums_are_read_off_a_header(text: str, has: bool) -> None:
+    assert _toolchain.have_sums(text) is has
 
 
 def test_what_the_bindings_call_of_torch_is_included_by_its_name() -> None:

@@ -3,40 +3,93 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "../codec.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
+// Bytes of a device's widest access, 32 from 10.0 on where the compiler can say so. What runs on a CPU takes the ways
+// of all devices.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 1000 || CUDART_VERSION < 12090)
+constexpr int kWidest = 16;
+#else
+constexpr int kWidest = 32;
+#endif
+
+struct alignas(32) Words32 {
+  uint32_t at[8];
+};
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+// CUDA's own functions know 16 bytes at most, and two neighbouring accesses are not made one.
+template <bool stays>
+__device__ Words32 load_words(const Words32* from) {
+  Words32 w;
+#define FUSEDOPT_LOAD(policy)                                                                              \
+  asm volatile("ld.global." policy ".v8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];"                       \
+               : "=r"(w.at[0]), "=r"(w.at[1]), "=r"(w.at[2]), "=r"(w.at[3]), "=r"(w.at[4]), "=r"(w.at[5]), \
+                 "=r"(w.at[6]), "=r"(w.at[7])                                                              \
+               : "l"(from))
+  if (stays)
+    FUSEDOPT_LOAD("cg");
+  else
+    FUSEDOPT_LOAD("cs");
+#undef FUSEDOPT_LOAD
+  return w;
+}
+template <bool stays>
+__device__ void store_words(Words32* to, const Words32& w) {
+#define FUSEDOPT_STORE(policy)                                                                                  \
+  asm volatile("st.global." policy ".v8.b32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8};" ::"l"(to), "r"(w.at[0]),   \
+               "r"(w.at[1]), "r"(w.at[2]), "r"(w.at[3]), "r"(w.at[4]), "r"(w.at[5]), "r"(w.at[6]), "r"(w.at[7]) \
+               : "memory")
+  if (stays)
+    FUSEDOPT_STORE("cg");
+  else
+    FUSEDOPT_STORE("cs");
+#undef FUSEDOPT_STORE
+}
+#endif
+
+// They are read and written once a step, so the caches may drop them first; only what stays, the param, stays for the
+// next forward pass.
+template <bool stays, class Words>
+__device__ Words load_words(const Words* from) {
+  return stays ? __ldcg(from) : __ldcs(from);
+}
+template <bool stays, class Words>
+__device__ void store_words(Words* to, const Words& words) {
+  if (stays)
+    __stcg(to, words);
+  else
+    __stcs(to, words);
+}
+
 // n elements from consecutive addresses or, one by one, from any.
 template <class S, int n>
 class Elements {
-  static constexpr int kSize = sizeof(S);
-  static constexpr int kVectors = n * kSize / static_cast<int>(sizeof(uint4));
-  uint32_t word_[n * kSize / sizeof(uint32_t)];
+  static constexpr int kSize = sizeof(S), kBytes = n * kSize;
+  uint32_t word_[kBytes / sizeof(uint32_t)];
 
  public:
-  // 16 bytes at a time. They are read and written once a step, so the caches may drop them first; only what stays, the
-  // param, stays for the next forward pass.
-  template <bool stays>
+  // As many bytes at a time as there are, up to `widest`.
+  template <bool stays, int widest>
   __device__ void load(const S* from) {
-    uint4 raw[kVectors];
+    using Words = std::conditional_t<kBytes % widest == 0 && widest == sizeof(Words32), Words32, uint4>;
+    Words raw[kBytes / sizeof(Words)];
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k)
-      raw[k] =
-          stays ? __ldcg(reinterpret_cast<const uint4*>(from) + k) : __ldcs(reinterpret_cast<const uint4*>(from) + k);
+    for (size_t k = 0; k < kBytes / sizeof(Words); ++k)
+      raw[k] = load_words<stays>(reinterpret_cast<const Words*>(from) + k);
     memcpy(word_, raw, sizeof(raw));
   }
-  template <bool stays>
+  template <bool stays, int widest>
   __device__ void store(S* to) const {
-    uint4 raw[kVectors];
+    using Words = std::conditional_t<kBytes % widest == 0 && widest == sizeof(Words32), Words32, uint4>;
+    Words raw[kBytes / sizeof(Words)];
     memcpy(raw, word_, sizeof(raw));
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      if (stays)
-        __stcg(reinterpret_cast<uint4*>(to) + k, raw[k]);
-      else
-        __stcs(reinterpret_cast<uint4*>(to) + k, raw[k]);
-    }
+    for (size_t k = 0; k < kBytes / sizeof(Words); ++k) store_words<stays>(reinterpret_cast<Words*>(to) + k, raw[k]);
   }
 
   __device__ S operator[](int i) const {

@@ -72,15 +72,16 @@ struct Chunk : ChunkOf<Shape<R>::kStates> {
   __device__ bool find(const UpdateArguments& a) { return ChunkOf<Shape<R>::kStates>::find(a, Shape<R>::kScalars); }
 };
 
-// What a lane holds of a tile: kVector elements of each operand, 16 bytes of the narrowest.
-template <class R, int variant, class M, class T>
+// What a lane holds of a tile: kVector elements of each operand, so many bytes of the narrowest.
+template <class R, int variant, class M, class T, int kBytesOfNarrowest = 16>
 struct Tile {
   using P = typename M::Param;
   using G = typename M::Grad;
   using S = typename M::State;
   static constexpr int kStates = Shape<R>::kStates;
   static constexpr int kNarrowest = sizeof(P) < sizeof(S) ? sizeof(P) : sizeof(S);
-  static constexpr int kVector = 16 / (kNarrowest < static_cast<int>(sizeof(G)) ? kNarrowest : sizeof(G));
+  static constexpr int kVector =
+      kBytesOfNarrowest / (kNarrowest < static_cast<int>(sizeof(G)) ? kNarrowest : sizeof(G));
   static constexpr int kElements = kVector * kLanes;
 
   static constexpr int kept() {
@@ -114,19 +115,21 @@ struct Tile {
     return row;
   }
 
-  // A full tile, a lane's elements side by side.
+  // A full tile, a lane's elements side by side, by accesses of at most so many bytes.
+  template <int widest>
   __device__ void load(const TableRow<kStates>& row, int at) {
-    p.template load<true>(static_cast<const P*>(row.param) + at);
-    g.template load<false>(static_cast<const G*>(row.grad) + at);
+    p.template load<true, widest>(static_cast<const P*>(row.param) + at);
+    g.template load<false, widest>(static_cast<const G*>(row.grad) + at);
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) s[k].template load<false>(static_cast<const S*>(row.state[k]) + at);
+      if (R::keeps(variant, k)) s[k].template load<false, widest>(static_cast<const S*>(row.state[k]) + at);
   }
+  template <int widest>
   __device__ void store(const TableRow<kStates>& row, int at) const {
-    p.template store<true>(static_cast<P*>(row.param) + at);
+    p.template store<true, widest>(static_cast<P*>(row.param) + at);
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) s[k].template store<false>(static_cast<S*>(row.state[k]) + at);
+      if (R::keeps(variant, k)) s[k].template store<false, widest>(static_cast<S*>(row.state[k]) + at);
   }
 
   // The first n elements of a tile, or of one that is not aligned: neighbouring lanes take neighbouring elements, so
@@ -179,12 +182,17 @@ struct Tile {
       if (R::keeps(variant, k)) s[k].set(states[k]);
   }
 
+  // Whether all operands are aligned to such accesses.
+  template <int widest>
   __device__ static bool aligned(const TableRow<kStates>& row) {
-    uint64_t bits = reinterpret_cast<uint64_t>(row.param) | reinterpret_cast<uint64_t>(row.grad);
+    const auto beyond = [](const void* at, int size) {
+      return reinterpret_cast<uint64_t>(at) % (kVector * size < widest ? kVector * size : widest);
+    };
+    uint64_t bits = beyond(row.param, sizeof(P)) | beyond(row.grad, sizeof(G));
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) bits |= reinterpret_cast<uint64_t>(row.state[k]);
-    return bits % sizeof(uint4) == 0;
+      if (R::keeps(variant, k)) bits |= beyond(row.state[k], sizeof(S));
+    return bits == 0;
   }
 };
 
@@ -218,10 +226,9 @@ struct QuickScalars {
   }
 };
 
-// As many tiles as are in flight together.
-template <class R, int variant, class M, class T>
+// As many tiles as are in flight together, by accesses of at most so many bytes.
+template <class OfTile, class R, int variant, class T, int widest>
 class QuickTiles {
-  using OfTile = Tile<R, variant, M, T>;
   using Row = TableRow<Shape<R>::kStates>;
   static constexpr int kUnroll = OfTile::kUnroll;
   OfTile tile_[kUnroll];
@@ -231,10 +238,20 @@ class QuickTiles {
   using Scalars = QuickScalars<R, Number, T>;
   static constexpr int kElements = kUnroll * OfTile::kElements;
 
+  // From an element on, as long as they are whole; to the first of a tile in which an operand was out of the ordinary.
+  __device__ static void sweep(const Row& row, int& at, int last, const Scalars& c) {
+    for (; at <= last; at += kElements) {
+      QuickTiles quick;
+      if (!quick.step(row, at, c)) break;
+      quick.store(row, at);
+    }
+  }
+
+ private:
   // False if an operand was out of the ordinary.
   __device__ bool step(const Row& row, int at, const Scalars& c) {
 #pragma unroll
-    for (int k = 0; k < kUnroll; ++k) tile_[k].load(row, at + k * OfTile::kElements);
+    for (int k = 0; k < kUnroll; ++k) tile_[k].template load<widest>(row, at + k * OfTile::kElements);
     Guard guard;
     const auto number = [&](T x) {
       if constexpr (OfTile::kGuarded)
@@ -248,8 +265,20 @@ class QuickTiles {
   }
   __device__ void store(const Row& row, int at) const {
 #pragma unroll
-    for (int k = 0; k < kUnroll; ++k) tile_[k].store(row, at + k * OfTile::kElements);
+    for (int k = 0; k < kUnroll; ++k) tile_[k].template store<widest>(row, at + k * OfTile::kElements);
   }
+};
+
+// By accesses of 32 bytes, where a device has them: two tiles of float32 are one, of which a lane has twice as much;
+// float32 beside 16 bits has as much anyway.
+template <class R, int variant, class M, class T>
+struct Wide {
+  using Narrow = Tile<R, variant, M, T>;
+  static constexpr bool kTwice = sizeof(T) == sizeof(float) && Narrow::kUnroll == 2;
+  static constexpr bool kBeside = sizeof(typename M::State) == 2 * sizeof(typename M::Param);
+  static constexpr bool kThere = kWidest == sizeof(Words32) && (kTwice || kBeside);
+  using OfTile = Tile<R, variant, M, T, kTwice ? 32 : 16>;
+  using Quick = QuickTiles<OfTile, R, variant, T, sizeof(Words32)>;
 };
 
 // Dense rows of one mix.
@@ -257,7 +286,9 @@ template <class R, int variant, class M, class T>
 __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, Tile<R, variant, M, T>::kBlocks)
     update(const __grid_constant__ UpdateArguments a) {
   using Registers = Tile<R, variant, M, T>;
-  using Quick = QuickTiles<R, variant, M, T>;
+  using Quick = QuickTiles<Registers, R, variant, T, sizeof(uint4)>;
+  using OfWide = Wide<R, variant, M, T>;
+  static_assert(Quick::kElements == OfWide::Quick::kElements);
   Chunk<R> chunk;
   if (!chunk.find(a)) return;
   const TableRow<Shape<R>::kStates> row = *chunk.row;
@@ -266,25 +297,25 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, Tile<R, varian
   const auto scalars = Shape<R>::template scalars<T>(numbers);
   const typename Quick::Scalars quick_scalars(numbers);
   const int lane = threadIdx.x % kLanes;
-  const auto mine = Registers::from(row, chunk.begin + lane * Registers::kVector);
-  const bool aligned = Registers::aligned(row);
+  const bool aligned = Registers::template aligned<sizeof(uint4)>(row);
+  const bool wide = OfWide::kThere && OfWide::OfTile::template aligned<sizeof(Words32)>(row);
+  // From a lane's first element to the next lane's.
+  const int held = wide ? OfWide::OfTile::kVector : Registers::kVector;
+  const auto mine = Registers::from(row, chunk.begin + lane * held);
 
   // From one element to the next: lanes whose operands are out of the ordinary take a tile in their own time.
   const int last = aligned && quick_scalars.template suit<variant>() ? chunk.n - Quick::kElements : -1;
   for (int at = 0; at < chunk.n; at += Registers::kElements) {
-    for (; at <= last; at += Quick::kElements) {
-      Quick quick;
-      if (!quick.step(mine, at, quick_scalars)) break;
-      quick.store(mine, at);
-    }
+    if constexpr (OfWide::kThere) OfWide::Quick::sweep(mine, at, wide ? last : -1, quick_scalars);
+    if constexpr (!OfWide::kThere || OfWide::kTwice) Quick::sweep(mine, at, wide ? -1 : last, quick_scalars);
     at = opaque(at);
     if (at >= chunk.n) break;
     Registers tile = {};
-    const int first = at - lane * (Registers::kVector - 1);
+    const int side_by_side = at - lane * (held - Registers::kVector), first = at - lane * (held - 1);
     const bool whole = aligned && at + Registers::kElements <= chunk.n;
-    whole ? tile.load(mine, at) : tile.load(mine, first, chunk.n - at - lane);
+    whole ? tile.template load<sizeof(uint4)>(mine, side_by_side) : tile.load(mine, first, chunk.n - at - lane);
     tile.template update<T>(multiplier, scalars, [](T x) { return x; });
-    whole ? tile.store(mine, at) : tile.store(mine, first, chunk.n - at - lane);
+    whole ? tile.template store<sizeof(uint4)>(mine, side_by_side) : tile.store(mine, first, chunk.n - at - lane);
   }
 }
 

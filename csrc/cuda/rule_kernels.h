@@ -48,6 +48,16 @@ struct MixKernels {
   Kernel measure[fusedopt::kMaxVariants][kMixes] = {};
 };
 
+// Those of rules with sums, which are compiled with these alone. For floats with few states, with many, and for
+// doubles.
+struct SumKernels {
+  using Kernel = void (*)(fusedopt::cuda::UpdateArguments, fusedopt::cuda::CommonRule);
+  Kernel measure[3];
+  Kernel conclude;
+  void (*conclude_all)(fusedopt::cuda::JointArguments, fusedopt::cuda::CommonRule);
+};
+const SumKernels& sum_kernels();
+
 template <class M>
 inline bool has_mix(const fusedopt::Row& row, const fusedopt::Rule& rule) {
   bool has = row.param_dtype == dtype_of(typename M::Param()) && row.grad_dtype == dtype_of(typename M::Grad());

@@ -44,6 +44,7 @@ def emulator_commands(toolchain: Any, flags: Sequence[str] = FLAGS, watched: boo
     # What sets apart the objects of one source; two sources are for Python.
     kinds = {"control.cpp": [], "device.cpp": [], "cuda_rule.cpp": [toolchain.kernel_flags(three) for three in threes]}
     kinds["cuda_common.cpp"] = [toolchain.kernel_flags(rules)]
+    kinds["cuda_sums.cpp"] = [toolchain.kernel_flags([rule for rule in rules if rule.sums])]
     kinds["access.cpp"] = [[]] if watched else []
     commands = []
     for path in sorted(HERE.glob("*.cpp")):

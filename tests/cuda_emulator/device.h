@@ -175,19 +175,19 @@ T __ldcv(const T* address, cuda_emulator::Place place = {}) {
 
 // The value's type follows the address alone, so that 0 stores into an unsigned.
 template <class T>
-void __stwb(T* address, std::common_type_t<T> value, cuda_emulator::Place place = {}) {
+void __stwb(T* address, const std::common_type_t<T>& value, cuda_emulator::Place place = {}) {
   cuda_emulator::detail::store(address, value, place);
 }
 template <class T>
-void __stcg(T* address, std::common_type_t<T> value, cuda_emulator::Place place = {}) {
+void __stcg(T* address, const std::common_type_t<T>& value, cuda_emulator::Place place = {}) {
   cuda_emulator::detail::store(address, value, place);
 }
 template <class T>
-void __stcs(T* address, std::common_type_t<T> value, cuda_emulator::Place place = {}) {
+void __stcs(T* address, const std::common_type_t<T>& value, cuda_emulator::Place place = {}) {
   cuda_emulator::detail::store(address, value, place);
 }
 template <class T>
-void __stwt(T* address, std::common_type_t<T> value, cuda_emulator::Place place = {}) {
+void __stwt(T* address, const std::common_type_t<T>& value, cuda_emulator::Place place = {}) {
   cuda_emulator::detail::store(address, value, place);
 }
 

@@ -259,6 +259,22 @@ void vector_load() {
   check(out[31] == 10 + 4 * offset, "sum");
 }
 
+struct alignas(32) EightWords {
+  unsigned at[8];
+};
+__global__ void load_eight_words(const unsigned* in, unsigned offset, unsigned* out) {
+  const EightWords words = __ldcs(reinterpret_cast<const EightWords*>(in + offset));
+  out[threadIdx.x] = words.at[0] + words.at[7];
+}
+
+template <unsigned offset>
+void wide_load() {
+  alignas(32) unsigned in[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
+  unsigned out[32];
+  check(launch(1, 32, load_eight_words, in, offset, out) == cudaSuccess, "launched");
+  check(out[31] == 9 + 2 * offset, "sum");
+}
+
 const std::vector<Case> kCases = {
     {"indices", indices},
     {"reduction", reduction},
@@ -280,6 +296,8 @@ const std::vector<Case> kCases = {
     {"fill_too_far", fill_heap<true>},
     {"vector_load", vector_load<true, 4>},
     {"vector_load_misaligned", vector_load<true, 1>},
+    {"wide_load", wide_load<8>},
+    {"wide_load_misaligned", wide_load<4>},
     {"plain_vector_load", vector_load<false, 4>},
     {"plain_vector_load_misaligned", vector_load<false, 1>},
 };
