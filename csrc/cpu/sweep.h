@@ -95,14 +95,16 @@ struct Kernel {
     const int64_t whole = n / kBlock<P, S> * kBlock<P, S>;
     if (whole > 0) f(p, g, s, 0, whole);
     if (whole == n) return;
-    RowEnd end(n - whole, kBlock<P, S>);
-    const G* grad = end.add(g + whole);
-    P* param = end.add(p + whole);
+    RowEnd<kBlock<P, S>> end(n - whole);
+    const G* grad = end.fetch(g + whole);
+    P* param = end.fetch(p + whole);
     S* state[kStates] = {};
-    each_kept([&](int k) { state[k] = end.add(s[k] + whole); });
-    end.fetch();
+    each_kept([&](int k) { state[k] = end.fetch(s[k] + whole); });
     f(param, grad, state, whole, n - whole);
-    if constexpr (!std::is_const_v<P>) end.put_back();
+    if constexpr (!std::is_const_v<P>) {
+      end.put_back(p + whole, param);
+      each_kept([&](int k) { end.put_back(s[k] + whole, state[k]); });
+    }
   }
 
   template <class P, class G, class S, class Store>

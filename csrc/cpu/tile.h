@@ -5,6 +5,7 @@
 #include "../precision.h"
 #include "../step.h"
 #include "half.h"
+#include "row_end.h"
 
 namespace FUSEDOPT_NAMESPACE {
 
@@ -95,39 +96,6 @@ class Streams {
   int count_ = 0;
   Stream streams_[fusedopt::kOperands];
 };
-
-// The most elements that a rule's loop takes at once: loops.h.
-constexpr int64_t kLargestBlock = 64;
-
-// A rule from outside calls what follows in the package's engines.
-#pragma GCC visibility push(default)
-
-// The end of a row, whose elements do not fill a block: a copy of it for each operand, filled up with zeros.
-class RowEnd {
- public:
-  RowEnd(int64_t n, int64_t block) : n_(static_cast<int>(n)), block_(static_cast<int>(block)) {}
-  // Where the copy of `data` will be.
-  template <class Stored>
-  Stored* add(Stored* data) {
-    constexpr int size = sizeof(Stored);
-    pieces_[count_] = {const_cast<std::remove_const_t<Stored>*>(data), n_ * size, block_ * size};
-    return reinterpret_cast<Stored*>(copies_[count_++]);
-  }
-  void fetch();
-  // All but the first, which is the gradient.
-  void put_back() const;
-
- private:
-  struct Piece {
-    void* data;
-    int bytes, room;
-  };
-  int n_, block_, count_ = 0;
-  Piece pieces_[fusedopt::kState + fusedopt::kMaxStates];
-  alignas(64) char copies_[fusedopt::kState + fusedopt::kMaxStates][kLargestBlock * sizeof(float)];
-};
-
-#pragma GCC visibility pop
 
 // What a row's tiles come from and go to, beside its states. The hardware loses a stream at each page, so the next tile
 // is asked for while a rule works on one: it spares its divider's time, where loads and stores have nothing to do.

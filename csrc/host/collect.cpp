@@ -7,15 +7,16 @@ namespace fusedopt {
 void Roster::read_counts(Source& source) const {
   for (int c = 0; c < rule_->counters; ++c) {
     Number& before = source.before[c];
-    if (!source.counter[c]) {
+    const TensorImpl* counter = source.counter[c];
+    if (!counter) {
       before = {PyLong_AsDouble(source.counter_object[c])};
       if (PyErr_Occurred()) throw py::error_already_set();
       continue;
     }
-    const bool wide = is_double(*source.counter[c]);
+    const bool wide = is_double(*counter);
     // What sums decide on a kernel alone knows.
-    const bool remembered = rule_->remembers && device_index(*source.counter[c]) == source.device;
-    if (source.device != kHost && (remembered || number_on_device(*source.counter[c])))
+    const auto remembered = [&] { return rule_->remembers && device_index(*counter) == source.device; };
+    if (source.device != kHost && (remembered() || number_on_device(*counter)))
       before = {0, source.count[c], wide ? Dtype::f64 : Dtype::f32};
     else
       before = {wide ? *static_cast<double*>(source.count[c]) : *static_cast<float*>(source.count[c])};

@@ -270,16 +270,21 @@ bool Roster::grads_overlap() const {
 }
 
 void Roster::bump_versions() const {
-  for (size_t i = 0; i < count_; ++i) {
+  // Copies, since for all that the compiler knows a bump changes them.
+  const int counters = rule_->counters, states = rule_->states;
+  const bool clears_grad = clears_grad_;
+  const size_t count = count_;
+  for (size_t i = 0; i < count; ++i) {
     const Source& source = sources_[i];
     source.param->bump_version();
-    for (int c = 0; c < rule_->counters; ++c)
+    for (int c = 0; c < counters; ++c)
       if (source.counter[c]) source.counter[c]->bump_version();
-    for (int k = 0; k < rule_->states; ++k)
+    for (int k = 0; k < states; ++k)
       if (source.state[k]) source.state[k]->bump_version();
-    for (int a = 0; rows_[i].extras && a < kAttached; ++a)
-      if (source.attached[a]) source.attached[a]->bump_version();
-    if (clears_grad_) source.grad->bump_version();
+    if (rows_[i].extras)
+      for (TensorImpl* attached : source.attached)
+        if (attached) attached->bump_version();
+    if (clears_grad) source.grad->bump_version();
     if (source.sharded) whole(source, [](TensorImpl* impl) { impl->bump_version(); });
   }
 }

@@ -254,7 +254,7 @@ class Roster {
   void check_groups_agree() const;
   template <class F>
   void whole(const Source& source, F&& f) const;
-  bool is_double(const TensorImpl& impl) const { return c10::typeMetaToScalarType(impl.dtype()) == at::kDouble; }
+  static bool is_double(const TensorImpl& impl) { return impl.dtype() == caffe2::TypeMeta::Make<double>(); }
 
   static constexpr const char* kNotHome =
       ", and offload='cpu' has states on the host; load_state_dict(state_dict()) moves them there";

@@ -9,34 +9,36 @@ void Plan::prepare_rows(const Pass& pass) {
   std::vector<cuda::Entry>& entries = work_.step.entries;
   entries.clear();
   work_.prepared.clear();
+  const Rule& rule = this->rule();
+  const std::vector<Group>& groups = roster_.groups();
   bool changed = false;
   for (size_t i = pass.first; i < pass.last; ++i) {
     const Source& source = roster_.source(i);
+    Row& row = roster_.row(i);
     // A captured step keeps to its own group: its numbers may come to differ from the others' before a replay.
-    const int own = roster_.slot(source).group, group = capturing_ ? own : roster_.groups()[own].same_as;
-    const bool wide = roster_.row(i).param_dtype == Dtype::f64 || rule().factored;
+    const int own = roster_.slot(source).group, group = capturing_ ? own : groups[own].same_as;
+    const bool wide = row.param_dtype == Dtype::f64 || rule.factored;
     const cuda::Entry* known = entries.empty() ? nullptr : &entries.back();
     if (!known || known->group != group || known->first != source.first || known->wide != wide ||
-        !std::equal(source.before, source.before + rule().counters, known->counter) ||
-        (rule().measures(roster_.row(i).variant) && !rule().joint)) {
+        !std::equal(source.before, source.before + rule.counters, known->counter) ||
+        (rule.measures(row.variant) && !rule.joint)) {
       cuda::Entry& entry = entries.emplace_back();
       Prepared& prepared = work_.prepared.emplace_back();
       entry.group = group;
       entry.first = source.first;
       entry.wide = wide;
-      bool on_device = source.device != kHost && rule().counters == 0;
-      for (int c = 0; c < rule().counters; ++c) {
+      bool on_device = source.device != kHost && rule.counters == 0;
+      for (int c = 0; c < rule.counters; ++c) {
         entry.counter[c] = source.before[c];
         prepared.after[c] = source.before[c].value;
         on_device = on_device || source.before[c].device;
       }
-      prepared.scalars[0] = roster_.groups()[group].sign * scaling_.multiplier();
-      if (!on_device)
-        rule().prepare(roster_.groups()[group].numbers().data(), prepared.after, entry.first, prepared.scalars + 1);
+      prepared.scalars[0] = groups[group].sign * scaling_.multiplier();
+      if (!on_device) rule.prepare(groups[group].numbers().data(), prepared.after, entry.first, prepared.scalars + 1);
     }
-    const uint32_t entry = static_cast<uint32_t>(work_.prepared.size() - 1);
-    changed = changed || roster_.row(i).entry != entry;
-    roster_.row(i).entry = entry;
+    const uint32_t entry = static_cast<uint32_t>(entries.size() - 1);
+    changed = changed || row.entry != entry;
+    row.entry = entry;
   }
   if (changed) roster_.touch();
 }
@@ -74,16 +76,21 @@ void Plan::run(Work& work, Row* first, Row* last, int device) {
 }
 
 void Plan::write_counts(const Pass& pass) {
-  for (size_t i = pass.first; i < pass.last; ++i)
-    for (int c = 0; c < rule().counters; ++c)
-      if (!roster_.source(i).before[c].device) roster_.count(i, c, work_.prepared[roster_.row(i).entry].after[c]);
+  const int counters = rule().counters;
+  if (counters == 0) return;
+  for (size_t i = pass.first; i < pass.last; ++i) {
+    const Number* before = roster_.source(i).before;
+    const double* after = work_.prepared[roster_.row(i).entry].after;
+    for (int c = 0; c < counters; ++c)
+      if (!before[c].device) roster_.count(i, c, after[c]);
+  }
 }
 
 void Plan::run() {
   // Whoever has no gradients has part in the others' sums all the same.
   const auto divided = [&](const Source& source) { return roster_.in_parts(source); };
-  const bool takes_part = rule().joint ? roster_.count() > 0 : roster_.any_row(divided);
-  if (families_.owe_sums() && !takes_part) come_without_rows();
+  const auto takes_part = [&] { return rule().joint ? roster_.count() > 0 : roster_.any_row(divided); };
+  if (families_.owe_sums() && !takes_part()) come_without_rows();
   for (const Pass& pass : roster_.passes()) {
     if (rule().joint && pass.device != kHost) roster_.keep_on_device(pass.device);
     if (pass.wave > 0)

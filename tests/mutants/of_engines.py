@@ -12,8 +12,8 @@ MUTANTS = (
     ),
     Mutant(
         "csrc/cpu/sweep.h",
-        "RowEnd end(n - whole, kBlock<P, S>);",
-        "RowEnd end(n - whole - 1, kBlock<P, S>);",
+        "RowEnd<kBlock<P, S>> end(n - whole);",
+        "RowEnd<kBlock<P, S>> end(n - whole - 1);",
         "the end of a row loses its last element",
         "tests/test_parity.py -k sgd",
     ),

@@ -7,13 +7,7 @@
 
 namespace FUSEDOPT_NAMESPACE {
 
-// A line of a row's end, of which the row has `bytes`, an even number. A loop that takes a vector out of a copy would
-// wait for smaller stores into it, so where it can be a copy is written in vectors, filled up in registers.
 #if defined(FUSEDOPT_ISA_AVX512)
-inline __mmask64 mask_of(int64_t bytes) { return ~0ull >> (64 - bytes); }
-inline void fetch_line(char* copy, const char* from, int64_t bytes) {
-  _mm512_store_si512(copy, _mm512_maskz_loadu_epi8(mask_of(bytes), from));
-}
 inline void put_line(char* to, const char* copy, int64_t bytes) {
   _mm512_mask_storeu_epi8(to, mask_of(bytes), _mm512_load_si512(copy));
 }
@@ -38,22 +32,6 @@ inline void put_line(char* to, const char* copy, int64_t bytes) {
   else
     copy_ends<2>(to, copy, bytes);
 }
-inline void fetch_line(char* copy, const char* from, int64_t bytes) {
-#ifdef FUSEDOPT_ISA_AVX2
-  if (bytes % 4 == 0) {
-    // As many words are set from here on as are read.
-    alignas(64) static constexpr int32_t kMasks[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
-    const auto* mask = reinterpret_cast<const __m256i*>(reinterpret_cast<const char*>(kMasks) + 64 - bytes);
-    const auto* words = reinterpret_cast<const int*>(from);
-    auto* made = reinterpret_cast<__m256i*>(copy);
-    _mm256_store_si256(made, _mm256_maskload_epi32(words, _mm256_loadu_si256(mask)));
-    _mm256_store_si256(made + 1, _mm256_maskload_epi32(words + 8, _mm256_loadu_si256(mask + 1)));
-    return;
-  }
-#endif
-  std::memset(copy, 0, 64);
-  put_line(copy, from, bytes);
-}
 #endif
 
 // Calls f for each line of a piece that has some of the row.
@@ -62,37 +40,18 @@ inline void each_line(int64_t bytes, const F& f) {
   for (int64_t at = 0; at < bytes; at += 64) f(at, bytes - at < 64 ? bytes - at : 64);
 }
 
-// Most pieces are one line, for which no loop is begun.
-__attribute__((noinline)) static void fetch_lines(char* copy, const char* from, int64_t bytes, int64_t room) {
-  each_line(bytes, [&](int64_t at, int64_t n) { fetch_line(copy + at, from + at, n); });
+void fetch_lines(char* copy, const char* from, int64_t bytes, int64_t room) {
+  each_line(bytes, [&](int64_t at, int64_t n) {
+    if (n % 4 == 0 ? kFetchesInPlace<int32_t> : kFetchesInPlace<int16_t>) return fetch_line(copy + at, from + at, n);
+    std::memset(copy + at, 0, 64);
+    put_line(copy + at, from + at, n);
+  });
   for (int64_t at = (bytes + 63) / 64 * 64; at < room; at += 64) std::memset(copy + at, 0, 64);
 }
-__attribute__((noinline)) static void put_lines(char* to, const char* copy, int64_t bytes) {
+
+void put_lines(char* to, const char* copy, int64_t bytes) {
+  if (bytes < 64) return put_line(to, copy, bytes);
   each_line(bytes, [&](int64_t at, int64_t n) { put_line(to + at, copy + at, n); });
-}
-
-void RowEnd::fetch() {
-  const Piece* const last = pieces_ + count_;
-  char* copy = copies_[0];
-  for (const Piece* piece = pieces_; piece != last; ++piece, copy += sizeof(copies_[0])) {
-    const auto* from = static_cast<const char*>(piece->data);
-    if (piece->room == 64)
-      fetch_line(copy, from, piece->bytes);
-    else
-      fetch_lines(copy, from, piece->bytes, piece->room);
-  }
-}
-
-void RowEnd::put_back() const {
-  const Piece* const last = pieces_ + count_;
-  const char* copy = copies_[1];
-  for (const Piece* piece = pieces_ + 1; piece != last; ++piece, copy += sizeof(copies_[0])) {
-    auto* to = static_cast<char*>(piece->data);
-    if (piece->bytes < 64)
-      put_line(to, copy, piece->bytes);
-    else
-      put_lines(to, copy, piece->bytes);
-  }
 }
 
 // Brings elements into a row or back as so many bytes: what they mean is known only there.
