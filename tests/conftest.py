@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,18 +111,33 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if name.startswith(_OWN_ENGINE) or (numbers == "host" and not name.startswith(_NUMBERS)) else None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
+    """What tests/tiers.py leaves out is not made an item of: that would take most of the time of a collection."""
+    yield
+    from tiers import select
+
+    config = metafunc.config
+    calls: Any = metafunc._calls
+    # Who asks for one test by its name wants it.
+    if calls and not config.getoption("--all") and not any("::" in argument for argument in config.args):
+        module, mark = metafunc.definition.path.stem, metafunc.definition.get_closest_marker("thinned")
+        kept = select(calls, module, mark, emulated=config.getoption("--cuda-emulator") is not None)
+        if not kept:
+            # Of none at all pytest would make an item without parameters.
+            calls[0].marks.append(pytest.mark.left_out.mark)
+        calls[:] = kept or calls[:1]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--cuda-emulator"):
         for item in items:
             if "large" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="billions of elements take the emulator too long"))
-    # Who asks for one test by its name wants it.
-    if not config.getoption("--all") and not any("::" in argument for argument in config.args):
-        from tiers import select
-
-        kept, left_out = select(items, emulated=config.getoption("--cuda-emulator") is not None)
+    left_out = [item for item in items if "left_out" in item.keywords]
+    if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
+        items[:] = [item for item in items if "left_out" not in item.keywords]
 
 
 def pytest_collection_finish() -> None:
