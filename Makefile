@@ -25,8 +25,9 @@ WHEEL := .venv-wheel
 NATIVE := $(shell find csrc -type f)
 # A folder is newer than what was built when a file has left it.
 FOLDERS := $(shell find csrc -mindepth 1 -type d)
-# What a file's tests share (a compiled rule, what type checkers say, disassembled kernels) is made by one worker.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+# What a file's tests share (a compiled rule, what type checkers say, disassembled kernels) is made by one worker. Which
+# files come first tests/conftest.py says.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # The fullest of those that were asked for before does for less, too.
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
         calls[:] = kept or calls[:1]
 
 
+# Of these one test takes as long as hundreds of others. What xdist is given last, one worker does alone.
+_FIRST = ("test_engines", "test_sass", "test_sharded", "test_compiled", "test_walk", "test_benchmarks", "test_property")
+
+
+def _rank(path: Path, count: int) -> tuple[bool, int, Path]:
+    """In what order files go to workers: long tests, then many, then few."""
+    return path.stem not in _FIRST, -count, path
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--cuda-emulator"):
         for item in items:
@@ -138,6 +148,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if "left_out" not in item.keywords]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        counts = Counter(item.path for item in items)
+        items.sort(key=lambda item: _rank(item.path, counts[item.path]))
 
 
 def pytest_collection_finish() -> None:
