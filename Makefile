@@ -88,15 +88,13 @@ else
 test: $(TEST)
 	$(BIN)/python tests/cuda_emulator/build.py
 	$(PYTEST)
-	$(PYTEST) --cuda-emulator=device
-	$(PYTEST) --cuda-emulator=host
+	$(PYTEST) --cuda-emulator=both
 endif
 
 test-all: $(BUILT)
 	$(BIN)/python tests/cuda_emulator/build.py
 	$(PYTEST) --all
-	$(PYTEST) --all --cuda-emulator=device
-	$(PYTEST) --all --cuda-emulator=host
+	$(PYTEST) --all --cuda-emulator=both
 
 # What breaks the package in one place, and whether a test notices: tests/mutants/result.json.
 mutants: $(BUILT)

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cuda-emulator",
-        choices=["device", "host"],
+        choices=["device", "host", "both"],
         help="step CPU tensors with the emulated CUDA engine; counters, learning rates and GradScaler's tensors lie in "
-        "device memory or on the host",
+        "device memory or on the host, or in one after the other for tests that are about them",
     )
 
     parser.addoption("--all", action="store_true", help="run also the combinations that tests/tiers.py leaves out")
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # Before anything imports fusedopt.
         engine, control = build()
         sys.modules["fusedopt._C"] = engine
-        control.numbers_on_device(numbers == "device")
+        control.numbers_on_device(numbers != "host")
 
 
 # What does not step anything, chooses its engine itself, or is about files, arguments and programs.
@@ -128,6 +128,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
             # Of none at all pytest would make an item without parameters.
             calls[0].marks.append(pytest.mark.left_out.mark)
         calls[:] = kept or calls[:1]
+    if config.getoption("--cuda-emulator") == "both" and metafunc.definition.path.name.startswith(_NUMBERS):
+        metafunc.parametrize("_numbers", ["device", "host"], indirect=True, scope="module")
 
 
 # Of these one test takes as long as hundreds of others. What xdist is given last, one worker does alone.
@@ -171,6 +173,20 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.use_isa(name)
     yield name
     _C.use_isa(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _numbers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What is about numbers beside tensors has them on the device, then on the host: --cuda-emulator=both."""
+    if not hasattr(request, "param"):
+        yield
+        return
+    from build import build
+
+    _, control = build()
+    control.numbers_on_device(request.param == "device")
+    yield
+    control.numbers_on_device(True)
 
 
 # Of the CPU's numbers alone where there are no others: for an accelerator that is not there torch.manual_seed() formats
