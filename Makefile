@@ -51,12 +51,15 @@ $(FOR_DEMO): export FUSEDOPT_CUDA ?= gpu
 $(FOR_DEMO): EXTRAS := demo
 $(FOR_TEST): export TORCH_CUDA_ARCH_LIST ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u),9.0)
 $(FOR_TEST) $(BUILT): EXTRAS := dev
+# pip fetches and unpacks what tests take on one core; beside it fusedopt's objects are compiled, and the emulator's.
+$(FOR_TEST): BESIDE := $(BIN)/python tests/cuda_emulator/build.py --package & beside=$$!;
+INSTALL = $(BESIDE) $(PIP) --no-build-isolation -e ".[$(EXTRAS)]" $(if $(BESIDE),; installed=$$?; wait $$beside && exit $$installed)
 
 # When only C++ has changed, what was installed stays. The stamp is of the time before the build, since what is edited
 # during one may have been read already.
 $(FOR_DEMO) $(FOR_TEST) $(BUILT): $(TOOLS) pyproject.toml setup.py $(NATIVE) $(FOLDERS)
 	touch $@.begun
-	$(if $(filter-out csrc/%,$?),$(PIP) --no-build-isolation -e ".[$(EXTRAS)]",$(BIN)/python setup.py -q build_ext --inplace)
+	$(if $(filter-out csrc/%,$?),$(INSTALL),$(BIN)/python setup.py -q build_ext --inplace)
 	mv $@.begun $@
 
 demo: $(DEMO)
