@@ -25,8 +25,9 @@ WHEEL := .venv-wheel
 NATIVE := $(shell find csrc -type f)
 # A folder is newer than what was built when a file has left it.
 FOLDERS := $(shell find csrc -mindepth 1 -type d)
-# What a file's tests share (a compiled rule, what type checkers say, disassembled kernels) is made by one worker.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+# What a file's tests share (a compiled rule, what type checkers say, disassembled kernels) is made by one worker. Which
+# files come first tests/conftest.py says.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # The fullest of those that were asked for before does for less, too.
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
@@ -50,12 +51,15 @@ $(FOR_DEMO): export FUSEDOPT_CUDA ?= gpu
 $(FOR_DEMO): EXTRAS := demo
 $(FOR_TEST): export TORCH_CUDA_ARCH_LIST ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u),9.0)
 $(FOR_TEST) $(BUILT): EXTRAS := dev
+# pip fetches and unpacks what tests take on one core; beside it fusedopt's objects are compiled, and the emulator's.
+$(FOR_TEST): BESIDE := $(BIN)/python tests/cuda_emulator/build.py --package & beside=$$!;
+INSTALL = $(BESIDE) $(PIP) --no-build-isolation -e ".[$(EXTRAS)]" $(if $(BESIDE),; installed=$$?; wait $$beside && exit $$installed)
 
 # When only C++ has changed, what was installed stays. The stamp is of the time before the build, since what is edited
 # during one may have been read already.
 $(FOR_DEMO) $(FOR_TEST) $(BUILT): $(TOOLS) pyproject.toml setup.py $(NATIVE) $(FOLDERS)
 	touch $@.begun
-	$(if $(filter-out csrc/%,$?),$(PIP) --no-build-isolation -e ".[$(EXTRAS)]",$(BIN)/python setup.py -q build_ext --inplace)
+	$(if $(filter-out csrc/%,$?),$(INSTALL),$(BIN)/python setup.py -q build_ext --inplace)
 	mv $@.begun $@
 
 demo: $(DEMO)
@@ -87,15 +91,13 @@ else
 test: $(TEST)
 	$(BIN)/python tests/cuda_emulator/build.py
 	$(PYTEST)
-	$(PYTEST) --cuda-emulator=device
-	$(PYTEST) --cuda-emulator=host
+	$(PYTEST) --cuda-emulator=both
 endif
 
 test-all: $(BUILT)
 	$(BIN)/python tests/cuda_emulator/build.py
 	$(PYTEST) --all
-	$(PYTEST) --all --cuda-emulator=device
-	$(PYTEST) --all --cuda-emulator=host
+	$(PYTEST) --all --cuda-emulator=both
 
 # What breaks the package in one place, and whether a test notices: tests/mutants/result.json.
 mutants: $(BUILT)

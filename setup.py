@@ -56,7 +56,7 @@ class Build(build_ext):
         names = ", ".join(torch.version for torch in torches().values())
         # The build front ends swallow stdout; this line is for people.
         print(f"fusedopt builds CPU: {', '.join(isas)}; CUDA: {built}; for torch {names}", file=sys.stderr)
-        commands = {ENGINES: [*TREE.cpu_commands(isas, cuda=bool(cuda.nvcc)), *TREE.cuda_commands(cuda)]}
+        commands = {ENGINES: TREE.engine_commands(isas, cuda)}
         commands |= {name: TREE.host_commands(torch) for name, torch in torches().items()}
         objects = iter(TREE.make([command for each in commands.values() for command in each]))
         self.objects = {name: [next(objects) for _ in each] for name, each in commands.items()}

@@ -50,7 +50,7 @@ _SOURCES = {
     "isa": ("csrc/cpu/isa/*.cpp", "csrc/*/isa*.cpp"),
     "cuda": ("csrc/cuda/*.cu", "csrc/*/cuda*.cu"),
 }
-# What takes longest to compile: begun last, it would be waited for alone.
+# What takes longest to compile, before the rest of what includes torch: begun last, it would be waited for alone.
 _LONGEST = [
     *("torch.h", "cuda/common.cu", "adafactor/cuda.cu", "rule.cu", "cuda/sums.cu", "clipping/cuda.cu", "lbfgs/cuda.cu"),
     *("cuda_common.cpp", "cuda_rule.cpp"),
@@ -313,6 +313,10 @@ class Tree:
         commands.append(cuda.command(_CUDA_ENGINE, [*flags, f'-DFUSEDOPT_CUDA_ARCHITECTURES="{names}"']))
         return commands + cuda.rule_commands(self.rules(), architectures)
 
+    def engine_commands(self, isas: Sequence[str], cuda: Cuda) -> list[list[str]]:
+        """How the package's engines are compiled."""
+        return [*self.cpu_commands(isas, cuda=bool(cuda.nvcc)), *self.cuda_commands(cuda)]
+
     def make(self, commands: Iterable[Sequence[str]]) -> list[Path]:
         """The objects of commands that end with a source; ninja compiles what is missing or has changed."""
         commands = list(commands)
@@ -389,7 +393,9 @@ def cache_folder() -> Path:
 
 
 def _rank(command: Sequence[str]) -> int:
-    return next((rank for rank, name in enumerate(_LONGEST) if command[-1].endswith(f"/{name}")), len(_LONGEST))
+    knows_torch = any(word.startswith("-DFUSEDOPT_TORCH=") for word in command)
+    others = len(_LONGEST) + (not knows_torch)
+    return next((rank for rank, name in enumerate(_LONGEST) if command[-1].endswith(f"/{name}")), others)
 
 
 def _compiles_cuda(commands: Iterable[Sequence[str]]) -> bool:

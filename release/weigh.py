@@ -50,7 +50,7 @@ def part_of(command: Sequence[str]) -> str:
 
 def weights(toolchain: Any) -> Counter[str]:
     tree, cuda = toolchain.Tree(ROOT), toolchain.Cuda()
-    commands = [*tree.cpu_commands(toolchain.isas(), cuda=bool(cuda.nvcc)), *tree.cuda_commands(cuda)]
+    commands = tree.engine_commands(toolchain.isas(), cuda)
     found: Counter[str] = Counter()
     for command in commands:
         made = tree._object(command)

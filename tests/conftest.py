@@ -6,8 +6,10 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cuda-emulator",
-        choices=["device", "host"],
+        choices=["device", "host", "both"],
         help="step CPU tensors with the emulated CUDA engine; counters, learning rates and GradScaler's tensors lie in "
-        "device memory or on the host",
+        "device memory or on the host, or in one after the other for tests that are about them",
     )
 
     parser.addoption("--all", action="store_true", help="run also the combinations that tests/tiers.py leaves out")
@@ -42,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # Before anything imports fusedopt.
         engine, control = build()
         sys.modules["fusedopt._C"] = engine
-        control.numbers_on_device(numbers == "device")
+        control.numbers_on_device(numbers != "host")
 
 
 # What does not step anything, chooses its engine itself, or is about files, arguments and programs.
@@ -110,18 +112,47 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if name.startswith(_OWN_ENGINE) or (numbers == "host" and not name.startswith(_NUMBERS)) else None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
+    """What tests/tiers.py leaves out is not made an item of: that would take most of the time of a collection."""
+    yield
+    from tiers import select
+
+    config = metafunc.config
+    calls: Any = metafunc._calls
+    # Who asks for one test by its name wants it.
+    if calls and not config.getoption("--all") and not any("::" in argument for argument in config.args):
+        module, mark = metafunc.definition.path.stem, metafunc.definition.get_closest_marker("thinned")
+        kept = select(calls, module, mark, emulated=config.getoption("--cuda-emulator") is not None)
+        if not kept:
+            # Of none at all pytest would make an item without parameters.
+            calls[0].marks.append(pytest.mark.left_out.mark)
+        calls[:] = kept or calls[:1]
+    if config.getoption("--cuda-emulator") == "both" and metafunc.definition.path.name.startswith(_NUMBERS):
+        metafunc.parametrize("_numbers", ["device", "host"], indirect=True, scope="module")
+
+
+# Of these one test takes as long as hundreds of others. What xdist is given last, one worker does alone.
+_FIRST = ("test_engines", "test_sass", "test_sharded", "test_compiled", "test_walk", "test_benchmarks", "test_property")
+
+
+def _rank(path: Path, count: int) -> tuple[bool, int, Path]:
+    """In what order files go to workers: long tests, then many, then few."""
+    return path.stem not in _FIRST, -count, path
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--cuda-emulator"):
         for item in items:
             if "large" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="billions of elements take the emulator too long"))
-    # Who asks for one test by its name wants it.
-    if not config.getoption("--all") and not any("::" in argument for argument in config.args):
-        from tiers import select
-
-        kept, left_out = select(items, emulated=config.getoption("--cuda-emulator") is not None)
+    left_out = [item for item in items if "left_out" in item.keywords]
+    if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
+        items[:] = [item for item in items if "left_out" not in item.keywords]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        counts = Counter(item.path for item in items)
+        items.sort(key=lambda item: _rank(item.path, counts[item.path]))
 
 
 def pytest_collection_finish() -> None:
@@ -144,9 +175,28 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.use_isa(before)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _numbers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What is about numbers beside tensors has them on the device, then on the host: --cuda-emulator=both."""
+    if not hasattr(request, "param"):
+        yield
+        return
+    from build import build
+
+    _, control = build()
+    control.numbers_on_device(request.param == "device")
+    yield
+    control.numbers_on_device(True)
+
+
+# Of the CPU's numbers alone where there are no others: for an accelerator that is not there torch.manual_seed() formats
+# the stack of calls, which takes longer than many a test.
+_seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
-    torch.manual_seed(0)
+    _seed(0)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

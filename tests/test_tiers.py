@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,65 +10,53 @@ from cases import CASES, ONE_PER_OPTIMIZER, ONE_PER_STATES
 from tiers import KINDS, of_a_kind, select, thinned
 
 
-def items(mark: Any, **parameters: Any) -> list[Any]:
+def calls(**parameters: Any) -> list[Any]:
     """As pytest makes them of a test that is parametrized over all combinations."""
-    return [SimpleItem(mark, dict(zip(parameters, values, strict=True))) for values in product(*parameters.values())]
+    return [
+        SimpleNamespace(params=dict(zip(parameters, given, strict=True))) for given in product(*parameters.values())
+    ]
 
 
-class SimpleItem(SimpleNamespace):
-    path = Path("test_x.py")
-    originalname = "test_x"
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-    def __init__(self, mark: Any, parameters: dict[str, Any]) -> None:
-        super().__init__(mark=mark, callspec=SimpleNamespace(params=parameters))
-
-    def get_closest_marker(self, name: str) -> Any:
-        return self.mark and self.mark.mark
-
-
-def kept(given: list[Any], emulated: bool = False) -> list[tuple[Any, ...]]:
-    left, out = select(given, emulated)
-    assert len(left) + len(out) == len(given)
-    return [tuple(item.callspec.params.values()) for item in left]
+def kept(given: list[Any], mark: Any = None, module: str = "test_x", emulated: bool = False) -> list[tuple[Any, ...]]:
+    left = select(given, module, mark and mark.mark, emulated)
+    assert left == [call for call in given if call in left]
+    return [tuple(call.params.values()) for call in left]
 
 
 def test_every_value_occurs() -> None:
-    left = kept(items(thinned("why"), a=range(5), b="xyz"))
+    left = kept(calls(a=range(5), b="xyz"), thinned("why"))
     assert len(left) == 5
     assert ({a for a, _ in left}, {b for _, b in left}) == (set(range(5)), set("xyz"))
 
 
 def test_every_two_values_occur_together() -> None:
-    left = kept(items(thinned("why", together=2), a=range(3), b=range(3), c=range(3)))
+    left = kept(calls(a=range(3), b=range(3), c=range(3)), thinned("why", together=2))
     assert len(left) < 27
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert {(row[i], row[j]) for row in left} == set(product(range(3), repeat=2))
 
 
 def test_what_a_test_keeps_runs_whole() -> None:
-    left = kept(items(thinned("why", keep=lambda a: a == 1), a=range(4), b=range(6)))
+    left = kept(calls(a=range(4), b=range(6)), thinned("why", keep=lambda a: a == 1))
     assert {b for a, b in left if a == 1} == set(range(6))
     assert {a for a, _ in left} == set(range(4))
     assert len(left) == 6 + 3
-    assert len(kept(items(thinned("why", keep=lambda a: a == 1, together=0), a=range(4), b=range(6)))) == 6
+    assert len(kept(calls(a=range(4), b=range(6)), thinned("why", keep=lambda a: a == 1, together=0))) == 6
 
 
 def test_other_tests_run_whole() -> None:
-    assert len(kept(items(None, name="abc", b=range(2)))) == 6
+    assert len(kept(calls(name="abc", b=range(2)))) == 6
 
 
 def test_of_variants_that_keep_the_same_states_one_is_enough_but_for_numbers() -> None:
-    given = items(None, case=CASES)
+    given = calls(case=CASES)
     assert kept(given) == [(case,) for case in CASES if case in ONE_PER_STATES]
     assert {(case.optimizer, *case.kept) for (case,) in kept(given)} == {(c.optimizer, *c.kept) for c in CASES}
-    for item in given:
-        item.path = Path("test_parity.py")
-    assert len(kept(given)) == len(CASES)
+    assert len(kept(given, module="test_parity")) == len(CASES)
 
 
 def test_of_optimizers_in_several_situations_those_of_a_kind_meet_all() -> None:
-    left = kept(items(None, case=ONE_PER_OPTIMIZER, b=range(3)))
+    left = kept(calls(case=ONE_PER_OPTIMIZER, b=range(3)))
     some = [case for case in ONE_PER_OPTIMIZER if of_a_kind(case)]
     assert [case for case, _ in left if case in some] == [case for case in some for _ in range(3)]
     assert {case.name for case, _ in left} == {case.name for case in ONE_PER_OPTIMIZER}
@@ -77,10 +64,15 @@ def test_of_optimizers_in_several_situations_those_of_a_kind_meet_all() -> None:
 
 
 def test_a_list_of_pairs_is_no_product() -> None:
-    given = items(None, case=ONE_PER_OPTIMIZER[:5], b=range(3))
+    given = calls(case=ONE_PER_OPTIMIZER[:5], b=range(3))
     assert len(kept(given[1:])) == len(given) - 1
 
 
 def test_on_the_emulator_one_of_a_kind_is_enough() -> None:
-    assert {case.name for (case,) in kept(items(None, case=CASES), emulated=True)} == KINDS
-    assert len(kept(items(None, name="abc"), emulated=True)) == 3
+    assert {case.name for (case,) in kept(calls(case=CASES), emulated=True)} == KINDS
+    assert len(kept(calls(name="abc"), emulated=True)) == 3
+
+
+def test_a_gpu_is_asked_for_all_that_the_emulator_has_shown() -> None:
+    left = kept(calls(backend=["emulated", "cuda"], a=range(4)), thinned("why"))
+    assert left == [(backend, a) for backend in ("emulated", "cuda") for a in range(4)]

@@ -175,6 +175,13 @@ def test_a_rule_that_is_included_is_no_header_of_torchs(tree: Tree) -> None:
     assert ".gch" not in tree._recipe([command])
 
 
+def test_what_includes_torch_is_begun_first() -> None:
+    """But for kernels: each of its objects takes as long as ten of the CPU's rules."""
+    commands = [*PACKAGE.cpu_commands(["generic"], cuda=False), *PACKAGE.host_commands()]
+    know_torch = [command in PACKAGE.host_commands() for command in sorted(commands, key=_toolchain._rank)]
+    assert know_torch == sorted(know_torch, reverse=True)
+
+
 def test_an_object_of_many_rules_is_not_named_by_all(tree: Tree) -> None:
     rules = [Rule(f"Rule{n}", f"{n}.h") for n in range(40)]
     commands = [["g++", *_toolchain.kernel_flags(some), "-c", "rule.cu"] for some in (rules[:2], rules)]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -31,6 +31,12 @@ everything = False
 Keep = Callable[..., bool]
 
 
+class Call(Protocol):
+    """What pytest makes an item of."""
+
+    params: Mapping[str, Any]
+
+
 def thinned(why: str, *, keep: Keep | None = None, together: int = 1) -> pytest.MarkDecorator:
     """Without --all run what `keep` says of the parameters by their names, and of the rest a few.
 
@@ -46,31 +52,28 @@ def of_a_kind(case: Any) -> bool:
     return str(case) in KINDS
 
 
-def select(items: list[pytest.Item], emulated: bool) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """What runs without --all, and what does not.
+def select(calls: Sequence[Call], module: str, mark: pytest.Mark | None, emulated: bool) -> list[Call]:
+    """Which of a test's calls, as pytest names a set of parameters, run without --all.
 
     On the emulator what all optimizers inherit has run before, and each one's bits have been compared: one of a kind is
     enough there.
     """
-    tests = defaultdict(list)
-    left_out = set()
-    for item in items:
-        if _is_like_another(item, emulated):
-            left_out.add(item)
-        elif _parameters(item):
-            # What an emulator has shown of a GPU is no reason to ask the GPU less.
-            tests[item.path, item.originalname, _parameters(item).get("backend")].append(item)  # type: ignore[attr-defined]
-    left_out.update(item for combined in tests.values() for item in _left_out(combined))
-    return [item for item in items if item not in left_out], [item for item in items if item in left_out]
+    left = [call for call in calls if not _is_like_another(call, module, emulated)]
+    backends = defaultdict(list)
+    for call in left:
+        # What an emulator has shown of a GPU is no reason to ask the GPU less.
+        backends[call.params.get("backend")].append(call)
+    left_out = {id(call) for calls in backends.values() for call in _left_out(calls, module, mark)}
+    return [call for call in left if id(call) not in left_out]
 
 
-def _is_like_another(item: pytest.Item, emulated: bool) -> bool:
-    case = _parameters(item).get("case")
+def _is_like_another(call: Call, module: str, emulated: bool) -> bool:
+    case = call.params.get("case")
     if id(case) not in _shown():
         return False
     if emulated:
         return not of_a_kind(case)
-    return item.path.stem not in ABOUT_NUMBERS and not _shown()[id(case)]
+    return module not in ABOUT_NUMBERS and not _shown()[id(case)]
 
 
 @cache
@@ -82,50 +85,39 @@ def _shown() -> dict[int, bool]:
     return {id(case): id(case) in stand for case in CASES}
 
 
-def _left_out(items: list[pytest.Item]) -> Iterator[pytest.Item]:
-    marker = items[0].get_closest_marker("thinned")
-    if marker is not None:
-        keep, together = marker.kwargs["keep"], marker.kwargs["together"]
-    elif _has_every_optimizer_in_every_situation(items):
+def _left_out(calls: Sequence[Call], module: str, mark: pytest.Mark | None) -> Iterator[Call]:
+    if mark is not None:
+        keep, together = mark.kwargs["keep"], mark.kwargs["together"]
+    elif module not in ABOUT_NUMBERS and _have_every_optimizer_in_every_situation(calls):
         keep, together = of_a_kind, 1
     else:
         return
-    covers = {item: set(_combinations(item, together)) for item in items}
+    names = () if keep is None else inspect.signature(keep).parameters
+    covers = [(call, set(combinations(_values(call), min(together, len(call.params))))) for call in calls]
     seen: set[Any] = set()
-    for item in [item for item in items if keep is not None and _holds(keep, item)]:
-        seen |= covers.pop(item)
-    while covers and together:
-        best = max(covers, key=lambda item: len(covers[item] - seen))
-        if covers[best] <= seen:
+    rest = []
+    for call, covered in covers:
+        if keep is not None and keep(**{name: call.params[name] for name in names}):
+            seen |= covered
+        else:
+            rest.append((call, covered))
+    while rest and together:
+        best = max(range(len(rest)), key=lambda at: len(rest[at][1] - seen))
+        if rest[best][1] <= seen:
             break
-        seen |= covers.pop(best)
-    yield from covers
+        seen |= rest.pop(best)[1]
+    yield from (call for call, _ in rest)
 
 
-def _has_every_optimizer_in_every_situation(items: list[pytest.Item]) -> bool:
-    given = [dict(_values(item)) for item in items]
-    if items[0].path.stem in ABOUT_NUMBERS or id(_parameters(items[0]).get("case")) not in _shown():
+def _have_every_optimizer_in_every_situation(calls: Sequence[Call]) -> bool:
+    if id(calls[0].params.get("case")) not in _shown():
         return False
+    given = [dict(_values(call)) for call in calls]
     cases = {values.pop("case") for values in given}
     situations = {tuple(values.items()) for values in given}
-    return len(situations) > 1 and len(cases) * len(situations) == len(items)
+    return len(situations) > 1 and len(cases) * len(situations) == len(calls)
 
 
-def _parameters(item: pytest.Item) -> dict[str, Any]:
-    callspec: Any = getattr(item, "callspec", None)
-    return callspec.params if callspec else {}
-
-
-def _holds(keep: Keep, item: pytest.Item) -> bool:
-    given = _parameters(item)
-    return keep(**{name: given[name] for name in inspect.signature(keep).parameters})
-
-
-def _values(item: pytest.Item) -> list[tuple[str, Any]]:
+def _values(call: Call) -> list[tuple[str, Any]]:
     """Parameters by their names, in a form that can be compared."""
-    return [(name, x if isinstance(x, (str, int)) else id(x)) for name, x in _parameters(item).items()]
-
-
-def _combinations(item: pytest.Item, together: int) -> Iterator[tuple[Any, ...]]:
-    values = _values(item)
-    yield from combinations(values, min(together, len(values)))
+    return [(name, x if isinstance(x, (str, int)) else id(x)) for name, x in call.params.items()]

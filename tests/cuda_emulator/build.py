@@ -84,5 +84,15 @@ def build(watched: bool = False) -> tuple[ModuleType, ModuleType]:
     return sys.modules[f"{package}._C"], sys.modules[f"{package}._emulator"]
 
 
+def compile_package() -> None:
+    """The objects that setup.py will link for this environment."""
+    toolchain = load_toolchain()
+    tree = toolchain.Tree(ROOT)
+    tree.make([*tree.engine_commands(toolchain.isas(), toolchain.Cuda()), *tree.host_commands()])
+
+
 if __name__ == "__main__":
+    # Beside pip, which fetches and unpacks on one core what tests take, and then waits for the package's objects.
+    if "--package" in sys.argv[1:]:
+        compile_package()
     compile_module()
