@@ -143,6 +143,47 @@ size_t find_family(std::vector<Family>& families, EqualMeshes& meshes, PyObject*
   return f;
 }
 
+// The specs of a step's params, by slot, held so that none can be taken for another that has its address.
+class Specs {
+ public:
+  // Reads them anew, of the slots that are `wanted`. Unless all are those of the last step, calls make(); what it
+  // throws is found again in the next.
+  template <class Slots, class F, class M>
+  void read(const Slots& slots, F&& wanted, M&& make) {
+    bool same = specs_.size() == slots.size();
+    specs_.resize(slots.size());
+    for (size_t slot = 0; slot < slots.size(); ++slot) {
+      PyObject* spec = wanted(slots[slot]) ? spec_of(slots[slot].param) : nullptr;
+      if (specs_[slot].ptr() == spec) continue;
+      same = false;
+      specs_[slot] = spec ? borrow(spec) : Ref();
+    }
+    if (same) return;
+    try {
+      make();
+    } catch (...) {
+      specs_.clear();
+      throw;
+    }
+  }
+  // Calls f(slot, family) for each in a family, a new one at the end of the list that begins empty; those of which
+  // `counts` is not true are in none.
+  template <class Family, class C, class F>
+  void each_in_family(std::vector<Family>& families, C&& counts, F&& f) const {
+    families.clear();
+    EqualMeshes meshes;
+    for (size_t slot = 0; slot < specs_.size(); ++slot) {
+      PyObject* spec = specs_[slot].ptr();
+      std::vector<bool> divided;
+      if (spec && counts(spec) && divided_by(spec, divided)) f(slot, find_family(families, meshes, spec, divided));
+    }
+  }
+  void clear() { specs_.clear(); }
+
+ private:
+  std::vector<Ref> specs_;
+};
+
 // "(Shard(dim=0),)"
 inline std::string placements_of(PyObject* spec) { return py::str(py::getattr(spec, spec_names().placements)); }
 
