@@ -107,8 +107,11 @@ bool Roster::all_settled() {
   cpu::in_shares(count, elements_ + count * kLookingAt, at::get_num_threads(), [&](int64_t begin, int64_t end) {
     Moved its;
     try {
-      for (int64_t i = begin; i < end && all; ++i)
+      for (int64_t i = begin; i < end && all; ++i) {
+        for (size_t at = lines_of_[std::min(i + kAhead, count)]; at < lines_of_[std::min(i + kAhead + 1, count)]; ++at)
+          __builtin_prefetch(lines_[at]);
         if (!settled(static_cast<int>(i), i, its)) all = false;
+      }
     } catch (...) {  // such as want of memory for a copy-on-write storage, which is told when it is met again
       all = false;
     }

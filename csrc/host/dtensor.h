@@ -49,18 +49,47 @@ struct Shard {
   PyObject* spec = nullptr;
 };
 
+// The objects in a DTensor's slots, whatever they are.
+inline Shard slots_of(const DTensorSlots& slots, PyObject* object) {
+  const auto slot = [object](Py_ssize_t offset) {
+    return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
+  };
+  return {slot(slots.local), slot(slots.spec)};
+}
+
 inline Shard shard_of(PyObject* object) {
   const DTensorSlots& slots = dtensor_slots();
   if (!is_dtensor(object) || slots.local == 0 || slots.spec == 0) return {};
-  const auto slot = [&](Py_ssize_t offset) {
-    return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
-  };
-  const Shard shard = {slot(slots.local), slot(slots.spec)};
+  const Shard shard = slots_of(slots, object);
   return shard.local && shard.spec && THPVariable_Check(shard.local) ? shard : Shard();
 }
 
 // A tensor keeps its Python object for as long as it lives itself, and so what is borrowed from that.
 inline Shard shard_of(const at::Tensor& tensor) { return tensor.defined() ? shard_of(wrap(tensor).ptr()) : Shard(); }
+
+// The same of what nearly every DTensor is, by looks at types that lie beside what is read: no Python, and nothing
+// counted, so that several threads may ask. Otherwise nothing.
+inline Shard shard_at_a_look(PyObject* object) {
+  const DTensorSlots& slots = dtensor_slots();
+  if (Py_TYPE(object) != slots.type || slots.local == 0 || slots.spec == 0) return {};
+  const Shard shard = slots_of(slots, object);
+  return shard.local && shard.spec && THPVariable_CheckExact(shard.local) ? shard : Shard();
+}
+
+// The object that Python has of a tensor, borrowed; null if it has never seen it. Until torch 2.10 the function had
+// another name.
+template <class Slot>
+auto object_in(const Slot& slot, int) -> decltype(slot.load_pyobj()) {
+  return slot.load_pyobj();
+}
+template <class Slot>
+auto object_in(const Slot& slot, long) -> decltype(slot._unchecked_untagged_pyobj()) {
+  return slot._unchecked_untagged_pyobj();
+}
+inline Shard shard_at_a_look(const TensorImpl& impl) {
+  PyObject* object = object_in(*impl.pyobj_slot(), 0);
+  return object ? shard_at_a_look(object) : Shard();
+}
 
 // What this process has of a tensor: all of it, or of a DTensor its part.
 inline const at::Tensor& local_tensor(PyObject* object) {
