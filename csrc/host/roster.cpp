@@ -231,6 +231,7 @@ void Roster::collect_each(bool observed, py::list& leftover) {
   const size_t before = count_;
   count_ = 0;
   layouts_.clear();  // rows that have one are made anew in every step
+  lines_of_.clear();
   py::list params;
   int group = -1;
   for (int slot = 0; slot < slots; ++slot) {
@@ -252,7 +253,6 @@ void Roster::collect_each(bool observed, py::list& leftover) {
     simple_ = simple_ && sources_[i].settled;
     elements_ += rows_[i].numel;
   }
-  if (simple_) note_lines();
 }
 
 bool Roster::grads_overlap() const {
