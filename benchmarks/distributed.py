@@ -34,6 +34,8 @@ from fusedopt.bench.tables import console
 
 PROCESSES = 2
 OURS, CONTROL, LOCAL = "fusedopt", "fusedopt again", "fusedopt over local tensors"
+# What a clipped step cannot do without, what it is besides, and the two one after the other.
+REDUCES, UNCLIPPED, BOTH = "an all-reduce of two numbers", "fusedopt, not clipped", "fusedopt, not clipped, and that"
 FUSED, FOREACH, COMPILED = "torch fused", "torch foreach", "torch compiled"
 IMPLEMENTATIONS = {FUSED: {"fused": True}, FOREACH: {"foreach": True}}
 MAX_NORM = 1.0
@@ -154,6 +156,11 @@ def contest(workload: Workload) -> tuple[list[Contestant], dict[str, list[Any]]]
             params[name] = its = local(its)
         rival = IMPLEMENTATIONS.get(name)
         calls[name] = ours(workload, its) if rival is None else theirs(workload, its, rival)
+    if workload.clips:
+        told = torch.zeros(2, dtype=torch.float64)
+        calls[REDUCES] = lambda: torch.distributed.all_reduce(told)
+        calls[UNCLIPPED] = step = ours(replace(workload, clips=False), shards(workload))
+        calls[BOTH] = lambda: (step(), torch.distributed.all_reduce(told))
     # No process begins a call before all are there.
     return [Contestant(name, call, torch.distributed.barrier) for name, call in calls.items()], params
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW": ("AdamW", {"lr": 1e-3}),
     "RMSprop": ("RMSprop", {"lr": 1e-3}),
     "Adafactor": ("Adafactor", {"lr": 1e-3}),
+    "AdamW, shards": ("AdamW", {"lr": 1e-3}),
 }
 CALLGRIND = ("valgrind", "--tool=callgrind", "--instr-atstart=no")
 REQUESTS = """
@@ -52,9 +54,10 @@ def count_here(requests: Path, only: str) -> None:
         if only.lower() not in name.lower():
             continue
         for count in (1, MANY):
-            params = [torch.nn.Parameter(torch.ones(4)) for _ in range(count)]
+            made = shard if name.endswith("shards") else torch.ones
+            params: list[Any] = [torch.nn.Parameter(made(4)) for _ in range(count)]
             for p in params:
-                p.grad = torch.ones(4)
+                p.grad = made(4)
             step = getattr(fusedopt, optimizer)(params, **words).step
             for _ in range(WARM_UP):
                 step()
@@ -62,6 +65,25 @@ def count_here(requests: Path, only: str) -> None:
             for _ in range(STEPS):
                 step()
             valgrind.end(f"{name}/{count}".encode())
+
+
+@functools.cache
+def mesh() -> Any:
+    """Of this process alone."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+
+    distributed: Any = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    return init_device_mesh("cpu", (1,))
+
+
+def shard(elements: int) -> Any:
+    """A DTensor of which this process has all."""
+    import torch
+    from torch.distributed.tensor import DTensor, Shard
+
+    return DTensor.from_local(torch.ones(elements), mesh(), [Shard(0)], run_check=False)
 
 
 def count(tree: Path, only: str) -> dict[str, dict[str, float]]:
@@ -113,7 +135,7 @@ def main() -> None:
     for commit, counts in found.items():
         print(commit)
         for name, numbers in counts.items():
-            print(f"  {name:14} {numbers['one param']:>10,} with one param {numbers['each further']:>10,} each further")
+            print(f"  {name:13} {numbers['one param']:>10,} with one param {numbers['each further']:>10,} each further")
     if given.out:
         given.out.write_text(json.dumps(found, indent=1) + "\n")
     return None

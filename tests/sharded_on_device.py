@@ -33,6 +33,9 @@ def pairs() -> dict[str, tuple[Pair, int]]:
         made[one.name] = Pair(one.ours, shapes=SHAPES), 1
         made[f"{one.name}, some of them plain"] = Pair(one.ours, shapes=SHAPES, plain=[0, 2]), 1
     made["columns"] = Pair(lambda ps: fusedopt.LAMB(ps, lr=0.1), [Shard(1)], [(10, 3), (5, 4, 2), (1, 1)]), 1
+    # Where a process has nothing of any, it has what its rule remembers of all.
+    novograd: Any = lambda ps: fusedopt.NovoGrad(ps, lr=0.1)  # noqa: E731
+    made["NovoGrad, shards without elements"] = Pair(novograd, shapes=[(1,), (1, 4)]), 1
     for one in DRAWING:
         for dtype in one.dtypes:
             make: Any = lambda ps, its=one.kwargs: fusedopt.AdamW(ps, lr=0.01, **its)  # noqa: E731

@@ -167,6 +167,12 @@ def tensors_that_are_replaced_or_written_between_steps_are_noticed(rank: int) ->
         optimizer.state[param]["exp_avg_sq"] = optimizer.state[param]["exp_avg_sq"].clone()
     pair.step(2, first=2)
     pair.assert_same()
+    # What this process has of a state, in the same DTensor.
+    average = pair.sharded.state[p]["exp_avg"]
+    average._local_tensor = average._local_tensor * 0.5
+    pair.whole.state[q]["exp_avg"].mul_(0.5)
+    pair.step(1, first=7)
+    pair.assert_same()
     # Gradients of the same layout under other specs, as autograd makes them.
     for i in range(4, 7):
         pair.give_grads(i)
@@ -177,6 +183,22 @@ def tensors_that_are_replaced_or_written_between_steps_are_noticed(rank: int) ->
         pair.sharded.step()
         pair.whole.step()
     pair.assert_same()
+
+
+@case()
+def several_threads_look_at_shards(rank: int) -> None:
+    """Of so many that each has some, and of which one is edited after all were found as they were."""
+    torch.set_num_threads(4)
+    try:
+        pair = Pair(lambda ps: fusedopt.AdamW(ps, lr=0.1), shapes=[(8, 4)] * 500)
+        pair.step(4)
+        for optimizer in (pair.sharded, pair.whole):
+            average = optimizer.state[params_of(optimizer)[400]]["exp_avg"]
+            optimizer.state[params_of(optimizer)[400]]["exp_avg"] = average * 0.5
+        pair.step(2, first=4)
+        pair.assert_same()
+    finally:
+        torch.set_num_threads(1)
 
 
 @case()

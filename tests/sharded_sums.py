@@ -11,6 +11,7 @@ from cases import CASES
 from ranks import case
 from sharded import Pair, counted_calls, mesh_of, numbers, place, whole
 from support import assert_identical, params_of, stands
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.nn import Parameter
 
@@ -209,6 +210,27 @@ def a_process_that_refuses_its_step_says_so_to_the_others(rank: int) -> None:
         p.grad = grad
         pair.sharded.step()
         pair.whole.step()
+        assert_one_rounding(pair)
+
+
+@case()
+def what_fails_on_the_way_to_a_sum_does_not_leave_it_out_of_the_next_step(rank: int) -> None:
+    makes: list[Any] = [lambda ps: fusedopt.LAMB(ps, lr=0.1), lambda ps: fusedopt.SGD(ps, lr=0.1, max_grad_norm=0.5)]
+    for make in makes:
+        pair = Pair(make)
+        pair.give_grads(0)
+        size: Any = DeviceMesh.size
+
+        def fails(*_: Any) -> int:
+            raise RuntimeError("of no size")
+
+        DeviceMesh.size = fails  # type: ignore[method-assign]
+        try:
+            with pytest.raises(RuntimeError, match="of no size"):
+                pair.sharded.step()
+        finally:
+            DeviceMesh.size = size  # type: ignore[method-assign]
+        pair.step()
         assert_one_rounding(pair)
 
 

@@ -20,7 +20,8 @@ def test_a_quick_run_writes_its_rounds(tmp_path: Path, capsys: pytest.CaptureFix
     assert distributed.main(["--quick", "--only", "100 params: clip", "--out", str(out)]) == 0
     written = json.loads(out.read_text())
     (finding,) = written["findings"]
-    assert set(finding["nanoseconds"]) == {distributed.OURS, distributed.CONTROL, distributed.FUSED}
+    beside = {distributed.REDUCES, distributed.UNCLIPPED, distributed.BOTH}
+    assert set(finding["nanoseconds"]) == {distributed.OURS, distributed.CONTROL, distributed.FUSED, *beside}
     assert len(finding["nanoseconds"][distributed.OURS]) == 5
     assert (written["machine"]["processes"], written["machine"]["threads"]) == (2, 1)
     assert "at least" in capsys.readouterr().out

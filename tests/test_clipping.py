@@ -200,6 +200,31 @@ def test_a_param_listed_twice_counts_twice() -> None:
     torch.testing.assert_close(of(ours), of(torchs))
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_gradients_with_elements_in_common_are_scaled_one_after_the_other(threads: int) -> None:
+    """As torch scales them, which goes through the list: what two of them have is multiplied twice, by any thread."""
+
+    def windows() -> list[Parameter]:
+        memory = torch.ones(4200)
+        square = memory[:4096].view(64, 64)
+        parts = [memory[i : i + 4000] for i in range(100)]
+        parts += [square.t(), square[:, 1:], square[:, :1], torch.ones(7)]
+        params = [Parameter(part.clone()) for part in parts]
+        for p, part in zip(params, parts, strict=True):
+            p.grad = part
+        return params
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for _ in range(20 if threads > 1 else 1):
+            ours, torchs = windows(), windows()
+            torch.testing.assert_close(fusedopt.clip_grad_norm_(ours, 620.0), TORCHS(torchs, 620.0))
+            torch.testing.assert_close(of(ours), of(torchs))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_empty_generator_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="`parameters` is an empty generator"):
         assert fusedopt.clip_grad_norm_((p for p in ()), 1.0) == 0

@@ -2,6 +2,7 @@
 #include "../host/bind.h"
 #include "../host/dtensor.h"
 #include "../host/group.h"
+#include "../host/overlap.h"
 #include "engines.h"
 
 namespace fusedopt {
@@ -229,16 +230,19 @@ class Grads {
     return scratch.select(0, 0);
   }
 
-  // Entries that may be scaled at once: a gradient that is listed again has to wait for its first turn.
+  // Entries that may be scaled at once: a gradient that is listed again, or shares elements with one before, has to
+  // wait for its turn, as in a loop over the list.
   static std::vector<std::vector<NormEntry>> waves_of(const Part& part) {
+    std::vector<Extent> extents;
+    for (size_t i = 0; i < part.tensors.size(); ++i) extents.push_back(extent_of(*part.tensors[i], i));
+    std::vector<int> turns(part.tensors.size());
+    take_turns(std::move(extents), [&](size_t i) -> int& { return turns[i]; });
     std::vector<std::vector<NormEntry>> waves;
-    std::unordered_map<const void*, size_t> turns;
     for (size_t i = 0; i < part.entries.size(); ++i) {
       NormEntry entry = part.entries[i];
       entry.data = data_of(*part.tensors[i]);
-      const size_t turn = turns[entry.data]++;
-      if (turn == waves.size()) waves.emplace_back();
-      std::vector<NormEntry>& wave = waves[turn];
+      waves.resize(std::max(waves.size(), turns[i] + size_t{1}));
+      std::vector<NormEntry>& wave = waves[turns[i]];
       entry.chunks_end = entry.chunks() + (wave.empty() ? 0 : wave.back().chunks_end);
       wave.push_back(entry);
     }

@@ -7,30 +7,19 @@ namespace fusedopt {
 
 void NormShares::find(const Roster& roster, const py::dict& given) {
   const std::vector<Roster::Slot>& slots = roster.slots();
-  bool same = specs_.size() == slots.size();
-  specs_.resize(slots.size());
-  for (size_t slot = 0; slot < slots.size(); ++slot) {
-    PyObject* spec = spec_of(slots[slot].param);
-    if (specs_[slot].ptr() == spec) continue;
-    same = false;
-    specs_[slot] = spec ? borrow(spec) : Ref();
-  }
-  if (!same) {
-    families_.clear();
+  const auto all = [](const auto&) { return true; };
+  specs_.read(slots, all, [&] {
     of_slot_.assign(slots.size(), 0);
     wide_ = false;
-    EqualMeshes meshes;
-    py::list told;
-    for (size_t slot = 0; slot < slots.size(); ++slot) {
-      std::vector<bool> divided;
-      if (!specs_[slot] || !divided_by(specs_[slot].ptr(), divided)) continue;
-      of_slot_[slot] = 1 + find_family(families_, meshes, specs_[slot].ptr(), divided);
+    specs_.each_in_family(families_, all, [&](size_t slot, size_t f) {
+      of_slot_[slot] = 1 + f;
       wide_ = wide_ || unpack(slots[slot].param).scalar_type() == at::kDouble;
-    }
+    });
+    py::list told;
     for (const Family& family : families_)
       told.append(py::make_tuple(family.mesh, py::tuple(py::cast(family.divided))));
     reduce_ = families_.empty() ? Ref() : Ref(given["norm"](told));
-  }
+  });
   owed_ = !families_.empty();
 }
 

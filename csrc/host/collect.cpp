@@ -104,12 +104,16 @@ bool Roster::settled(int slot, size_t at, Moved& moved) {
 bool Roster::all_settled() {
   if (!simple_ || count_ != slots_.size()) return false;
   const int64_t count = static_cast<int64_t>(count_);
+  const bool noted = lines_of_.size() == count_ + 1;
   std::atomic<bool> all = true, rows = false, params = false;
   cpu::in_shares(count, elements_ + count * kLookingAt, at::get_num_threads(), [&](int64_t begin, int64_t end) {
     Moved its;
     try {
-      for (int64_t i = begin; i < end && all; ++i)
+      for (int64_t i = begin; i < end && all; ++i) {
+        if (noted && i + kAhead < count)
+          for (size_t at = lines_of_[i + kAhead]; at < lines_of_[i + kAhead + 1]; ++at) __builtin_prefetch(lines_[at]);
         if (!settled(static_cast<int>(i), i, its)) all = false;
+      }
     } catch (...) {  // such as want of memory for a copy-on-write storage, which is told when it is met again
       all = false;
     }
@@ -118,6 +122,7 @@ bool Roster::all_settled() {
   });
   moved_.rows = moved_.rows || rows;
   moved_.params = moved_.params || params;
+  if (all && !noted) note_lines();
   return all;
 }
 

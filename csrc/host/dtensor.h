@@ -49,18 +49,47 @@ struct Shard {
   PyObject* spec = nullptr;
 };
 
+// The objects in a DTensor's slots, whatever they are.
+inline Shard slots_of(const DTensorSlots& slots, PyObject* object) {
+  const auto slot = [object](Py_ssize_t offset) {
+    return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
+  };
+  return {slot(slots.local), slot(slots.spec)};
+}
+
 inline Shard shard_of(PyObject* object) {
   const DTensorSlots& slots = dtensor_slots();
   if (!is_dtensor(object) || slots.local == 0 || slots.spec == 0) return {};
-  const auto slot = [&](Py_ssize_t offset) {
-    return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
-  };
-  const Shard shard = {slot(slots.local), slot(slots.spec)};
+  const Shard shard = slots_of(slots, object);
   return shard.local && shard.spec && THPVariable_Check(shard.local) ? shard : Shard();
 }
 
 // A tensor keeps its Python object for as long as it lives itself, and so what is borrowed from that.
 inline Shard shard_of(const at::Tensor& tensor) { return tensor.defined() ? shard_of(wrap(tensor).ptr()) : Shard(); }
+
+// The same of what nearly every DTensor is, by looks at types that lie beside what is read: no Python, and nothing
+// counted, so that several threads may ask. Otherwise nothing.
+inline Shard shard_at_a_look(PyObject* object) {
+  const DTensorSlots& slots = dtensor_slots();
+  if (Py_TYPE(object) != slots.type || slots.local == 0 || slots.spec == 0) return {};
+  const Shard shard = slots_of(slots, object);
+  return shard.local && shard.spec && THPVariable_CheckExact(shard.local) ? shard : Shard();
+}
+
+// The object that Python has of a tensor, borrowed; null if it has never seen it. Until torch 2.10 the function had
+// another name.
+template <class Slot>
+auto object_in(const Slot& slot, int) -> decltype(slot.load_pyobj()) {
+  return slot.load_pyobj();
+}
+template <class Slot>
+auto object_in(const Slot& slot, long) -> decltype(slot._unchecked_untagged_pyobj()) {
+  return slot._unchecked_untagged_pyobj();
+}
+inline Shard shard_at_a_look(const TensorImpl& impl) {
+  PyObject* object = object_in(*impl.pyobj_slot(), 0);
+  return object ? shard_at_a_look(object) : Shard();
+}
 
 // What this process has of a tensor: all of it, or of a DTensor its part.
 inline const at::Tensor& local_tensor(PyObject* object) {
@@ -142,6 +171,47 @@ size_t find_family(std::vector<Family>& families, EqualMeshes& meshes, PyObject*
   if (f == families.size()) families.push_back({mesh, divided});
   return f;
 }
+
+// The specs of a step's params, by slot, held so that none can be taken for another that has its address.
+class Specs {
+ public:
+  // Reads them anew, of the slots that are `wanted`. Unless all are those of the last step, calls make(); what it
+  // throws is found again in the next.
+  template <class Slots, class F, class M>
+  void read(const Slots& slots, F&& wanted, M&& make) {
+    bool same = specs_.size() == slots.size();
+    specs_.resize(slots.size());
+    for (size_t slot = 0; slot < slots.size(); ++slot) {
+      PyObject* spec = wanted(slots[slot]) ? spec_of(slots[slot].param) : nullptr;
+      if (specs_[slot].ptr() == spec) continue;
+      same = false;
+      specs_[slot] = spec ? borrow(spec) : Ref();
+    }
+    if (same) return;
+    try {
+      make();
+    } catch (...) {
+      specs_.clear();
+      throw;
+    }
+  }
+  // Calls f(slot, family) for each in a family, a new one at the end of the list that begins empty; those of which
+  // `counts` is not true are in none.
+  template <class Family, class C, class F>
+  void each_in_family(std::vector<Family>& families, C&& counts, F&& f) const {
+    families.clear();
+    EqualMeshes meshes;
+    for (size_t slot = 0; slot < specs_.size(); ++slot) {
+      PyObject* spec = specs_[slot].ptr();
+      std::vector<bool> divided;
+      if (spec && counts(spec) && divided_by(spec, divided)) f(slot, find_family(families, meshes, spec, divided));
+    }
+  }
+  void clear() { specs_.clear(); }
+
+ private:
+  std::vector<Ref> specs_;
+};
 
 // "(Shard(dim=0),)"
 inline std::string placements_of(PyObject* spec) { return py::str(py::getattr(spec, spec_names().placements)); }

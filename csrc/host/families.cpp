@@ -19,31 +19,20 @@ void Families::find(const Roster& roster) {
     of_slot_.clear();
     return;
   }
-  bool same = specs_.size() == slots.size();
-  specs_.resize(slots.size());
-  for (size_t slot = 0; slot < slots.size(); ++slot) {
-    PyObject* spec = measures(roster.groups()[slots[slot].group]) ? spec_of(slots[slot].param) : nullptr;
-    if (specs_[slot].ptr() == spec) continue;
-    same = false;
-    specs_[slot] = spec ? borrow(spec) : Ref();
-  }
-  if (!same) {
-    families_.clear();
+  const auto has_sums = [&](const Roster::Slot& slot) { return measures(roster.groups()[slot.group]); };
+  const auto in_parts = [](PyObject* spec) { return !is_whole(spec); };
+  specs_.read(slots, has_sums, [&] {
     device_ = kNowhere;
     of_slot_.assign(slots.size(), false);
-    EqualMeshes meshes;
-    for (size_t slot = 0; slot < slots.size(); ++slot) {
-      PyObject* spec = specs_[slot].ptr();
-      std::vector<bool> divided;
-      if (!spec || is_whole(spec) || !divided_by(spec, divided)) continue;
-      Family& family = families_[find_family(families_, meshes, spec, divided)];
-      for (size_t d = 0; family.slots.empty() && d < divided.size(); ++d)
-        if (divided[d]) family.processes *= family.mesh.attr("size")(d).cast<int64_t>();
+    specs_.each_in_family(families_, in_parts, [&](size_t slot, size_t f) {
+      Family& family = families_[f];
+      for (size_t d = 0; family.slots.empty() && d < family.divided.size(); ++d)
+        if (family.divided[d]) family.processes *= family.mesh.attr("size")(d).cast<int64_t>();
       family.slots.push_back(static_cast<int>(slot));
       of_slot_[slot] = true;
-    }
+    });
     if (rule.factored) find_wholes(roster);
-  }
+  });
   owes_sums_ = !families_.empty();
 }
 

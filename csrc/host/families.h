@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../adafactor/cpu.h"
+#include "dtensor.h"
 #include "roster.h"
 
 namespace fusedopt {
@@ -82,7 +83,7 @@ class Families {
 
   py::dict given_;
   std::vector<Family> families_;
-  std::vector<Ref> specs_;     // by slot, what they were made of
+  Specs specs_;                // what they were made of
   std::vector<bool> of_slot_;  // whether it is in one
   std::vector<Whole> wholes_;
   std::vector<int> whole_of_;  // by slot

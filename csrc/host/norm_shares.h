@@ -1,6 +1,7 @@
 // Which params have a part in the norm that all processes make together.
 #pragma once
 
+#include "dtensor.h"
 #include "roster.h"
 
 namespace fusedopt {
@@ -31,7 +32,7 @@ class NormShares {
   };
   std::vector<Family> families_;
   std::vector<size_t> of_slot_;
-  std::vector<Ref> specs_;  // by slot, what they were made of
+  Specs specs_;  // what they were made of
   bool wide_ = false, owed_ = false;
   Ref reduce_;  // of Python's, made for them: what processes have, and whether this one refuses its step
 };

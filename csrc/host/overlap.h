@@ -79,4 +79,19 @@ void each_cluster(std::vector<Extent> extents, F&& f) {
   }
 }
 
+// Has each wait for those before it in the list that it has elements in common with: turn(index) is the number of its
+// turn, and to begin with the least that it may be.
+template <class F>
+void take_turns(std::vector<Extent> extents, F&& turn) {
+  each_cluster(std::move(extents), [&](const std::vector<Extent>& cluster) {
+    for (size_t k = 0; k < cluster.size(); ++k) {
+      int& its = turn(cluster[k].index);
+      for (size_t j = 0; j < k; ++j) {
+        const int earlier = turn(cluster[j].index);
+        if (its <= earlier && meet(cluster[j], cluster[k])) its = earlier + 1;
+      }
+    }
+  });
+}
+
 }  // namespace fusedopt

@@ -231,6 +231,7 @@ void Roster::collect_each(bool observed, py::list& leftover) {
   const size_t before = count_;
   count_ = 0;
   layouts_.clear();  // rows that have one are made anew in every step
+  lines_of_.clear();
   py::list params;
   int group = -1;
   for (int slot = 0; slot < slots; ++slot) {
@@ -249,7 +250,7 @@ void Roster::collect_each(bool observed, py::list& leftover) {
   simple_ = count_ == slots_.size() && !rule_->indexed;
   elements_ = 0;
   for (size_t i = 0; i < count_; ++i) {
-    simple_ = simple_ && sources_[i].settled && !sources_[i].sharded;
+    simple_ = simple_ && sources_[i].settled;
     elements_ += rows_[i].numel;
   }
 }
@@ -269,38 +270,40 @@ bool Roster::grads_overlap() const {
   return false;
 }
 
+// What a step writes of a row.
+template <class F>
+void Roster::each_written(size_t i, F&& f) const {
+  const Source& source = sources_[i];
+  const auto call = [&](TensorImpl* impl) {
+    if (impl) f(impl);
+  };
+  call(source.param);
+  for (int c = 0; c < rule_->counters; ++c) call(source.counter[c]);
+  for (int k = 0; k < rule_->states; ++k) call(source.state[k]);
+  for (int a = 0; rows_[i].extras && a < kAttached; ++a) call(source.attached[a]);
+  if (clears_grad_) call(source.grad);
+  if (source.sharded) whole(source, call);
+}
+
 void Roster::bump_versions() const {
-  // Copies, since for all that the compiler knows a bump changes them.
-  const int counters = rule_->counters, states = rule_->states;
-  const bool clears_grad = clears_grad_;
-  const size_t count = count_;
+  std::vector<TensorImpl*> written;
+  for (size_t i = 0; i < count_; ++i) each_written(i, [&](TensorImpl* impl) { written.push_back(impl); });
+  // A version lies apart from its tensor, and being atomic each is waited for alone, so those to come are asked for.
+  const size_t count = written.size(), ahead = 8;
   for (size_t i = 0; i < count; ++i) {
-    const Source& source = sources_[i];
-    source.param->bump_version();
-    for (int c = 0; c < counters; ++c)
-      if (source.counter[c]) source.counter[c]->bump_version();
-    for (int k = 0; k < states; ++k)
-      if (source.state[k]) source.state[k]->bump_version();
-    if (rows_[i].extras)
-      for (TensorImpl* attached : source.attached)
-        if (attached) attached->bump_version();
-    if (clears_grad) source.grad->bump_version();
-    if (source.sharded) whole(source, [](TensorImpl* impl) { impl->bump_version(); });
+    if (i + 2 * ahead < count) __builtin_prefetch(&written[i + 2 * ahead]->version_counter());
+    if (i + ahead < count)
+      __builtin_prefetch(*reinterpret_cast<void* const*>(&written[i + ahead]->version_counter()), 1);
+    written[i]->bump_version();
   }
 }
 
 Roster::Held Roster::hold_all() const {
   Held held;
-  const auto hold = [&](TensorImpl* impl) {
-    if (impl) held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
-  };
+  const auto hold = [&](TensorImpl* impl) { held.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl)); };
   for (size_t i = 0; i < count_; ++i) {
-    hold(sources_[i].param);
-    if (sources_[i].sharded) whole(sources_[i], hold);
+    each_written(i, hold);
     hold(sources_[i].grad);
-    for (TensorImpl* state : sources_[i].state) hold(state);
-    for (TensorImpl* counter : sources_[i].counter) hold(counter);
-    for (TensorImpl* tensor : sources_[i].attached) hold(tensor);
   }
   return held;
 }

@@ -215,6 +215,7 @@ class Roster {
   void take_grads(const py::object& grads);
   void rebuild_slots(PyObject* state);
   void unsettle();
+  void note_lines();
   bool settled(int slot, size_t at, Moved& moved);
   bool all_settled();
   void collect_each(bool observed, py::list& leftover);
@@ -254,6 +255,8 @@ class Roster {
   void check_groups_agree() const;
   template <class F>
   void whole(const Source& source, F&& f) const;
+  template <class F>
+  void each_written(size_t i, F&& f) const;
   static bool is_double(const TensorImpl& impl) { return impl.dtype() == caffe2::TypeMeta::Make<double>(); }
 
   static constexpr const char* kNotHome =
@@ -298,6 +301,11 @@ class Roster {
   // Of the last step's rows: whether to look at one takes no Python and cannot fail, and how many elements they have.
   bool simple_ = false;
   int64_t elements_ = 0;
+  // What looking at them then reads: the lines of row i begin at lines_of_[i]. So many rows before they are asked for,
+  // as they were; that an address may be nobody's any more does no harm to that.
+  static constexpr int64_t kAhead = 2;
+  std::vector<const char*> lines_;
+  std::vector<size_t> lines_of_;
   // What it costs to look at a row, in elements.
   static constexpr int64_t kLookingAt = 320;
   std::deque<Layout> layouts_;

@@ -20,19 +20,22 @@ inline void Roster::enter_shards(Source& source, const at::Tensor& grad) const {
   source.grad = unpack(of_grad.local).unsafeGetTensorImpl();
 }
 
-// The same for a row that was entered before; false if a spec has changed since.
+// The same for a row that was entered before; false if a spec has changed since, or if it takes more than a look.
 inline bool Roster::shards_as_before(const Source& source, TensorImpl*& param, TensorImpl*& grad) const {
-  const Shard its = shard_of(slots_[source.slot].param), of_grad = shard_of(grad_of(source.slot));
-  if (!its.local || its.spec != source.spec || !of_grad.local) return false;
-  if (of_grad.spec != its.spec && of_grad.spec != source.grad_spec.ptr()) return false;
+  const Shard its = shard_at_a_look(slots_[source.slot].param);
+  if (!its.local || its.spec != source.spec) return false;
+  const Shard of_grad = shard_at_a_look(*grad);
+  if (!of_grad.local || (of_grad.spec != its.spec && of_grad.spec != source.grad_spec.ptr())) return false;
   param = unpack(its.local).unsafeGetTensorImpl();
   grad = unpack(of_grad.local).unsafeGetTensorImpl();
   return true;
 }
 
-// Of a state that was checked before.
+// Of a state that was checked before. A DTensor's own tensor is not looked at.
 inline TensorImpl* Roster::known_tensor(const Source& source, PyObject* value) const {
-  return (source.sharded ? local_tensor(value) : unpack(value)).unsafeGetTensorImpl();
+  if (source.sharded)
+    if (const Shard shard = shard_at_a_look(value); shard.local) return unpack(shard.local).unsafeGetTensorImpl();
+  return unpack(value).unsafeGetTensorImpl();
 }
 
 // A state as the row's engine needs it. One in codes, and scales, are this process's own; factors all processes have.

@@ -13,16 +13,7 @@ void Roster::find_waves() {
     slots_[source.slot].wave = slots_[source.slot].listed;
     if (source.param->numel() > 0) extents.push_back(extent_of(*source.param, i));
   }
-  const auto slot_of = [&](const Extent& extent) -> Slot& { return slots_[sources_[extent.index].slot]; };
-  each_cluster(std::move(extents), [&](const std::vector<Extent>& cluster) {
-    for (size_t k = 0; k < cluster.size(); ++k) {
-      int& wave = slot_of(cluster[k]).wave;
-      for (size_t j = 0; j < k; ++j) {
-        const int earlier = slot_of(cluster[j]).wave;
-        if (wave <= earlier && meet(cluster[j], cluster[k])) wave = earlier + 1;
-      }
-    }
-  });
+  take_turns(std::move(extents), [&](size_t i) -> int& { return slots_[sources_[i].slot].wave; });
 }
 
 }  // namespace fusedopt
