@@ -170,6 +170,21 @@ def test_safetensors_of_others_have_no_groups(tmp_path: Path, capsys: pytest.Cap
     assert f"{path} cannot be read: " in capsys.readouterr().err
 
 
+def test_safetensors_keep_tensors_apart_whose_keys_join_to_one_name(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    one, two = torch.ones(2), torch.zeros(3)
+    path = tmp_path / "x.safetensors"
+    contents: list[dict[Any, Any]] = [
+        {"a.b": one, "a": {"b": two}},
+        {0: one, "0": two},
+        {"": {"x": one}, "x": two, "x'": one},
+        {"a": [one], "a.0": two},
+    ]
+    for content in contents:
+        _files.write(path, content, overwrite=True)
+        assert_identical(_files.read(path), content)
+
+
 def test_safetensors_refuse_what_they_cannot_hold(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     for content, what in (({"a": [1j]}, "a.0 is a complex"), ({"a": {(1,): 2}}, "a is a dict")):
