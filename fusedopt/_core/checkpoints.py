@@ -90,6 +90,7 @@ class Checkpointed(KeptState):
             super().__setstate__(state)
             if loading is not None:
                 self._convert_loaded(loading)
+                draws = self._draws_of(loading)
         except Exception:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -99,7 +100,14 @@ class Checkpointed(KeptState):
         self.max_grad_norm = max_grad_norm
         if self.ema_decay is not None and loading.get("ema_decay") is not None:
             self.ema_decay = loading["ema_decay"]
-        self._draw_from(int(loading.get("rounding_draws", self._steps_done() if self._draws_at_all() else 0)))
+        self._draw_from(draws)
+
+    def _draws_of(self, loading: Mapping[str, Any]) -> int:
+        """How many steps of a file have rounded by chance; what says nothing of it has drawn in each of its steps."""
+        draws = int(loading.get("rounding_draws", self._steps_done() if self._draws_at_all() else 0))
+        if not 0 <= draws < 2**63:
+            raise ValueError(f"Invalid rounding_draws in the file: {draws!r}; it counts steps")
+        return draws
 
     def _convert_loaded(self, loading: Mapping[str, Any]) -> None:
         """Bring what torch has loaded to this optimizer's options, from what torch was given."""
