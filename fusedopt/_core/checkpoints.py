@@ -121,15 +121,19 @@ class Checkpointed(KeptState):
                 if key == "step" or not isinstance(value, torch.Tensor):
                     continue
                 half, home = param.dtype in HALVES, precisions[id(param)].home_of(param)
-                # A file that torch wrote after it had loaded one may have what it does not know rounded, and counters.
+                if key in counters and value.is_floating_point():
+                    # torch has made it the param's type, in which the run would go on with other numbers.
+                    wide = value.dtype if value.dtype in (torch.float32, torch.float64) else torch.float32
+                    self.state[param][key] = value.to(home, wide)
+                    continue
+                # A file that torch wrote after it had loaded one may have what it does not know rounded.
                 if half and value.dtype not in _EXACT.get(key, (value.dtype,)):
                     del self.state[param][key]
                     losses.append(f"torch has rounded '{key}', which starts anew from the param")
                 elif key == "remainder" and value.dtype in _LOWER_HALVES:
                     self.state[param][key] = value.to(home, torch.int16, copy=True)
                 elif (half or key == "ema") and value.dtype in (torch.float32, *HALVES):
-                    dtype = torch.float32 if key in counters else value.dtype
-                    self.state[param][key] = value.to(home, dtype)
+                    self.state[param][key] = value.to(home, value.dtype)
             its = self.state.get(param, {})
             # A user may have keys of these names, too.
             ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}
