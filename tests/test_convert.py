@@ -12,6 +12,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,29 @@ def test_it_is_found_under_a_key_and_the_rest_stays(file: Path, tmp_path: Path) 
     assert list(made) == list(whole)
     assert (made["epoch"], made["optimizer_states"][0]) == (7, {"x": 1})
     assert type(made["optimizer_states"][1]["state"][0]["step"]) is int
+
+
+def test_what_is_ours_already_stays_as_it_was_saved(tmp_path: Path) -> None:
+    """With each group's own options, of which the stand-ins for its params know nothing."""
+    dtype = torch.bfloat16
+    groups: list[dict[str, Any]] = [
+        {"master_weights": "float32", "ema_decay": 0.5},
+        {"rounding": "kahan"},
+        {"rounding": "stochastic", "state_dtype": "int8"},
+        {},
+    ]
+    made = [{"params": [Parameter(torch.randn(4, 3, dtype=dtype))], **own} for own in groups]
+    optimizer = fusedopt.AdamW(made, max_grad_norm=2.0)
+    for _ in range(2):
+        for group in made:
+            group["params"][0].grad = torch.randn(4, 3, dtype=dtype)
+        optimizer.step()
+    path, content = tmp_path / "ours.pt", {"optimizer": optimizer.state_dict()}
+    torch.save(content, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _run(path, "--key", "optimizer", "--from", "fusedopt.AdamW", "--to", "fusedopt") == 0
+    assert_identical(_load(tmp_path / "ours.fusedopt.pt"), content)
 
 
 # safetensors.
