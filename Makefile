@@ -24,7 +24,10 @@ SITE := .venv-site
 WHEEL := .venv-wheel
 NATIVE := $(shell find csrc -type f)
 # A folder is newer than what was built when a file has left it.
-FOLDERS := $(shell find csrc -mindepth 1 -type d)
+FOLDERS := $(shell find csrc/. -type d)
+# What the last build was told that was told anything: one that is told something else is another.
+TOLD := $(VENV)/.told
+SETTINGS := $(strip $(foreach name,FUSEDOPT_ISAS FUSEDOPT_CUDA TORCH_CUDA_ARCH_LIST,$(if $($(name)),$(name)='$($(name))')))
 # What a file's tests share (a compiled rule, what type checkers say, disassembled kernels) is made by one worker. Which
 # files come first tests/conftest.py says.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -32,7 +35,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 DEMO := $(or $(firstword $(wildcard $(BUILT) $(FOR_TEST))),$(FOR_DEMO))
 TEST := $(or $(wildcard $(BUILT)),$(FOR_TEST))
 
-.PHONY: venv build demo gallery precision docs docs-figures test test-all mutants test-frameworks test-peers test-site wheel prove-wheel bench gpu lint format sanitize clean
+.PHONY: FORCE venv build demo gallery precision docs docs-figures test test-all mutants test-frameworks test-peers test-site wheel prove-wheel bench gpu lint format sanitize clean
 
 venv: $(TOOLS)
 build: $(BUILT)
@@ -55,11 +58,17 @@ $(FOR_TEST) $(BUILT): EXTRAS := dev
 $(FOR_TEST): BESIDE := $(BIN)/python tests/cuda_emulator/build.py --package & beside=$$!;
 INSTALL = $(BESIDE) $(PIP) --no-build-isolation -e ".[$(EXTRAS)]" $(if $(BESIDE),; installed=$$?; wait $$beside && exit $$installed)
 
-# When only C++ has changed, what was installed stays. The stamp is of the time before the build, since what is edited
-# during one may have been read already.
-$(FOR_DEMO) $(FOR_TEST) $(BUILT): $(TOOLS) pyproject.toml setup.py $(NATIVE) $(FOLDERS)
+# Whoever says nothing takes what there is.
+$(TOLD): $(MADE) FORCE
+	@$(if $(SETTINGS),echo "$(SETTINGS)" | cmp -s - $@ || echo "$(SETTINGS)" > $@,test -e $@ || touch -r $(MADE) $@)
+
+FORCE:
+
+# When only C++ has changed, or how it is compiled, what was installed stays. The stamp is of the time before the build,
+# since what is edited during one may have been read already.
+$(FOR_DEMO) $(FOR_TEST) $(BUILT): $(TOOLS) $(TOLD) pyproject.toml setup.py fusedopt/_toolchain.py $(NATIVE) $(FOLDERS)
 	touch $@.begun
-	$(if $(filter-out csrc/%,$?),$(INSTALL),$(BIN)/python setup.py -q build_ext --inplace)
+	$(if $(filter-out csrc/% $(TOLD) fusedopt/_toolchain.py,$?),$(INSTALL),$(BIN)/python setup.py -q build_ext --inplace)
 	mv $@.begun $@
 
 demo: $(DEMO)

@@ -119,9 +119,13 @@ def _encoded(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         if type(value) not in (Tensor, torch.nn.Parameter):
             raise FileError(f"{at or 'the file'} is a {type(value).__name__}, which safetensors cannot hold")
+        # Keys may have dots of their own, or be 0 beside "0".
+        name = at
+        while name in tensors:
+            name += "'"
         # None may share memory with another.
-        tensors[at] = value.detach().clone(memory_format=torch.contiguous_format)
-        return {"tensor": at}
+        tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
     if isinstance(value, Mapping):
         inner = [[key, _encoded(its, f"{at}.{key}" if at else str(key), tensors)] for key, its in value.items()]
         if all(isinstance(key, (str, int)) for key, _ in inner):

@@ -56,20 +56,10 @@ def foreign_state_dict(optimizer: Optimizer, target: str | type, **constructed_w
         raise TypeError(f"nothing is written for {name}; there is a way back to {', '.join(others)}")
     ours = optimizer.state_dict()
     numbers = {key: value for key, value in ours.items() if key not in ("state", "param_groups")}
-    groups, state = [], {}
-    for index, group in enumerate(ours["param_groups"]):
-        mine = {**cls._beyond, **numbers, **told, **group}
-        its = {at: ours["state"][at] for at in group["params"] if ours["state"].get(at)}
-        steps = {float(kept["step"]) for kept in its.values() if "step" in kept}
-        if peer.group_step and len(steps) > 1:
-            raise ValueError(
-                f"{name} counts the steps of a group, and params of group {index} have taken {sorted(map(int, steps))}"
-            )
-        groups.append(peer.their_group(back, mine, steps))
-        for at, kept in its.items():
-            rules = {key: value for key, value in kept.items() if key in kind_of(cls).state.known}
-            if rules and (made := peer.their_state(back, rules, mine)):
-                state[at] = made
+    try:
+        state, groups = _as_theirs(name, cls, ours, numbers, told)
+    except KeyError as error:
+        raise TypeError(f"{name} steps by {error.args[0]!r}, and this is a {cls.__name__}, which has none") from None
     file = {"state": state, "param_groups": groups}
     rule = peer.rule_of({**told, **groups[0]})
     if not isinstance(optimizer, classes_for(rule, groups)):
@@ -94,6 +84,29 @@ def foreign_state_dict(optimizer: Optimizer, target: str | type, **constructed_w
             "put this file's tensors into its state once it is loaded"
         )
     return file
+
+
+def _as_theirs(
+    name: str, cls: type[FusedStep], ours: Mapping[str, Any], numbers: Mapping[str, Any], told: Mapping[str, Any]
+) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
+    """States and groups; KeyError where ours has nothing that theirs steps by."""
+    peer = PEERS[name]
+    assert peer.back is not None
+    groups, state = [], {}
+    for index, group in enumerate(ours["param_groups"]):
+        mine = {**cls._beyond, **numbers, **told, **group}
+        its = {at: ours["state"][at] for at in group["params"] if ours["state"].get(at)}
+        steps = {float(kept["step"]) for kept in its.values() if "step" in kept}
+        if peer.group_step and len(steps) > 1:
+            raise ValueError(
+                f"{name} counts the steps of a group, and params of group {index} have taken {sorted(map(int, steps))}"
+            )
+        groups.append(peer.their_group(peer.back, mine, steps))
+        for at, kept in its.items():
+            rules = {key: value for key, value in kept.items() if key in kind_of(cls).state.known}
+            if rules and (made := peer.their_state(peer.back, rules, mine)):
+                state[at] = made
+    return state, groups
 
 
 def _refuse_losses(name: str, cls: type[FusedStep], ours: Mapping[str, Any], read: Mapping[str, Any]) -> None:

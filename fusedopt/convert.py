@@ -94,14 +94,19 @@ def convert(
             raise ConvertError(f"neither {source} nor {target} has a {key!r} that its groups do not show")
         for side in its:
             told[side][key] = value
-    optimizer = _loaded(state_dict, source, target, told["source"])
+    stays = source.startswith("fusedopt.") and target.partition(".")[0] == "fusedopt"
+    with warnings.catch_warnings():
+        if stays:
+            warnings.simplefilter("ignore")  # what the stand-in's options lose is in the file
+        optimizer = _loaded(state_dict, source, target, told["source"])
     ours = type(optimizer).__name__
     if target.partition(".")[0] not in _OURS:
         return foreign_state_dict(optimizer, target, **told["target"]), name_of(target)
     wanted = target.partition(".")[2].rpartition(".")[2] or ours
     if wanted != ours:
         raise ConvertError(f"the file steps as {ours} does; give --to {target.partition('.')[0]}.{ours}")
-    made = optimizer.state_dict()
+    # What ours have saved is as it would be, with options of groups, averages and draws of theirs.
+    made = dict(state_dict) if stays else optimizer.state_dict()
     if target.startswith("fusedopt"):
         return made, f"fusedopt.{ours}"
     return _for_torch(type(optimizer), made), f"torch.optim.{ours}"

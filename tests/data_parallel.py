@@ -176,6 +176,11 @@ def what_is_made_of_all_params_is_refused_where_a_process_has_some(rank: int) ->
         del its_own.param_groups[0]["max_grad_norm"]
     with pytest.raises(ValueError, match=r"param_groups\[0\] has 'max_grad_norm', which is an option of the optimizer"):
         ZeroRedundancyOptimizer([{"params": list(model().parameters()), "max_grad_norm": 1.0}], fusedopt.AdamW)
+    # Where it divides nothing.
+    alone = [torch.distributed.new_group([process]) for process in range(torch.distributed.get_world_size())][rank]
+    whole = ZeroRedundancyOptimizer(model().parameters(), fusedopt.AdamW, process_group=alone)
+    whole.optim.max_grad_norm = 1.0
+    ZeroRedundancyOptimizer(model().parameters(), fusedopt.Prodigy, process_group=alone)
     its = FSDP(model(), use_orig_params=True, device_id=torch.device("cpu"))
     words = "param 0 of group 0 is what FullyShardedDataParallel has of it in this process, and "
     with pytest.raises(ValueError, match=words + norm):

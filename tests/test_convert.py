@@ -12,6 +12,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,29 @@ def test_it_is_found_under_a_key_and_the_rest_stays(file: Path, tmp_path: Path) 
     assert type(made["optimizer_states"][1]["state"][0]["step"]) is int
 
 
+def test_what_is_ours_already_stays_as_it_was_saved(tmp_path: Path) -> None:
+    """With each group's own options, of which the stand-ins for its params know nothing."""
+    dtype = torch.bfloat16
+    groups: list[dict[str, Any]] = [
+        {"master_weights": "float32", "ema_decay": 0.5},
+        {"rounding": "kahan"},
+        {"rounding": "stochastic", "state_dtype": "int8"},
+        {},
+    ]
+    made = [{"params": [Parameter(torch.randn(4, 3, dtype=dtype))], **own} for own in groups]
+    optimizer = fusedopt.AdamW(made, max_grad_norm=2.0)
+    for _ in range(2):
+        for group in made:
+            group["params"][0].grad = torch.randn(4, 3, dtype=dtype)
+        optimizer.step()
+    path, content = tmp_path / "ours.pt", {"optimizer": optimizer.state_dict()}
+    torch.save(content, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _run(path, "--key", "optimizer", "--from", "fusedopt.AdamW", "--to", "fusedopt") == 0
+    assert_identical(_load(tmp_path / "ours.fusedopt.pt"), content)
+
+
 # safetensors.
 
 
@@ -168,6 +192,21 @@ def test_safetensors_of_others_have_no_groups(tmp_path: Path, capsys: pytest.Cap
     path.write_bytes(b"nothing of the kind")
     assert _run(path, "--from", "torch.AdamW", "--to", "torch") == 1
     assert f"{path} cannot be read: " in capsys.readouterr().err
+
+
+def test_safetensors_keep_tensors_apart_whose_keys_join_to_one_name(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    one, two = torch.ones(2), torch.zeros(3)
+    path = tmp_path / "x.safetensors"
+    contents: list[dict[Any, Any]] = [
+        {"a.b": one, "a": {"b": two}},
+        {0: one, "0": two},
+        {"": {"x": one}, "x": two, "x'": one},
+        {"a": [one], "a.0": two},
+    ]
+    for content in contents:
+        _files.write(path, content, overwrite=True)
+        assert_identical(_files.read(path), content)
 
 
 def test_safetensors_refuse_what_they_cannot_hold(tmp_path: Path) -> None:

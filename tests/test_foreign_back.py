@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from cases import ONE_PER_OPTIMIZER
 from foreign import foreign_params
 from support import assert_identical, params_of, save_and_load, train
 from torch.nn import Parameter
@@ -27,6 +29,18 @@ def _ours(name: str, **kwargs: Any) -> Any:
     optimizer = getattr(fusedopt, name)(foreign_params(), lr=0.125, weight_decay=0.25, **needs, **kwargs)
     train(optimizer, 3)
     return optimizer
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS_BACK if ".Paged" not in name])
+def test_another_rule_is_refused_by_what_it_lacks(name: str) -> None:
+    """Of every class, with states or without: a momentum, a second average, a count of steps."""
+    for case in ONE_PER_OPTIMIZER:
+        for steps in (0, 1):
+            optimizer: Any = case.ours(foreign_params())
+            train(optimizer, steps)
+            with warnings.catch_warnings(), suppress(TypeError, ValueError):
+                warnings.simplefilter("ignore")
+                fusedopt.foreign_state_dict(optimizer, name)
 
 
 @pytest.mark.parametrize("name", WAYS_BACK)

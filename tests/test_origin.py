@@ -209,3 +209,34 @@ def test_a_failing_conversion_leaves_all_as_it_was() -> None:
     assert optimizer.state is state
     assert optimizer.param_groups is groups
     assert_identical(snapshot(optimizer), kept)
+
+
+@pytest.mark.parametrize("draws", [-1, 2**70, None, "seven", [1]], ids=str)
+@pytest.mark.parametrize("stepped", [False, True])
+def test_a_number_of_draws_that_is_none_leaves_all_as_it_was(draws: Any, stepped: bool) -> None:
+    """Read after groups and state, since a file that lacks it is as old as its counters say."""
+    optimizer = fusedopt.AdamW(make_params(), state_dtype="int8", rounding="stochastic", max_grad_norm=1.0)
+    train(optimizer, 2 * stepped)
+    state, groups, kept = optimizer.state, optimizer.param_groups, snapshot(optimizer)
+    other = fusedopt.AdamW(make_params(), lr=0.5, state_dtype="int8", rounding="stochastic", max_grad_norm=2.0)
+    train(other, 1)
+    with pytest.raises((TypeError, ValueError)):
+        optimizer.load_state_dict({**other.state_dict(), "rounding_draws": draws})
+    assert optimizer.state is state
+    assert optimizer.param_groups is groups
+    assert optimizer.max_grad_norm == 1.0
+    assert_identical(snapshot(optimizer), kept)
+
+
+def test_a_counter_that_tells_no_steps_leaves_all_as_it_was() -> None:
+    optimizer = fusedopt.AdamW(make_params(), rounding="stochastic", state_dtype="bfloat16")
+    train(optimizer, 1)
+    state, groups = optimizer.state, optimizer.param_groups
+    file = optimizer.state_dict()
+    del file["rounding_draws"]
+    for step in (torch.tensor(torch.nan), torch.tensor(1.0, device="meta"), [1]):
+        file["state"][0]["step"] = step
+        with pytest.raises((TypeError, ValueError, RuntimeError)):
+            optimizer.load_state_dict(file)
+        assert optimizer.state is state
+        assert optimizer.param_groups is groups

@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from cases import ONE_PER_OPTIMIZER, Case, named
 from options import PAIRS, Options, same, steps, values
 from runs import random_gradients, train
-from support import assert_identical, params_of, snapshot
+from support import assert_identical, clone_params, default_dtype, params_of, save_and_load, snapshot
 from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
@@ -268,3 +269,22 @@ def test_what_cannot_be_kept_is_said() -> None:
     assert "the bits that 'master' has beyond the param are dropped" in text
     assert "'ema' is kept as it is" in text
     assert "master" not in plain.state[params_of(plain)[0]]
+
+
+COUNTING = [case for case in ONE_PER_OPTIMIZER if set(case.counters) - {"step"}]
+
+
+@pytest.mark.parametrize("case", COUNTING, ids=str)
+def test_counters_stay_in_their_type(case: Case) -> None:
+    """torch's load_state_dict makes all but the step the param's type: a running product came back in bfloat16."""
+    wide = (torch.float32, torch.float64)
+    for dtype, default in product((*wide, torch.bfloat16), wide):
+        with default_dtype(default):
+            whole = case.ours([Parameter(value) for value in values(dtype)])
+            gradients = random_gradients(params_of(whole), 6, 1, dtype)
+            train(whole, gradients[:3])
+            resumed = case.ours(clone_params(params_of(whole)))
+            resumed.load_state_dict(save_and_load(whole.state_dict()))
+            train(whole, gradients[3:])
+            train(resumed, gradients[3:])
+            assert_identical(snapshot(resumed), snapshot(whole))

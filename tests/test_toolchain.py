@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -272,3 +273,42 @@ def test_a_toolkit_that_cannot_compile_the_kernels_is_none(
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode != 0
         assert f"FUSEDOPT_CUDA=1 asks for the CUDA engine, and {cuda.missing}; set CUDA_HOME or" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_builds_anew_when_there_is_something_new(tmp_path: Path) -> None:
+    """With a Python that only notes that it was asked to build."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("csrc/codec.h", "csrc/left.h", "csrc/cpu/tile.h", "csrc/cpu/left.h", "fusedopt/_toolchain.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    python, log = tmp_path / ".venv/bin/python", tmp_path / "log"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$*" >> {log}\n')
+    python.chmod(0o755)
+    for name in ("pyproject.toml", "setup.py", ".venv/.made", ".venv/.tools"):
+        (tmp_path / name).touch()
+
+    def builds(**told: str) -> int:
+        time.sleep(0.02)  # a file system's clock ticks in up to ten milliseconds
+        log.write_text("")
+        plain = {k: v for k, v in os.environ.items() if not k.startswith(("FUSEDOPT", "TORCH_CUDA", "MAKE", "MFLAGS"))}
+        subprocess.run(["make", "-s", "build", "CONSTRAINTS="], cwd=tmp_path, env={**plain, **told}, check=True)
+        return len(log.read_text().splitlines())
+
+    def changed(change: object, **told: str) -> None:
+        assert builds(**told) == 1, change
+        assert builds() == builds(**told) == 0, change
+
+    changed("nothing is there")
+    for name in ("csrc/codec.h", "csrc/cpu/tile.h", "fusedopt/_toolchain.py"):
+        time.sleep(0.02)
+        (tmp_path / name).touch()
+        changed(name)
+    for name in ("csrc/cpu/left.h", "csrc/left.h"):
+        time.sleep(0.02)
+        (tmp_path / name).unlink()
+        changed(name)
+    for name, value in (("FUSEDOPT_ISAS", "native"), ("FUSEDOPT_CUDA", "0"), ("FUSEDOPT_CUDA", "1")):
+        changed((name, value), **{name: value})
+    changed("architectures", TORCH_CUDA_ARCH_LIST="8.0 9.0")

@@ -89,6 +89,10 @@ def lr_is_a_vector(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> Non
     optimizer.param_groups[0]["lr"] = torch.ones(2)
 
 
+def maximize_is_a_vector(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> None:
+    optimizer.param_groups[0]["maximize"] = torch.tensor([True, False])
+
+
 def lr_is_missing(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> None:
     del optimizer.param_groups[0]["lr"]
 
@@ -156,6 +160,7 @@ BAD = [
     (lr_is_nan, ValueError, r"param_groups\[0\]\['lr'\] is nan; set it to a number"),
     (lr_is_text, TypeError, r"param_groups\[0\]\['lr'\] is <class 'str'>; give a number"),
     (lr_is_a_vector, ValueError, r"param_groups\[0\]\['lr'\] is a tensor of 2 elements; give it one"),
+    (maximize_is_a_vector, ValueError, r"param_groups\[0\]\['maximize'\] is neither true nor false; set it to one of"),
     (lr_is_missing, KeyError, r"param_groups\[0\]\['lr'\] is missing"),
     (lr_is_none, TypeError, r"param_groups\[0\]\['lr'\] is <class 'NoneType'>; give a number"),
     (betas_are_one_number, ValueError, r"param_groups\[0\]\['betas'\] is not a tuple of 2 numbers"),

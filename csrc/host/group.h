@@ -231,7 +231,11 @@ class Group {
     }
     const auto is_true = [&](const Ref& key) {
       PyObject* value = find(key);
-      return value && PyObject_IsTrue(value) == 1;
+      const int truth = value ? PyObject_IsTrue(value) : 0;
+      if (truth >= 0) return truth == 1;
+      // Of a tensor of several elements, for one.
+      PyErr_Clear();
+      throw py::value_error(label(key) + " is neither true nor false; set it to one of them");
     };
     sign = is_true(names.maximize) ? -1 : 1;
     differentiable = is_true(names.differentiable);

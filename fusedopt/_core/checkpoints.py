@@ -90,6 +90,7 @@ class Checkpointed(KeptState):
             super().__setstate__(state)
             if loading is not None:
                 self._convert_loaded(loading)
+                draws = self._draws_of(loading)
         except Exception:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -99,7 +100,14 @@ class Checkpointed(KeptState):
         self.max_grad_norm = max_grad_norm
         if self.ema_decay is not None and loading.get("ema_decay") is not None:
             self.ema_decay = loading["ema_decay"]
-        self._draw_from(int(loading.get("rounding_draws", self._steps_done() if self._draws_at_all() else 0)))
+        self._draw_from(draws)
+
+    def _draws_of(self, loading: Mapping[str, Any]) -> int:
+        """How many steps of a file have rounded by chance; what says nothing of it has drawn in each of its steps."""
+        draws = int(loading.get("rounding_draws", self._steps_done() if self._draws_at_all() else 0))
+        if not 0 <= draws < 2**63:
+            raise ValueError(f"Invalid rounding_draws in the file: {draws!r}; it counts steps")
+        return draws
 
     def _convert_loaded(self, loading: Mapping[str, Any]) -> None:
         """Bring what torch has loaded to this optimizer's options, from what torch was given."""
@@ -113,15 +121,19 @@ class Checkpointed(KeptState):
                 if key == "step" or not isinstance(value, torch.Tensor):
                     continue
                 half, home = param.dtype in HALVES, precisions[id(param)].home_of(param)
-                # A file that torch wrote after it had loaded one may have what it does not know rounded, and counters.
+                if key in counters and value.is_floating_point():
+                    # torch has made it the param's type, in which the run would go on with other numbers.
+                    wide = value.dtype if value.dtype in (torch.float32, torch.float64) else torch.float32
+                    self.state[param][key] = value.to(home, wide)
+                    continue
+                # A file that torch wrote after it had loaded one may have what it does not know rounded.
                 if half and value.dtype not in _EXACT.get(key, (value.dtype,)):
                     del self.state[param][key]
                     losses.append(f"torch has rounded '{key}', which starts anew from the param")
                 elif key == "remainder" and value.dtype in _LOWER_HALVES:
                     self.state[param][key] = value.to(home, torch.int16, copy=True)
                 elif (half or key == "ema") and value.dtype in (torch.float32, *HALVES):
-                    dtype = torch.float32 if key in counters else value.dtype
-                    self.state[param][key] = value.to(home, dtype)
+                    self.state[param][key] = value.to(home, value.dtype)
             its = self.state.get(param, {})
             # A user may have keys of these names, too.
             ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}

@@ -35,11 +35,11 @@ def refuse_part(groups: Iterable[dict[str, Any]], what: str, remedy: str, by_zer
 
 
 def constructed_by_zero() -> bool:
-    """Whether a constructor that is running was called by ZeroRedundancyOptimizer."""
+    """Whether a constructor that is running was called by ZeroRedundancyOptimizer, over several processes."""
     zero: Any = getattr(sys.modules.get(_ZERO), "ZeroRedundancyOptimizer", ())
     frame = sys._getframe().f_back if zero else None
     while frame is not None:
         if frame.f_code.co_name == "_init_local_optimizer" and isinstance(frame.f_locals.get("self"), zero):
-            return True
+            return bool(frame.f_locals["self"].world_size > 1)
         frame = frame.f_back
     return False
