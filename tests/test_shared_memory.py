@@ -120,3 +120,40 @@ def test_lbfgs_moves_shared_elements_once_for_each_param(line_search_fn: str | N
         return param.detach()
 
     torch.testing.assert_close(run(fusedopt.LBFGS), run(torch.optim.LBFGS))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "LAMB", "Adafactor", "Muon"])
+@pytest.mark.parametrize("lies", ["one element on", "in another order", "every other element"])
+def test_a_gradient_that_lies_across_its_param_is_refused(name: str, lies: str) -> None:
+    flat = torch.ones(129 * 128)
+    value, grad = {
+        "one element on": (flat[128:].view(128, 128), flat[127:-1].view(128, 128)),
+        "in another order": (flat[128:].view(128, 128), flat[128:].view(128, 128).t()),
+        "every other element": (flat[: 64 * 128].view(64, 128), flat[: 2 * 64 * 128 : 2].view(64, 128)),
+    }[lies]
+    param = Parameter(value)
+    param.grad = grad
+    optimizer = getattr(fusedopt, name)([param], lr=0.1)
+    with pytest.raises(RuntimeError, match=r"its gradient shares memory with the param.*clone\(\) the gradient"):
+        optimizer.step()
+    assert flat.eq(1).all()
+    assert not optimizer.state
+    # What the engine has found before is looked at again.
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    param.grad = grad
+    before = flat.clone()
+    with pytest.raises(RuntimeError, match="its gradient shares memory"):
+        optimizer.step()
+    assert flat.equal(before)
+
+
+def test_a_gradient_may_be_its_param_or_lie_between_its_elements() -> None:
+    flat = torch.linspace(-1, 1, 4096)
+    for value, grad in ((flat[:2048], flat[:2048]), (flat[::2], flat[1::2]), (flat[:2048], flat[2048:])):
+        ours, apart = Parameter(value.clone()), grad.clone()
+        theirs = Parameter(value)
+        ours.grad, theirs.grad = apart, grad
+        for param in (ours, theirs):
+            fusedopt.AdamW([param], lr=0.1).step()
+        assert ours.equal(theirs)

@@ -1,4 +1,5 @@
 // How a roster finds and checks one param with its gradient and states.
+#include "overlap.h"
 #include "roster.h"
 #include "shards.h"
 
@@ -200,6 +201,16 @@ Roster::Found Roster::collect_row(int slot, size_t at) {
   return Found::row;
 }
 
+// As torch does. Of dense operands those that are far from each other need no closer look.
+void Roster::check_apart(Row& row, const Source& source, const void* param) const {
+  constexpr int64_t kLargest = 8;
+  const auto apart = reinterpret_cast<intptr_t>(row.grad) - reinterpret_cast<intptr_t>(param);
+  if (!row.layout && std::abs(apart) >= row.numel * kLargest) return;
+  if (!crosses(extent_from(param, *source.param), extent_from(row.grad, *source.grad))) return;
+  row.grad = nullptr;  // so that it is another when it is met again
+  fail(source, "its gradient shares memory with the param, element for other element; clone() the gradient");
+}
+
 void Roster::address(Row& row, const Source& source, Moved& moved) const {
   if (row.numel == 0) return;
   const int complex = is_complex(*source.param) ? 2 : 1;
@@ -218,6 +229,7 @@ void Roster::address(Row& row, const Source& source, Moved& moved) const {
   if (extras) attach(extras->partner, exact == source.param ? source.attached[kPartnerTensor] : source.param);
   moved.params = moved.params || changed;
   set(row.grad, read_of(*source.grad, complex * element_size(row.grad_dtype)));
+  if (changed) check_apart(row, source, exact == source.param ? row.param : extras->partner);
   for (int k = 0; k < rule_->states; ++k)
     if (source.state[k]) set(row.state[k], data_of(*source.state[k], complex * element_size(row.state_dtype[k])));
   if (extras) {

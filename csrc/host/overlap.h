@@ -12,12 +12,14 @@ struct Extent {
   size_t index;
 };
 
-inline Extent extent_of(const TensorImpl& tensor, size_t index) {
+// Of one whose first element lies there.
+inline Extent extent_from(const void* data, const TensorImpl& tensor, size_t index = 0) {
   int64_t last = 0;
   for (size_t d = 0; d < tensor.sizes().size(); ++d) last += (tensor.sizes()[d] - 1) * tensor.strides()[d];
-  const char* begin = static_cast<const char*>(data_of(tensor));
+  const char* begin = static_cast<const char*>(data);
   return {&tensor, begin, begin + (last + 1) * tensor.dtype().itemsize(), index};
 }
+inline Extent extent_of(const TensorImpl& tensor, size_t index) { return extent_from(data_of(tensor), tensor, index); }
 
 // What two tensors' elements can be apart in one dimension: any of `least` to `most` strides.
 struct Reach {
@@ -60,6 +62,14 @@ inline bool meet(const Extent& one, const Extent& other) {
   std::sort(terms.begin(), terms.end(), [](const Reach& x, const Reach& y) { return x.stride > y.stride; });
   int looks = 1000;
   return can_be((other.begin - one.begin) / size, terms.data(), terms.data() + terms.size(), looks);
+}
+
+// Whether they share elements otherwise than one by one: who goes over both and writes the one would read of the other
+// what has been written.
+inline bool crosses(const Extent& one, const Extent& other) {
+  const bool alike = one.begin == other.begin && one.tensor->dtype() == other.tensor->dtype() &&
+                     equal(one.tensor->strides(), other.tensor->strides());
+  return !alike && meet(one, other);
 }
 
 // Calls f with those of the extents, in the order of the list, that lie among each other: all that can meet.

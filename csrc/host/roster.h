@@ -227,6 +227,7 @@ class Roster {
   TensorImpl* state_tensor(const Source& source, PyObject* value, const std::string& name, bool factor = false) const;
   TensorImpl* known_tensor(const Source& source, PyObject* value) const;
   Found read_state(Row& row, Source& source);
+  void check_apart(Row& row, const Source& source, const void* param) const;
   Found read_counter(Source& source, int c, PyObject* value);
   const Signature* signature_of(PyObject* dict);
   Found collect_slices(Row& row, Source& source);
