@@ -1,5 +1,4 @@
 // How a roster finds and checks one param with its gradient and states.
-#include "overlap.h"
 #include "roster.h"
 #include "shards.h"
 
@@ -199,16 +198,6 @@ Roster::Found Roster::collect_row(int slot, size_t at) {
     source.settled = source.settled && source.counter_keys == source.counter[0]->key_set();
   }
   return Found::row;
-}
-
-// As torch does. Of dense operands those that are far from each other need no closer look.
-void Roster::check_apart(Row& row, const Source& source, const void* param) const {
-  constexpr int64_t kLargest = 8;
-  const auto apart = reinterpret_cast<intptr_t>(row.grad) - reinterpret_cast<intptr_t>(param);
-  if (!row.layout && std::abs(apart) >= row.numel * kLargest) return;
-  if (!crosses(extent_from(param, *source.param), extent_from(row.grad, *source.grad))) return;
-  row.grad = nullptr;  // so that it is another when it is met again
-  fail(source, "its gradient shares memory with the param, element for other element; clone() the gradient");
 }
 
 void Roster::address(Row& row, const Source& source, Moved& moved) const {

@@ -56,8 +56,8 @@ MUTANTS = (
     ),
     Mutant(
         "fusedopt/_core/checkpoints.py",
-        "dtype = torch.float32 if key in counters else value.dtype",
-        "dtype = value.dtype",
+        "wide = value.dtype if value.dtype in (torch.float32, torch.float64) else torch.float32",
+        "wide = value.dtype",
         "counters that torch has rounded to 16 bits stay there",
         "tests/test_state.py tests/test_precision_state.py",
     ),
