@@ -306,12 +306,20 @@ __global__ void __launch_bounds__(fusedopt::cuda::kWarps* kLanes, Tile<R, varian
   // From one element to the next: lanes whose operands are out of the ordinary take a tile in their own time.
   const int last = aligned && quick_scalars.template suit<variant>() ? chunk.n - Quick::kElements : -1;
   for (int at = 0; at < chunk.n; at += Registers::kElements) {
-    if constexpr (OfWide::kThere) OfWide::Quick::sweep(mine, at, wide ? last : -1, quick_scalars);
+    if constexpr (OfWide::kThere)
+      if (!OfWide::kTwice || at % Quick::kElements == 0)
+        OfWide::Quick::sweep(mine, at, wide ? last : -1, quick_scalars);
     if constexpr (!OfWide::kThere || OfWide::kTwice) Quick::sweep(mine, at, wide ? -1 : last, quick_scalars);
     at = opaque(at);
     if (at >= chunk.n) break;
     Registers tile = {};
-    const int side_by_side = at - lane * (held - Registers::kVector), first = at - lane * (held - 1);
+    int side_by_side = at - lane * (held - Registers::kVector);
+    const int first = at - lane * (held - 1);
+    if constexpr (OfWide::kTwice) {
+      // Of a tile by 32 bytes that other lanes may have taken a lane has left what is its own there, in two parts.
+      const int part = at % Quick::kElements, begin = at - part;
+      if (wide && begin <= last) side_by_side = begin + part / kLanes;
+    }
     const bool whole = aligned && at + Registers::kElements <= chunk.n;
     whole ? tile.template load<sizeof(uint4)>(mine, side_by_side) : tile.load(mine, first, chunk.n - at - lane);
     tile.template update<T>(multiplier, scalars, [](T x) { return x; });
