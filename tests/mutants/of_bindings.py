@@ -26,7 +26,7 @@ MUTANTS = (
     ),
     Mutant(
         "csrc/host/roster.cpp",
-        "if (source.state[k]) source.state[k]->bump_version();",
+        "for (int k = 0; k < rule_->states; ++k) call(source.state[k]);",
         "",
         "autograd does not learn that states were written",
         "tests/test_step.py tests/test_plan.py tests/test_class.py",
@@ -53,9 +53,9 @@ MUTANTS = (
         "tests/test_prodigy.py",
     ),
     Mutant(
-        "csrc/host/waves.cpp",
-        "wave = earlier + 1;",
-        "wave = earlier;",
+        "csrc/host/overlap.h",
+        "its = earlier + 1;",
+        "its = earlier;",
         "both steps of a param that is listed twice read the first's past",
         "tests/test_plan.py tests/test_step.py tests/test_shared_memory.py",
     ),
