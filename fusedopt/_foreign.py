@@ -110,6 +110,13 @@ def take_over(optimizer: Optimizer) -> FusedStep | None:
     params = [group["params"] for group in optimizer.param_groups]
     converted = convert_file(name, optimizer.state_dict(), params, attributes, optimizer.defaults)
     ours = _class(converted.rule)
+    cycled = "betas" if "betas" in optimizer.defaults else "momentum"
+    for old, made in zip(optimizer.param_groups, converted.file["param_groups"], strict=True):
+        if "base_momentum" in old and cycled not in made:
+            raise ValueError(
+                f"a scheduler cycles {cycled!r} of this {name}, which the groups of fusedopt.{converted.rule} do not "
+                "have; make it with cycle_momentum=False, or after replace()"
+            )
     # Those that are about params in 16 bits are given for all groups where all that have such agree, else to each.
     halves = [any(p.dtype in HALVES for p in its) for its in params]
     asked = [options for options, half in zip(converted.options, halves, strict=True) if half]
@@ -123,7 +130,10 @@ def take_over(optimizer: Optimizer) -> FusedStep | None:
     new.load_state_dict(converted.file)
     # What holds the groups of the old one, as schedulers do, holds those of the new one.
     for old, made in zip(optimizer.param_groups, new.param_groups, strict=True):
-        users = {key: old[key] for key in old.keys() - optimizer.defaults.keys() - {"params", "step"} - peer.adds}
+        # OneCycleLR keeps its bounds there, of which optimi has one by the same name.
+        cycle = {"max_lr"} if "min_lr" in old else set()
+        theirs = (optimizer.defaults.keys() | {"params", "step"} | peer.adds) - cycle
+        users = {key: old[key] for key in old.keys() - theirs}
         old.clear()
         old.update({**users, **made})
     new.param_groups = optimizer.param_groups

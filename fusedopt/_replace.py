@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ._core.optimizer import FusedStep
@@ -47,6 +49,7 @@ def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     ours = classes.get(type(optimizer))
     if ours is None:
         if isinstance(optimizer, torch.optim.Optimizer) and (taken := take_over(optimizer)) is not None:
+            _count_as_stepped(optimizer)
             return taken
         name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
         raise TypeError(f"fusedopt has no replacement for {name}; it has {sorted(c.__name__ for c in classes)}")
@@ -54,4 +57,10 @@ def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     new.__setstate__({"defaults": optimizer.defaults, "state": optimizer.state, "param_groups": optimizer.param_groups})
     if isinstance(new, FusedStep):
         new._step_supports_amp_scaling = getattr(optimizer, "_step_supports_amp_scaling", False)
+    _count_as_stepped(optimizer)
     return new
+
+
+def _count_as_stepped(optimizer: Any) -> None:
+    """Its schedulers ask it, and warn that a step was left out where another takes them."""
+    optimizer._opt_called = True

@@ -12,6 +12,7 @@ import torch
 from foreign import OPTIMI, foreign_params, live
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import lr_scheduler
 
 import fusedopt
 
@@ -66,6 +67,37 @@ def test_kahan_summation_of_one_group_is_not_the_others() -> None:
     assert [group.get("rounding") for group in steered] == [None, "kahan"]
 
 
+def test_bounds_of_one_cycle_are_not_taken_for_optimis() -> None:
+    theirs = _optimi({})
+    schedule = lr_scheduler.OneCycleLR(theirs, max_lr=0.2, total_steps=9, cycle_momentum=False)
+    ours: Any = fusedopt.replace(theirs)
+    ours.step()
+    schedule.step()
+    (group,) = ours.param_groups
+    assert group["lr"] == schedule.get_last_lr()[0] > group["initial_lr"]
+
+
+@pytest.mark.parametrize("dampening", [False, True])
+def test_a_cycle_of_momenta_that_ours_do_not_follow_is_refused(dampening: bool) -> None:
+    """Of bitsandbytes' SGD the momentum is a beta; the scheduler raised a KeyError later. Dampening stayed behind."""
+    own = {"momentum": 0.9, "dampening": dampening} if dampening else {"betas": (0.9, 0.0), "eps": 0.0}
+    name = "optimi.sgd.SGD" if dampening else "bitsandbytes.optim.sgd.SGD"
+    defaults = {"lr": 0.1, "weight_decay": 0.0, **own, **({**OPTIMI, "decouple_wd": False} if dampening else {})}
+    said = "dampening=True follows the momentum" if dampening else "a scheduler cycles 'betas' of this bitsandbytes.SGD"
+    more = {} if dampening else {"mng": SimpleNamespace(module_weight_config_triple=[]), "get_config": _plain}
+    theirs = live(name, foreign_params(), defaults, **more)
+    lr_scheduler.OneCycleLR(theirs, max_lr=0.2, total_steps=9)
+    before = dict(theirs.param_groups[0])
+    with pytest.raises(ValueError, match=said):
+        fusedopt.replace(theirs)
+    assert theirs.param_groups[0] == before
+
+
+def _plain(group_index: int, index: int, group: dict[str, Any]) -> dict[str, Any]:
+    numbers = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    return {**numbers, "max_unorm": 0.0, "skip_zeros": False}
+
+
 def _named(names: list[str]) -> list[tuple[str, Parameter]]:
     return [(name, Parameter(torch.ones(4))) for name in names]
 
@@ -114,8 +146,7 @@ def _bitsandbytes(param: Tensor, config: dict[str, Any], waiting: list[Any] | No
     """With what GlobalOptimManager has for the second param."""
 
     def configured(group_index: int, index: int, group: dict[str, Any]) -> dict[str, Any]:
-        numbers = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-        return {**numbers, "max_unorm": 0.0, "skip_zeros": False, **(config if index == 1 else {})}
+        return {**_plain(group_index, index, group), **(config if index == 1 else {})}
 
     manager = SimpleNamespace(module_weight_config_triple=waiting or [])
     params = [Parameter(torch.ones(4)), param]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -63,6 +64,18 @@ def test_schedules_go_on(case: Case) -> None:
             train(ours, 1, first=i)
             rest.step()
     assert_close(ours, whole)
+
+
+def test_a_scheduler_of_the_old_one_does_not_miss_its_steps() -> None:
+    """It warned that the first value was skipped, where it was made before and replace() came before the first step."""
+    torchs = torch.optim.AdamW(make_params(), lr=0.1)
+    schedule = lr_scheduler.ExponentialLR(torchs, 0.5)
+    ours = fusedopt.replace(torchs)
+    train(ours, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule.step()
+    assert ours.param_groups[0]["lr"] == 0.05
 
 
 def test_hooks_stay_behind() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from cases import ONE_PER_OPTIMIZER, Case
 from options import same, steps
 from runs import give
 from support import params_of
+from torch import Tensor
 from torch.nn import Parameter
 
 import fusedopt
@@ -77,6 +80,68 @@ def test_steps_do_not_explode(name: str, dtype: torch.dtype, options: dict[str, 
     want = moved(torch.float32, {})
     # What drawn states are off by, and a unit of the param in each step.
     assert moved(dtype, options) <= 1.3 * want + 5 * 2.0**-13
+
+
+# What gradients are for 500 steps, and then.
+CHANGES = ((0.5, 0.01), (0.01, 0.05), (0.1, -0.1))
+AFTER = (500, 2000, 8000)
+CODED: list[dict[str, Any]] = [
+    {"state_dtype": storage, "rounding": rounding}
+    for storage in ("int8", "int4")
+    for rounding in ("nearest", "stochastic")
+]
+
+
+def changed(**options: Any) -> tuple[Tensor, Tensor]:
+    """A step in parts of lr, and the average of squares, by CHANGES and AFTER; one element of a block stays large."""
+    param = Parameter(torch.zeros(len(CHANGES), 16, _C.CODE_BLOCK))
+    optimizer = fusedopt.AdamW([param], lr=1.0, weight_decay=0.0, **options)
+    moved, averages = [], []
+    for before, now in enumerate(zip(*CHANGES, strict=True)):
+        grad = torch.tensor(now).view(-1, 1, 1).expand_as(param).clone()
+        grad[..., 0] = 0.5
+        param.grad = grad
+        for step in range(1, 1 + (AFTER[-1] if before else 500)):
+            param.detach().zero_()
+            optimizer.step()
+            if before and step in AFTER:
+                state = optimizer.state_dict()["state"][0]
+                moved.append(-param.detach()[..., 1:].mean((1, 2)))
+                averages.append(state["exp_avg_sq"][..., 1:].mean((1, 2)))
+    return torch.stack(moved, 1), torch.stack(averages, 1)
+
+
+def test_codes_follow_by_chance_and_to_nearest_stay() -> None:
+    """Where not all of a block changes; the table of docs/precision.md has these figures."""
+    exact, squares = changed()
+    runs = [changed(**options) for options in CODED]
+    by_name = dict(zip(["int8", "int8 by chance", "int4", "int4 by chance"], (run[1] for run in runs), strict=True))
+    # A thousandth is less than half of what codes are apart; the scale alone moves, of the element that stays large.
+    assert (by_name["int8"][0, 1:] > 10 * squares[0, 1:]).all()
+    torch.testing.assert_close(by_name["int8 by chance"], squares, rtol=0.03, atol=0)
+    torch.testing.assert_close(by_name["int4 by chance"][0, :2], squares[0, :2], rtol=0.03, atol=0)
+    text = (Path(__file__).parent.parent / "docs/precision.md").read_text()
+    rows = re.findall(r"^\| (-?[\d.]+), then (-?[\d.]+) \| ([\d,]+) \| (.*) \|$", text, re.MULTILINE)
+    assert {(float(before), float(now)) for before, now, _, _ in rows} == set(CHANGES)
+    for before, now, after, said in rows:
+        place = CHANGES.index((float(before), float(now))), AFTER.index(int(after.replace(",", "")))
+        made = [float(steps[place]) for steps in (exact, *(run[0] for run in runs))]
+        assert [float(figure) for figure in said.split(" | ")] == pytest.approx(made, abs=6e-4), (before, now, after)
+
+
+@pytest.mark.parametrize(("name", "storage"), [("AdamW", "int4"), ("Lion", "int8"), ("Adan", "int8")])
+def test_an_average_of_gradients_in_codes_turns_by_chance(name: str, storage: str) -> None:
+    """To nearest it stays, where the largest of its block does, and the param goes uphill."""
+    for rounding, sign in (("nearest", 1.0), ("stochastic", -1.0)):
+        param = Parameter(torch.zeros(16, _C.CODE_BLOCK))
+        optimizer = getattr(fusedopt, name)([param], lr=1.0, weight_decay=0.0, state_dtype=storage, rounding=rounding)
+        for gradient in (0.1, -0.1):
+            param.grad = torch.full_like(param, gradient)
+            param.grad[:, 0] = 0.5
+            for _ in range(300):
+                param.detach().zero_()
+                optimizer.step()
+        assert (-param.detach()[:, 1:] * sign > 0).all()
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -57,6 +57,12 @@ def _refused(group: Group) -> str | None:
     return None
 
 
+def _sgd_refused(group: Group) -> str | None:
+    if group["dampening"] and "base_momentum" in group:
+        return "dampening=True follows the momentum, which a scheduler cycles; ours is a number"
+    return _refused(group)
+
+
 def _adam(group: Group) -> str:
     return "AdamW" if group["decouple_wd"] or group["decouple_lr"] else "Adam"
 
@@ -111,7 +117,7 @@ PEERS = {
         more_hypers=_sgd_hypers,
         more_states=_sgd_states,
         reads=_READS,
-        refused=_refused,
+        refused=_sgd_refused,
         options=_options,
     ),
 }
