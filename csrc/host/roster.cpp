@@ -286,15 +286,14 @@ void Roster::each_written(size_t i, F&& f) const {
 }
 
 void Roster::bump_versions() const {
-  std::vector<TensorImpl*> written;
-  for (size_t i = 0; i < count_; ++i) each_written(i, [&](TensorImpl* impl) { written.push_back(impl); });
-  // A version lies apart from its tensor, and being atomic each is waited for alone, so those to come are asked for.
-  const size_t count = written.size(), ahead = 8;
-  for (size_t i = 0; i < count; ++i) {
-    if (i + 2 * ahead < count) __builtin_prefetch(&written[i + 2 * ahead]->version_counter());
-    if (i + ahead < count)
-      __builtin_prefetch(*reinterpret_cast<void* const*>(&written[i + ahead]->version_counter()), 1);
-    written[i]->bump_version();
+  const size_t ahead = kAhead;
+  for (size_t i = 0; i < count_; ++i) {
+    // A version lies apart from its tensor, and being atomic each is waited for alone.
+    if (i + ahead < count_)
+      each_written(i + ahead, [](const TensorImpl* impl) {
+        __builtin_prefetch(*reinterpret_cast<void* const*>(&impl->version_counter()), 1);
+      });
+    each_written(i, [](TensorImpl* impl) { impl->bump_version(); });
   }
 }
 
