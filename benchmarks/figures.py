@@ -129,6 +129,13 @@ def speed(path: Path, narrow: Path, sharded: Path | None) -> str:
         what = "sharded: AdamW, 100 DTensors, two processes of one thread"
         rows.append(short_row(what, torchs, mine, Ratio(**line["ratio"])))
     machine = report["machine"]
+    # Rows that another program measured may be of another day and another machine.
+    others = {"8-bit states": narrow, "shards": sharded}
+    elsewhere = [
+        f"; the row of {what}: {its['cpu']}, {its['date'][:10]}"
+        for what, file in others.items()
+        if file is not None and (its := json.loads(file.read_text())["machine"])["cpu"] != machine["cpu"]
+    ]
     return "\n".join(
         [
             "| a step of | torch, ms | ours, ms | times as fast (90 % interval) |",
@@ -136,7 +143,7 @@ def speed(path: Path, narrow: Path, sharded: Path | None) -> str:
             *rows,
             "",
             f"{machine['cpu']}, {machine['threads']} threads, {machine['fusedopt']['cpu']['chosen']}, "
-            f"torch {machine['torch']}, {machine['date'][:10]}.",
+            f"torch {machine['torch']}, {machine['date'][:10]}{''.join(elsewhere)}.",
         ]
     )
 

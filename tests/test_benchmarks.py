@@ -340,11 +340,13 @@ def test_shards_have_a_row_once_they_are_measured(tmp_path: Path) -> None:
     times = {"torch fused": [30e6, 20e6, 40e6], "fusedopt": [1e6, 3e6, 2e6]}
     ratio = {"value": 15.0, "low": 14.0, "high": 16.0}
     finding = {"workload": "100 params: AdamW", "against": "torch fused", "nanoseconds": times, "ratio": ratio}
-    (tmp_path / "distributed-20261201.json").write_text(json.dumps({"findings": [finding]}))
+    machine = {"cpu": "another processor", "date": "2026-12-01T00"}
+    (tmp_path / "distributed-20261201.json").write_text(json.dumps({"machine": machine, "findings": [finding]}))
     runs = figures.newest(), figures.newest_narrow()
     without, with_them = (figures.speed(*runs, file).splitlines() for file in (None, figures.newest_sharded(tmp_path)))
-    (row,) = [line for line in with_them if line not in without]
+    row, where = [line for line in with_them if line not in without]
     assert row.endswith("| 30 | 2 | **15.00x** (14.00 to 16.00) |")
+    assert where.endswith("; the row of shards: another processor, 2026-12-01.")
 
 
 def test_the_table_of_shards(tmp_path: Path) -> None:
