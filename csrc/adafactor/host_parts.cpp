@@ -195,10 +195,9 @@ void Plan::describe_whole(size_t i, Factored& whole) const {
   const TensorImpl* states[kFactoredOperands] = {};
   for (int s = 0; s < 2; ++s) {
     const int role = s == 0 ? kRowVar : kColVar;
-    const Dtype dtype = roster_.row(i).state_dtype[s];
     states[role] = source.state[s];
-    whole.operand[role].data = data_of(*source.state[s], element_size(dtype));
-    whole.operand[role].dtype = dtype;
+    whole.operand[role].data = first_of(*source.state[s]);
+    whole.operand[role].dtype = roster_.row(i).state_dtype[s];
   }
   describe_matrices(whole, param.sizes(), states);
 }

@@ -193,7 +193,7 @@ class Grads {
     if (impl->numel() > 0) {
       entry.complex = is_complex(*impl);
       entry.numel = impl->numel() * (entry.complex ? 2 : 1);
-      entry.data = const_cast<void*>(read_of(*impl, impl->dtype().itemsize()));
+      entry.data = const_cast<void*>(read_of(*impl));
       entry.chunks_end = entry.chunks() + (part.entries.empty() ? 0 : part.entries.back().chunks_end);
       part.numel += entry.numel;
       part.entries.push_back(entry);

@@ -63,7 +63,7 @@ bool Plan::clip(Clipping& clipping) {
     entry.dtype = roster_.row(i).grad_dtype;
     wide = wide || entry.dtype == Dtype::f64;
     if (entry.numel == 0) continue;
-    entry.data = const_cast<void*>(read_of(grad, grad.dtype().itemsize()));
+    entry.data = const_cast<void*>(read_of(grad));
     entry.chunks_end = entry.chunks() + (entries.empty() ? 0 : entries.back().chunks_end);
     elements += entry.numel;
     entries.push_back(entry);

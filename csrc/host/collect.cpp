@@ -23,8 +23,7 @@ void Roster::read_counts(Source& source) const {
   }
 }
 
-bool Roster::attached_as_before(const Row& row, const Source& source) const {
-  if (!row.extras) return true;
+bool Roster::attached_as_before(const Source& source) const {
   for (int at = 0; at < kAttached; ++at) {
     TensorImpl* before = source.attached[at];
     if (!before) continue;
@@ -71,17 +70,17 @@ bool Roster::settled(int slot, size_t at, Moved& moved) {
   if (!here(*param, source.param_type) || param->numel() != row.numel || !param->is_non_overlapping_and_dense() ||
       !alike(*grad, source.grad_type))
     return false;
-  for (int k = 0; k < rule_->states; ++k) {
+  const int states = rule_->states, counters = rule_->counters;
+  for (int k = 0; k < states; ++k) {
     if (!source.state[k]) continue;
     const TensorImpl* state = known_tensor(source, source.state_object[k]);
-    Dtype code;
     if (state != source.state[k]) return false;
-    if (is_coded(row.state_dtype[k])
-            ? !here(*state, source.state_type[k]) || !codes_of(*state, *param, code) || code != row.state_dtype[k]
+    if (__builtin_expect(is_coded(row.state_dtype[k]), 0)
+            ? !here(*state, source.state_type[k]) || !are_codes(*state, *param, row.state_dtype[k])
             : !alike(*state, source.state_type[k]) && !factor_as_before(row, source, k, *state))
       return false;
   }
-  for (int c = 0; c < rule_->counters; ++c) {
+  for (int c = 0; c < counters; ++c) {
     const TensorImpl* counter = unpack(source.counter_object[c]).unsafeGetTensorImpl();
     if (counter != source.counter[c] || counter->key_set() != source.counter_keys || counter->numel() != 1 ||
         counter->dtype() != source.counter_type[c] ||
@@ -89,10 +88,9 @@ bool Roster::settled(int slot, size_t at, Moved& moved) {
       return false;
   }
   if (source.shaped && !(equal(strides, source.strides) && equal(sizes, source.sizes))) return false;
-  if (!attached_as_before(row, source)) return false;
+  if (row.extras && !attached_as_before(source)) return false;
   source.grad = grad;
-  for (int c = 0; c < rule_->counters; ++c)
-    source.count[c] = data_of(*source.counter[c], source.counter_type[c].itemsize());
+  for (int c = 0; c < counters; ++c) source.count[c] = first_of(*source.counter[c]);
   read_counts(source);
   address(row, source, moved);
   return true;
@@ -110,8 +108,11 @@ bool Roster::all_settled() {
     Moved its;
     try {
       for (int64_t i = begin; i < end && all; ++i) {
-        if (noted && i + kAhead < count)
-          for (size_t at = lines_of_[i + kAhead]; at < lines_of_[i + kAhead + 1]; ++at) __builtin_prefetch(lines_[at]);
+        if (noted && i + kAhead < count) {
+          const size_t end = lines_of_[i + kAhead + 1];
+#pragma GCC unroll 8
+          for (size_t at = lines_of_[i + kAhead]; at < end; ++at) __builtin_prefetch(lines_[at]);
+        }
         if (!settled(static_cast<int>(i), i, its)) all = false;
       }
     } catch (...) {  // such as want of memory for a copy-on-write storage, which is told when it is met again
@@ -202,29 +203,27 @@ Roster::Found Roster::collect_row(int slot, size_t at) {
 
 void Roster::address(Row& row, const Source& source, Moved& moved) const {
   if (row.numel == 0) return;
-  const int complex = is_complex(*source.param) ? 2 : 1;
   bool changed = false;
   const auto set = [&](auto& pointer, auto* to) {
     changed = changed || pointer != to;
     pointer = to;
   };
   const TensorImpl* exact = row.extras ? exact_param(source) : source.param;
-  set(row.param, data_of(*exact, complex * element_size(row.param_dtype)));
+  set(row.param, first_of(*exact));
   Extras* extras = const_cast<Extras*>(row.extras);  // the roster's own
   const auto attach = [&](auto& pointer, const TensorImpl* tensor) {
-    if (tensor)
-      set(pointer, static_cast<std::decay_t<decltype(pointer)>>(data_of(*tensor, tensor->dtype().itemsize())));
+    if (tensor) set(pointer, static_cast<std::decay_t<decltype(pointer)>>(first_of(*tensor)));
   };
   if (extras) attach(extras->partner, exact == source.param ? source.attached[kPartnerTensor] : source.param);
   moved.params = moved.params || changed;
-  set(row.grad, read_of(*source.grad, complex * element_size(row.grad_dtype)));
+  set(row.grad, read_of(*source.grad));
   if (changed) check_apart(row, source, exact == source.param ? row.param : extras->partner);
   for (int k = 0; k < rule_->states; ++k)
-    if (source.state[k]) set(row.state[k], data_of(*source.state[k], complex * element_size(row.state_dtype[k])));
+    if (source.state[k]) set(row.state[k], first_of(*source.state[k]));
   if (extras) {
     attach(extras->average, source.attached[kAverageTensor]);
     for (int k = 0; k < rule_->states; ++k) attach(extras->scales[k], source.attached[kScaleTensor + k]);
-    if (extras->clears_grad) set(row.grad, data_of(*source.grad, complex * element_size(row.grad_dtype)));
+    if (extras->clears_grad) set(row.grad, first_of(*source.grad));
   }
   moved.rows = moved.rows || changed;
 }

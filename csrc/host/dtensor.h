@@ -17,13 +17,14 @@ struct DTensorSlots {
   Ref shard, replicate;            // the classes of its placements
 };
 
-inline const DTensorSlots& dtensor_slots() {
-  static DTensorSlots& slots = *new DTensorSlots();
-  if (slots.type) return slots;
+// Never taken down: Python would be gone by then.
+inline DTensorSlots& g_dtensor_slots = *new DTensorSlots();
+
+__attribute__((noinline)) inline void find_dtensor_slots(DTensorSlots& slots) {
   // Who has a DTensor has imported this; to import it for others would take half a second.
   PyObject* module = PyDict_GetItemString(PyImport_GetModuleDict(), "torch.distributed.tensor");
   const Ref type = module ? py::getattr(module, "DTensor", py::none()) : Ref(py::none());
-  if (!PyType_Check(type.ptr())) return slots;
+  if (!PyType_Check(type.ptr())) return;
   const auto offset = [&](const char* name) -> Py_ssize_t {
     const Ref found = py::getattr(type, name, py::none());
     if (Py_TYPE(found.ptr()) != &PyMemberDescr_Type) return 0;
@@ -35,7 +36,10 @@ inline const DTensorSlots& dtensor_slots() {
   slots.shard = py::getattr(module, "Shard", py::none());
   slots.replicate = py::getattr(module, "Replicate", py::none());
   slots.type = reinterpret_cast<PyTypeObject*>(Ref(type).release().ptr());
-  return slots;
+}
+inline const DTensorSlots& dtensor_slots() {
+  if (!g_dtensor_slots.type) find_dtensor_slots(g_dtensor_slots);
+  return g_dtensor_slots;
 }
 
 inline bool is_dtensor(PyObject* object) {

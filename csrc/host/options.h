@@ -168,8 +168,8 @@ inline bool in_16_bits(const TensorImpl& impl) {
 inline int64_t blocks_of(const TensorImpl& param) { return (param.numel() + kCodeBlock - 1) / kCodeBlock; }
 
 // Codes of a param's elements, to torch a row of bytes for each block. They tell by their type whether they have a sign
-// and by their width how many bits.
-inline bool codes_of(const TensorImpl& impl, const TensorImpl& param, Dtype& dtype) {
+// and by their width how many bits. Not inlined: a look at other states would pay for it in registers.
+__attribute__((noinline)) inline bool codes_of(const TensorImpl& impl, const TensorImpl& param, Dtype& dtype) {
   const bool with_sign = c10::typeMetaToScalarType(impl.dtype()) == at::kChar;
   if (!with_sign && c10::typeMetaToScalarType(impl.dtype()) != at::kByte) return false;
   if (impl.dim() != 2 || impl.sizes()[0] != blocks_of(param) || !impl.is_contiguous()) return false;
@@ -179,6 +179,10 @@ inline bool codes_of(const TensorImpl& impl, const TensorImpl& param, Dtype& dty
     if (impl.sizes()[1] == code_bytes(code)) return true;
   }
   return false;
+}
+inline bool are_codes(const TensorImpl& impl, const TensorImpl& param, Dtype dtype) {
+  Dtype found;
+  return codes_of(impl, param, found) && found == dtype;
 }
 
 }  // namespace fusedopt

@@ -261,7 +261,7 @@ bool Roster::grads_overlap() const {
     const TensorImpl& grad = *sources_[i].grad;
     if (grad.numel() == 0) continue;
     if (!grad.is_non_overlapping_and_dense()) return true;
-    const char* begin = static_cast<const char*>(read_of(grad, grad.dtype().itemsize()));
+    const char* begin = static_cast<const char*>(read_of(grad));
     ranges.emplace_back(begin, begin + grad.numel() * grad.dtype().itemsize());
   }
   std::sort(ranges.begin(), ranges.end());
@@ -286,14 +286,19 @@ void Roster::each_written(size_t i, F&& f) const {
 }
 
 void Roster::bump_versions() const {
-  const size_t ahead = kAhead;
+  // A version lies apart from its tensor, and being atomic each is waited for alone: so those of some rows are asked
+  // for first.
+  constexpr size_t kOfRow = 2 * (2 + kMaxCounters + kMaxStates + kAttached), kOfSome = 32;
+  std::array<TensorImpl*, kOfSome + kOfRow> written;
+  size_t count = 0;
   for (size_t i = 0; i < count_; ++i) {
-    // A version lies apart from its tensor, and being atomic each is waited for alone.
-    if (i + ahead < count_)
-      each_written(i + ahead, [](const TensorImpl* impl) {
-        __builtin_prefetch(*reinterpret_cast<void* const*>(&impl->version_counter()), 1);
-      });
-    each_written(i, [](TensorImpl* impl) { impl->bump_version(); });
+    each_written(i, [&](TensorImpl* impl) {
+      __builtin_prefetch(*reinterpret_cast<void* const*>(&impl->version_counter()), 1);
+      written[count++] = impl;
+    });
+    if (count < kOfSome && i + 1 < count_) continue;
+    std::for_each_n(written.begin(), count, [](TensorImpl* impl) { impl->bump_version(); });
+    count = 0;
   }
 }
 

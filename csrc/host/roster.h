@@ -239,7 +239,7 @@ class Roster {
   bool wants(const Row& row, const Source& source, int at) const;
   void read_attached(Row& row, Source& source, PyObject** found);
   void attach(Source& source, int at, PyObject* value, const std::string& name) const;
-  bool attached_as_before(const Row& row, const Source& source) const;
+  bool attached_as_before(const Source& source) const;
   bool codes_in_order(const Row& row, const Source& source, PyObject* order) const;
   void reorder_codes(const Row& row, const Source& source, const std::vector<int64_t>& before) const;
   c10::Device home_of(const Source& source) const {

@@ -12,18 +12,21 @@ void Plan::prepare_rows(const Pass& pass) {
   const Rule& rule = this->rule();
   const std::vector<Group>& groups = roster_.groups();
   bool changed = false;
+  const cuda::Entry* known = nullptr;  // the last of them
+  uint32_t at = 0;                     // and its place
   for (size_t i = pass.first; i < pass.last; ++i) {
     const Source& source = roster_.source(i);
     Row& row = roster_.row(i);
     // A captured step keeps to its own group: its numbers may come to differ from the others' before a replay.
     const int own = roster_.slot(source).group, group = capturing_ ? own : groups[own].same_as;
     const bool wide = row.param_dtype == Dtype::f64 || rule.factored;
-    const cuda::Entry* known = entries.empty() ? nullptr : &entries.back();
     if (!known || known->group != group || known->first != source.first || known->wide != wide ||
         !std::equal(source.before, source.before + rule.counters, known->counter) ||
         (rule.measures(row.variant) && !rule.joint)) {
       cuda::Entry& entry = entries.emplace_back();
       Prepared& prepared = work_.prepared.emplace_back();
+      known = &entry;
+      at = static_cast<uint32_t>(entries.size() - 1);
       entry.group = group;
       entry.first = source.first;
       entry.wide = wide;
@@ -36,9 +39,8 @@ void Plan::prepare_rows(const Pass& pass) {
       prepared.scalars[0] = groups[group].sign * scaling_.multiplier();
       if (!on_device) rule.prepare(groups[group].numbers().data(), prepared.after, entry.first, prepared.scalars + 1);
     }
-    const uint32_t entry = static_cast<uint32_t>(entries.size() - 1);
-    changed = changed || row.entry != entry;
-    row.entry = entry;
+    changed = changed || row.entry != at;
+    row.entry = at;
   }
   if (changed) roster_.touch();
 }

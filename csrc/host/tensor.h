@@ -28,20 +28,21 @@ inline bool equal(c10::IntArrayRef a, c10::IntArrayRef b) {
   return true;
 }
 
-// The first element of a tensor that has one, for writing: a copy-on-write storage is copied now.
-inline void* data_of(const TensorImpl& impl, size_t itemsize) {
-  return static_cast<char*>(impl.unsafe_storage().unsafeGetStorageImpl()->mutable_data()) +
-         itemsize * impl.storage_offset();
+// Few tensors begin within their storage.
+inline int64_t bytes_before(const TensorImpl& impl) {
+  const int64_t offset = impl.storage_offset();
+  return __builtin_expect(offset == 0, 1) ? 0 : offset * static_cast<int64_t>(impl.dtype().itemsize());
 }
-inline void* data_of(const TensorImpl& impl) {
-  return impl.numel() == 0 ? nullptr : data_of(impl, impl.dtype().itemsize());
+// The first element of a tensor that has one, for reading
+inline const void* read_of(const TensorImpl& impl) {
+  return static_cast<const char*>(impl.unsafe_storage().unsafeGetStorageImpl()->data()) + bytes_before(impl);
 }
-
-// For reading.
-inline const void* read_of(const TensorImpl& impl, size_t itemsize) {
-  return static_cast<const char*>(impl.unsafe_storage().unsafeGetStorageImpl()->data()) +
-         itemsize * impl.storage_offset();
+// and for writing: a copy-on-write storage is copied now.
+inline void* first_of(const TensorImpl& impl) {
+  return static_cast<char*>(impl.unsafe_storage().unsafeGetStorageImpl()->mutable_data()) + bytes_before(impl);
 }
+// The same of any tensor.
+inline void* data_of(const TensorImpl& impl) { return impl.numel() == 0 ? nullptr : first_of(impl); }
 
 inline bool dispatches_to_python(const TensorImpl& impl) { return impl.key_set().has(c10::DispatchKey::Python); }
 

@@ -41,10 +41,8 @@ class Parts {
       at = static_cast<int64_t>(layouts_.size());
       layouts_.push_back(layout);
     }
-    const size_t itemsize = complex * element_size(dtype);
     void* data = nullptr;
-    if (tensor->numel() > 0)
-      data = written ? data_of(*tensor, itemsize) : const_cast<void*>(read_of(*tensor, itemsize));
+    if (tensor->numel() > 0) data = written ? first_of(*tensor) : const_cast<void*>(read_of(*tensor));
     segments_.push_back({data, numel_, at});
     held_.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(tensor));
     numel_ += tensor->numel() * complex;
@@ -185,13 +183,11 @@ class Sweep {
     on_ = &parts_;
   }
 
-  const void* read(const py::object& tensor) {
-    return tensor.is_none() ? nullptr : read_of(*flat(tensor), element_size(dtype()));
-  }
+  const void* read(const py::object& tensor) { return tensor.is_none() ? nullptr : read_of(*flat(tensor)); }
   void* write(const py::object& tensor) {
     if (tensor.is_none()) return nullptr;
     written_.push_back(flat(tensor));
-    return data_of(*written_.back(), element_size(dtype()));
+    return first_of(*written_.back());
   }
 
   Scattered scattered() { return parts_.on_device(); }
