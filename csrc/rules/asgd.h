@@ -37,7 +37,8 @@ struct ASGD : RuleDefaults {
     T& average = s[0];
     if (c.weight_decay != T(0)) g = fma(c.weight_decay, p, g);
     p = fma(-c.eta, g, p * c.decay);
-    average = c.mu == T(1) ? p : lerp(average, p, c.mu);
+    const T nearer = lerp(average, p, c.mu);
+    average = c.mu == T(1) ? p : nearer;
   }
 };
 

@@ -29,7 +29,8 @@ struct MuonMomentum : RuleDefaults {
   FUSEDOPT_HD static void update(T& direction, T g, T (&s)[1], const Scalars<T>& c) {
     T& buffer = s[0];
     buffer = lerp(buffer, g, c.weight);
-    direction = c.nesterov != T(0) ? lerp(g, buffer, c.momentum) : buffer;
+    const T ahead = lerp(g, buffer, c.momentum);
+    direction = c.nesterov != T(0) ? ahead : buffer;
   }
 };
 
