@@ -1,10 +1,12 @@
-"""What a step costs in every storage: all rules against torch's best in the dtype, and states in fewer bits.
+"""What a step costs in every storage: all rules against torch's best in the dtype, float16, and states in fewer bits.
 
 python benchmarks/narrow.py [--quick] [--only NAME] [--threads N] [--seconds N] [--out FILE]
 
 Params, gradients and states of one tensor of 4 Mi elements in each dtype against torch's three implementations; AdamW
 over 32 Mi float32 params with states in each `state_dtype` against float32 states. A `bare loop` in the latter moves
 the bytes of float32 states and computes next to nothing: what its time says of the memory bounds what fewer bytes gain.
+Every mix of storages that has float16 in it, of every rule, against the same mix with bfloat16 in its place, which has
+as many bytes.
 """
 
 from __future__ import annotations
@@ -59,6 +61,18 @@ ASKED = {
     torch.complex64: 5.5,
 }
 STATES_ASKED = 1.3
+# What is in float16, or in bfloat16: whether params, whether gradients, and the options for it.
+NARROW = "float16 or bfloat16"
+MIXES: dict[str, tuple[bool, bool, dict[str, Any]]] = {
+    "params, gradients and states": (True, True, {}),
+    "params and gradients, float32 states": (True, True, {"state_dtype": "float32"}),
+    "params and gradients, float32 master": (True, True, {"master_weights": "float32"}),
+    "gradients of float32 params": (False, True, {}),
+    "states of float32 params": (False, False, {"state_dtype": NARROW}),
+}
+MIXES_ASKED = 1 / 1.2
+# Sparse gradients, products of matrices, a closure's searches, factors of matrices, and whoever writes the rule.
+OTHERS = {"SparseAdam", "Muon", "LBFGS", "Adafactor", "GenericOptimizer"}
 ELEMENTS, MORE_ELEMENTS, FEW = 4 << 20, 32 << 20, 1 << 16
 
 
@@ -105,6 +119,38 @@ def in_dtype(rule: str, dtype: torch.dtype, elements: int, effort: Effort) -> di
     return finding(f"{rule}, all {short(dtype)}", "best", interleave(contestants, effort), asked)
 
 
+def every_rule() -> list[str]:
+    """The classes that step any tensor element by element."""
+    classes = [value for value in vars(fusedopt).values() if isinstance(value, type)]
+    names = {cls.__name__ for cls in classes if issubclass(cls, torch.optim.Optimizer)}
+    return sorted(names - OTHERS)
+
+
+def title_of(rule: str, mix: str) -> str:
+    return f"{rule}, float16 {mix}"
+
+
+def in_mix(rule: str, mix: str, elements: int, effort: Effort) -> dict[str, Any] | None:
+    """Ours with float16 in some places against ours with bfloat16 there; None where the rule refuses such states."""
+    of_param, of_grad, options = MIXES[mix]
+    contestants = []
+    for name, dtype in (("bfloat16", torch.bfloat16), (OURS, torch.float16), (CONTROL, torch.float16)):
+        (param,) = one_param(dtype if of_param else torch.float32, elements)
+        if of_grad and not of_param:
+            assert param.grad is not None
+            grad, param.grad = param.grad.to(dtype), None
+            param.grad_dtype = dtype
+            param.grad = grad
+        words = {key: short(dtype) if value == NARROW else value for key, value in options.items()}
+        try:
+            optimizer = getattr(fusedopt, rule)([param], **RULES.get(rule, {}), **words)
+        except ValueError:
+            return None
+        contestants.append(Contestant(name, optimizer.step))
+    warm_up(contestants, effort.warmup)
+    return finding(title_of(rule, mix), "the same with bfloat16", interleave(contestants, effort), MIXES_ASKED)
+
+
 def in_states(elements: int, effort: Effort) -> list[dict[str, Any]]:
     """AdamW's step by how its states are stored, all in one run."""
     made = {name: one_param(torch.float32, elements) for name in ("float32", CONTROL, *STORAGES)}
@@ -127,7 +173,8 @@ def table_of(findings: Sequence[dict[str, Any]]) -> Table:
     table = Table("workload", "against", "theirs, ms", "ours, ms", "times as fast", "again", "asked")
     for found in findings:
         ratio, medians = found["ratio"], found["medians"]
-        theirs = medians.get(found["against"], medians.get("float32"))
+        theirs = next(median for name, median in medians.items() if name not in (OURS, CONTROL, BARE))
+        theirs = medians.get(found["against"], theirs)
         table.add_row(
             found["workload"],
             found["against"],
@@ -135,7 +182,7 @@ def table_of(findings: Sequence[dict[str, Any]]) -> Table:
             f"{medians[OURS] / 1e6:.3f}",
             f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
             f"{found['control']['value']:.2f}",
-            f"at least {found['asked']:g}",
+            f"at least {found['asked']:.3g}",
         )
     return table
 
@@ -162,6 +209,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = [(rule, dtype) for rule in RULES for dtype in DTYPES if wanted in f"{rule}, all {short(dtype)}".lower()]
     for rule, dtype in track(work, console=out, transient=True):
         found = in_dtype(rule, dtype, FEW if options.quick else ELEMENTS, effort)
+        findings += [found] if found else []
+    pairs = [(rule, mix) for rule in every_rule() for mix in MIXES]
+    pairs = [(rule, mix) for rule, mix in pairs if wanted in title_of(rule, mix).lower()]
+    for rule, mix in track(pairs, console=out, transient=True):
+        found = in_mix(rule, mix, FEW if options.quick else ELEMENTS, effort)
         findings += [found] if found else []
     out.print(table_of(findings))
     if options.out:

@@ -60,16 +60,14 @@ FUSEDOPT_HD void encode_by_chance(float x, uint32_t r, f16& out) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const uint32_t sign = bits & 0x80000000u;
   const uint32_t magnitude = bits ^ sign;
-  const uint32_t normal = (magnitude - 0x38000000u + (r >> 19)) >> 13;
-  // A half below 2^-14 counts in units of 2^-24. The comparison of a fraction of 24 bits is exact.
-  const bool small = magnitude < 0x38800000u;
-  const float units = bit_cast<float>(select(small, magnitude, 0u)) * 16777216.0f;
-  const int32_t whole = static_cast<int32_t>(units);
-  const float above = units - static_cast<float>(whole), drawn = static_cast<float>(static_cast<int32_t>(r >> 8));
-  const uint32_t denormal = static_cast<uint32_t>(whole) + select(drawn * 5.9604644775390625e-8f < above, 1u, 0u);
-  const uint32_t finite = select(small, denormal, normal);
-  const uint32_t half = select(magnitude >= 0x47800000u, 0x7c00u, select(finite > 0x7c00u, 0x7c00u, finite));
-  out.bits = static_cast<uint16_t>((sign >> 16) | select(magnitude > 0x7f800000u, 0x7e00u, half));
+  // A half below 2^-14 counts in units of 2^-24. With 2^-14 more its float has 13 bits below them, as those of others
+  // have below a half's last: what is lost of it, at most half of the last, is rounded to the nearest.
+  // Magnitudes are compared as integers with a sign, which takes a vector unit one operation.
+  const bool small = static_cast<int32_t>(magnitude) < 0x38800000, nan = static_cast<int32_t>(magnitude) > 0x7f800000;
+  const uint32_t least = bit_cast<uint32_t>(0x1p-14f), own = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0x1p-14f);
+  const uint32_t finite = (select(small, own, magnitude) - select(small, least, 0x38000000u) + (r >> 19)) >> 13;
+  const uint32_t most = select(nan, 0x7e00u, 0x7c00u);
+  out.bits = static_cast<uint16_t>((sign >> 16) | (finite < most ? finite : most));
 }
 
 // The mean of the root is exact, and that of its square to within float16's precision squared.

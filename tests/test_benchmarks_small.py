@@ -44,6 +44,13 @@ def test_the_best_of_torch_is_the_rival_in_every_dtype(tmp_path: Path) -> None:
         assert "fused" in str(torchs) or line["workload"] == "AdamW, all complex64"
 
 
+def test_float16_is_held_against_bfloat16_in_its_place(tmp_path: Path) -> None:
+    found = _run(narrow, tmp_path, "--only", "Lion, float16")
+    assert [line["workload"] for line in found] == [f"Lion, float16 {mix}" for mix in narrow.MIXES]
+    assert {line["against"] for line in found} == {"the same with bfloat16"}
+    assert {"Lion", "LAMB", "Adagrad"} <= set(narrow.every_rule())
+
+
 @pytest.mark.parametrize("caches", ["cold", "warm"])
 def test_many_tensors_are_held_against_the_sum_of_their_parts(tmp_path: Path, caches: str) -> None:
     found = _run(cold, tmp_path, "--only", "1000 x 256 adamw", *(["--warm"] if caches == "warm" else []))

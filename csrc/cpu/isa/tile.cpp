@@ -96,8 +96,10 @@ void TileOperand<T>::each_of(int64_t begin, int64_t n, const F& f) const {
   at_hand<access, Stored>(begin, n, [&](Stored* data) {
     // What f has captured could lie where the loop stores; a copy that nobody else knows cannot.
     const F visit = f;
+    // Draws count elements in words: to count in longer ones would take as long as half a draw.
+    const int count = static_cast<int>(n);
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) visit(data[i], i);
+    for (int i = 0; i < count; ++i) visit(data[i], i);
   });
 }
 
