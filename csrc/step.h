@@ -88,6 +88,9 @@ struct Extras {
   double average_weight = 0;     // of this step's param
   uint64_t key = 0;              // of this step's draws for this row
   Numbering numbering;           // by which they count
+
+  // Whether all that they ask for is that some states are rounded by chance.
+  bool nothing_but_draws() const { return !partner && !average && !clears_grad && !numbering.scattered; }
 };
 
 // One param tensor, its gradient and its states. Where `layout` is null, all of them are dense in the same order.

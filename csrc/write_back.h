@@ -28,6 +28,11 @@ struct WriteBack {
   T average_weight;
 };
 
+template <class T>
+FUSEDOPT_HD WriteBack<T> how_of(const fusedopt::Extras& x, bool averages) {
+  return {x.pair, x.stochastic, averages, x.new_average, x.clears_grad, static_cast<T>(x.average_weight)};
+}
+
 // Makes the exact param of what is stored.
 template <class T, class Tile, class Numbers>
 FUSEDOPT_HD void complete_param(const Tile& tile, Pair pair, Numbers p) {

@@ -126,10 +126,8 @@ struct FactoredParam<T, AnyParam> {
     return p;
   }
   __device__ __noinline__ void store(int64_t i, T p) const {
-    const fusedopt::Extras& x = t.extras;
-    const WriteBack<T> how = {x.pair,        x.stochastic,  t.operand[fusedopt::kFactoredAverage].data != nullptr,
-                              x.new_average, x.clears_grad, static_cast<T>(x.average_weight)};
-    write_back(Element{*this, i}, how, &p);
+    const bool averages = t.operand[fusedopt::kFactoredAverage].data != nullptr;
+    write_back(Element{*this, i}, how_of<T>(t.extras, averages), &p);
   }
 
  private:

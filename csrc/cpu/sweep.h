@@ -241,8 +241,7 @@ struct Kernel {
     int kept = 0;
     for (int k = 0; k < kStates; ++k) kept |= R::keeps(variant, k) ? 1 << k : 0;
     const fusedopt::Extras* extras = row.extras;
-    return extras && (extras->states_by_chance & kept) == kept && !extras->partner && !extras->average &&
-           !extras->clears_grad && !extras->numbering.scattered;
+    return extras && (extras->states_by_chance & kept) == kept && extras->nothing_but_draws();
   }
 
   static void sweep(const Row& row, int64_t begin, int64_t end) {

@@ -180,12 +180,10 @@ void Roster::refuse_leftover(const py::list& leftover) const {
     int position = 0;
     while (PySequence_Fast_GET_ITEM(groups_[group].params, position) != params[0].ptr()) ++position;
     const std::string why = why_left(params[0].cast<py::object>());
-    throw std::runtime_error(
-        label(group, position) + ": " +
-        (why.empty() ? "with its gradient it can only take torch's own step, which"
-                     : why + ". torch's own step, which would take it as it is,") +
-        " knows no state_dtype, master_weights, rounding, ema_decay, offload or copies; use an optimizer "
-        "without these for it");
+    throw std::runtime_error(label(group, position) + ": " +
+                             (why.empty() ? "with its gradient it can only take torch's own step, which"
+                                          : why + ". torch's own step, which would take it as it is,") +
+                             " knows no " + names_.beyond_torch + "; use an optimizer without these for it");
   }
 }
 

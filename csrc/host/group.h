@@ -64,6 +64,7 @@ struct GroupNames {
   py::set flags;                 // those that say yes or no
   py::set optional;              // those that may be None
   py::set refused;               // options of the optimizer, which a group cannot have
+  std::string beyond_torch;      // options that torch's own step leaves out, as an error says it
   py::set options;               // options that a group may have for itself,
   py::object resolve;            // and (group, index, optimizer.state) -> what options.h reads
   bool factored;                 // see Rule
@@ -79,6 +80,7 @@ struct GroupNames {
         options(names_in(settings, "options")),
         factored(rule.factored),
         knows_capturable(given.contains("capturable")) {
+    if (settings.contains("beyond_torch")) beyond_torch = settings["beyond_torch"].cast<std::string>();
     if (settings.contains("resolve")) resolve = settings["resolve"];
     for (int i = 0; i < rule.hypers; ++i) {
       const std::string name = rule.hyper_names[i];

@@ -122,6 +122,17 @@ void Plan::come_without_rows() {
   gather(none);
 }
 
+// What extras ask for of a row that steps states and no param.
+static Extras of_states(const Extras& all) {
+  Extras own;
+  std::copy(std::begin(all.scales), std::end(all.scales), own.scales);
+  own.states_by_chance = all.states_by_chance;
+  own.clears_grad = all.clears_grad;
+  own.key = all.key;
+  own.numbering = all.numbering;
+  return own;
+}
+
 void Plan::run_with_products(const Pass& pass) {
   std::vector<Batch> batches = batches_of(pass);
   std::vector<Row> rows;
@@ -156,10 +167,7 @@ void Plan::run_with_products(const Pass& pass) {
     source.param = matrix;
     source.attached[kPartnerTensor] = source.attached[kAverageTensor] = nullptr;
     row.param_dtype = Dtype::bf16;
-    if (!own) return;
-    own->partner = own->average = nullptr;
-    own->pair = Pair::none;
-    own->stochastic = false;
+    if (own) *own = of_states(*own);
   });
   work_.step.rows_version = 0;
   for (cuda::Entry& entry : work_.step.entries) entry.wide = false;

@@ -12,7 +12,9 @@ from .arguments import Options, own_parameters
 from .precision import Precision
 
 # Those that are about one param. The others are about all of them together.
-OF_GROUPS = ("ema_decay", "state_dtype", "master_weights", "rounding", "offload")
+OF_GROUPS = ("state_dtype", "master_weights", "rounding", "ema_decay", "offload")
+# What torch's own step would leave out, as errors say it.
+BEYOND_TORCH = f"{', '.join(OF_GROUPS)} or copies"
 
 
 @cache

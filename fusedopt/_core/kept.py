@@ -12,7 +12,7 @@ from .. import _C
 from .arguments import NO_OPTIONS, Options, own_parameters
 from .averaging import AveragedStep
 from .gathering import gathered, part_of
-from .group_options import OF_GROUPS, of_class, precision_of, resolve
+from .group_options import BEYOND_TORCH, OF_GROUPS, of_class, precision_of, resolve
 from .max_grad_norm import ClippedStep
 from .precision import HALVES, Precision, at_home
 from .scaling import ScaledStep
@@ -253,6 +253,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         own = of_class(cls)
         refused = {name for name in Options._fields if name not in {*own, *getattr(self, "defaults", ())}}
         options = {**self._precision.for_plan(self._copies), "flags": _flags(cls), "refused": refused}
+        options["beyond_torch"] = BEYOND_TORCH
         options |= {"options": own, "seed": self._given.rounding_seed, "optional": self._optional}
         options |= {"sum": summed, "norm": adds_up_norms, "gather": gathered, "part": part_of}
         options |= {"places": places, "replicated": replicated_like}

@@ -15,7 +15,7 @@ from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_t
 from .beyond import check_beyond, go_beyond, refuse_beyond, within_torch
 from .callers import label_of, warn_of_unserved
 from .checkpoints import Checkpointed
-from .group_options import of_class, refuse_options
+from .group_options import BEYOND_TORCH, of_class, refuse_options
 from .shards import grads_placed_as_params
 from .unread import FLAGS, Reads, Unread, unread_by
 from .untraced import untraced
@@ -121,8 +121,8 @@ class FusedStep(Checkpointed):
         if self._unread is not None and (found := self._known_to_torch_alone()):
             if self._keeps_more_than_torch():
                 raise RuntimeError(
-                    f"{found}, which only torch's own step knows, and that knows no state_dtype, master_weights, "
-                    "rounding, ema_decay, offload or copies of params; leave these out or set the key to its default"
+                    f"{found}, which only torch's own step knows, and that knows no {BEYOND_TORCH} of "
+                    "params; leave these out or set the key to its default"
                 )
             every = [(index, group["params"]) for index, group in enumerate(self.param_groups)]
             return self._host_step(closure, zero_grad, lambda _, divisor: self._step_leftover(every, divisor))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._core.arguments import Options
 from .signs import TELLING, other_rule
 
 Group = Mapping[str, Any]
@@ -20,7 +21,7 @@ _BOOKKEEPING = ("params", "param_names", "initial_lr")
 # What is called the same wherever there is such a thing.
 _COMMON = frozenset({"lr", "betas", "momentum", "eps", "weight_decay"})
 # What is one for a whole optimizer of ours, and may be a key of theirs with another meaning.
-_OPTIONS = ("max_grad_norm", "ema_decay", "state_dtype", "master_weights", "rounding", "rounding_seed", "offload")
+_OPTIONS = Options._fields
 
 
 def largest_shape(state: State) -> tuple[int, ...]:

@@ -263,9 +263,7 @@ T* TileParam<T>::load(int64_t begin, int64_t n) const {
 
 template <class T>
 void TileParam<T>::store(T* p, int64_t begin, int64_t n) const {
-  const WriteBack<T> how = {extras_.pair,        extras_.stochastic,  extras_.average != nullptr,
-                            extras_.new_average, extras_.clears_grad, static_cast<T>(extras_.average_weight)};
-  write_back(Part{*this, begin, n}, how, p);
+  write_back(Part{*this, begin, n}, how_of<T>(extras_, extras_.average != nullptr), p);
 }
 
 template class TileOperand<float>;
