@@ -54,6 +54,12 @@ def emulator_commands(toolchain: Any, flags: Sequence[str] = FLAGS, watched: boo
     return commands
 
 
+def engine_commands(toolchain: Any, tree: Any, watched: bool = False) -> list[list[str]]:
+    """How all of it is compiled that knows neither torch nor Python."""
+    commands: list[list[str]] = tree.cpu_commands(["generic"], cuda=True)
+    return commands + emulator_commands(toolchain, watched=watched)
+
+
 def compile_module(watched: bool = False) -> Path:
     """The shared object, of which only what has changed is made anew."""
     toolchain = load_toolchain()
@@ -62,8 +68,7 @@ def compile_module(watched: bool = False) -> Path:
     control, device = (HERE.relative_to(ROOT) / name for name in ("control.cpp", "device.cpp"))
     commands = [command for command in tree.host_commands() if not command[-1].endswith("host/device.cpp")]
     commands += [*tree.torch_commands([[device]]), toolchain.torch_cpp_command(control, FLAGS)]
-    emulated = emulator_commands(toolchain, watched=watched)
-    objects = tree.make([*commands, *tree.cpu_commands(["generic"], cuda=True), *emulated])
+    objects = tree.make([*commands, *engine_commands(toolchain, tree, watched)])
     if not module.exists() or max(path.stat().st_mtime for path in objects) > module.stat().st_mtime:
         toolchain.link_bindings(objects, module)
     return module
@@ -91,8 +96,20 @@ def compile_package() -> None:
     tree.make([*tree.engine_commands(toolchain.isas(), toolchain.Cuda()), *tree.host_commands()])
 
 
+def compile_without_torch() -> None:
+    """The objects of both, the package's and the emulator's, that can be made before there is a torch."""
+    toolchain = load_toolchain()
+    tree = toolchain.Tree(ROOT)
+    package = tree.engine_commands(toolchain.isas(), toolchain.Cuda())
+    # One object may be in both.
+    tree.make({tuple(command): command for command in [*package, *engine_commands(toolchain, tree)]}.values())
+
+
 if __name__ == "__main__":
-    # Beside pip, which fetches and unpacks on one core what tests take, and then waits for the package's objects.
-    if "--package" in sys.argv[1:]:
-        compile_package()
-    compile_module()
+    # Beside pip, which fetches and unpacks on one core and then waits for the package's objects.
+    if "--without-torch" in sys.argv[1:]:
+        compile_without_torch()
+    else:
+        if "--package" in sys.argv[1:]:
+            compile_package()
+        compile_module()
