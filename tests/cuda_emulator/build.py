@@ -19,8 +19,10 @@ FOLDER = ROOT / "build" / "cuda_emulator"
 # Of what runs in tests alone; -O3 takes longer to compile than it saves.
 # The assembler has its own idea of what is in the sections of shared.cpp.
 FLAGS = ["-O1", f"-I{HERE.relative_to(ROOT)}", "-Wno-unknown-pragmas", "-Wa,--no-warn"]
-# ThreadSanitizer's instructions, of which access.cpp makes something else.
+# ThreadSanitizer's instructions, of which access.cpp makes something else. Streams are about these, and, of the rules,
+# about Adam and those that are compiled with it.
 WATCHED = ["-fsanitize=thread"]
+ABOUT_STREAMS = {"cuda_clipping.cpp", "cuda_common.cpp", "cuda_engine.cpp", "cuda_transport.cpp"}
 
 
 def load_toolchain() -> Any:
@@ -36,8 +38,7 @@ def load_toolchain() -> Any:
 def emulator_commands(toolchain: Any, flags: Sequence[str] = FLAGS, watched: bool = False) -> list[list[str]]:
     """How the CUDA engine and the rules' kernels are compiled for the emulator: free of torch and of Python.
 
-    If `watched`, access.cpp is told of every access to memory by the engine and, of the rules, by Adam and those that
-    are compiled with it: enough for what is about streams.
+    If `watched`, access.cpp is told of every access to memory by what is about streams.
     """
     rules = toolchain.Tree(ROOT).rules()
     threes = toolchain.in_threes(rules)
@@ -49,7 +50,8 @@ def emulator_commands(toolchain: Any, flags: Sequence[str] = FLAGS, watched: boo
     commands = []
     for path in sorted(HERE.glob("*.cpp")):
         for kind in kinds.get(path.name, [[]]):
-            seen = watched and path.name.startswith("cuda_") and (not kind or "do(Adam)" in " ".join(kind))
+            of_adam = path.name == "cuda_rule.cpp" and "do(Adam)" in " ".join(kind)
+            seen = watched and (path.name in ABOUT_STREAMS or of_adam)
             commands.append(toolchain.cpp_command(path.relative_to(ROOT), [*kind, *flags, *(WATCHED if seen else [])]))
     return commands
 
