@@ -46,7 +46,8 @@ $(MADE):
 
 # The extension is compiled against the torch of this environment, so torch and the build tools come first.
 $(TOOLS): $(MADE) $(wildcard $(CONSTRAINTS))
-	$(PIP) setuptools wheel ninja torch numpy
+	$(PIP) setuptools wheel ninja
+	$(WITHOUT_TORCH) $(PIP) torch numpy $(call and_wait,$(WITHOUT_TORCH))
 	touch $@
 
 $(FOR_DEMO): export FUSEDOPT_ISAS ?= native
@@ -54,9 +55,12 @@ $(FOR_DEMO): export FUSEDOPT_CUDA ?= gpu
 $(FOR_DEMO): EXTRAS := demo
 $(FOR_TEST): export TORCH_CUDA_ARCH_LIST ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u),9.0)
 $(FOR_TEST) $(BUILT): EXTRAS := dev
-# pip fetches and unpacks what tests take on one core; beside it fusedopt's objects are compiled, and the emulator's.
+# pip fetches and unpacks on one core. Beside torch what does not know it is compiled, and beside what tests take the
+# bindings.
+$(FOR_TEST): WITHOUT_TORCH := $(BIN)/python tests/cuda_emulator/build.py --without-torch & beside=$$!;
 $(FOR_TEST): BESIDE := $(BIN)/python tests/cuda_emulator/build.py --package & beside=$$!;
-INSTALL = $(BESIDE) $(PIP) --no-build-isolation -e ".[$(EXTRAS)]" $(if $(BESIDE),; installed=$$?; wait $$beside && exit $$installed)
+and_wait = $(if $(1),; installed=$$?; wait $$beside && exit $$installed)
+INSTALL = $(BESIDE) $(PIP) --no-build-isolation -e ".[$(EXTRAS)]" $(call and_wait,$(BESIDE))
 
 # Whoever says nothing takes what there is.
 $(TOLD): $(MADE) FORCE

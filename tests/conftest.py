@@ -86,6 +86,11 @@ _OWN_ENGINE = tuple(
 )
 
 
+# Without --all these run on the CPU alone: whose numbers are the CPU's to the bit test_cuda_adafactor.py has shown, and
+# hooks are called in Python around any step.
+_ALIKE = ("test_adafactor.py", "test_hooks.py")
+
+
 # What is about numbers beside tensors: counters, learning rates, GradScaler's. All else is the same wherever they lie,
 # and runs with them on the device.
 _NUMBERS = tuple(
@@ -109,19 +114,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     name = collection_path.name
     if numbers is None or not name.startswith("test_"):
         return None
-    return True if name.startswith(_OWN_ENGINE) or (numbers == "host" and not name.startswith(_NUMBERS)) else None
+    alike = name in _ALIKE and not config.getoption("--all")
+    elsewhere = name.startswith(_OWN_ENGINE) or (numbers == "host" and not name.startswith(_NUMBERS))
+    return True if alike or elsewhere else None
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
     """What tests/tiers.py leaves out is not made an item of: that would take most of the time of a collection."""
     yield
-    from tiers import select
+    from tiers import few, select
 
     config = metafunc.config
     calls: Any = metafunc._calls
     # Who asks for one test by its name wants it.
-    if calls and not config.getoption("--all") and not any("::" in argument for argument in config.args):
+    in_part = not config.getoption("--all") and not any("::" in argument for argument in config.args)
+    if calls and in_part:
         module, mark = metafunc.definition.path.stem, metafunc.definition.get_closest_marker("thinned")
         kept = select(calls, module, mark, emulated=config.getoption("--cuda-emulator") is not None)
         if not kept:
@@ -130,6 +138,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
         calls[:] = kept or calls[:1]
     if config.getoption("--cuda-emulator") == "both" and metafunc.definition.path.name.startswith(_NUMBERS):
         metafunc.parametrize("_numbers", ["device", "host"], indirect=True, scope="module")
+        if in_part:
+            # Where numbers lie, and all that a test goes through with them on the device, are two things.
+            calls = metafunc._calls
+            host = [call for call in calls if call.params["_numbers"] == "host"]
+            left_out = {id(call) for call in host} - {id(call) for call in few(host)}
+            calls[:] = [call for call in calls if id(call) not in left_out]
 
 
 # Of these one test takes as long as hundreds of others. What xdist is given last, one worker does alone.

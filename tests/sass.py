@@ -18,6 +18,7 @@ import sys
 import sysconfig
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -283,6 +284,21 @@ def dump(binary: Path, arch: str | None = None, kernel: str | None = None) -> li
         of += ["-fun", ",".join(dict.fromkeys(name for _, name in usage))]
     code = parse_code(cuobjdump(*of, "-sass", str(binary)))
     return [Kernel(short(name), arch, usage[arch, name], code[arch, name]) for arch, name in usage]
+
+
+def dump_some(binary: Path, arch: str, wanted: Callable[[str], bool]) -> list[Kernel]:
+    """Every kernel of an architecture; code have those that nvcc made together with one that is wanted."""
+    if not parse_usage(cuobjdump("-arch", arch, "-res-usage", str(binary))):
+        return []
+    kernels = []
+    with tempfile.TemporaryDirectory() as folder:
+        cuobjdump("-arch", arch, "-xelf", "all", str(binary.absolute()), cwd=Path(folder))
+        for cubin in sorted(Path(folder).iterdir()):
+            usage = parse_usage(cuobjdump("-res-usage", str(cubin)))
+            is_read = any(wanted(short(name)) for _, name in usage)
+            code = parse_code(cuobjdump("-sass", str(cubin))) if is_read else {}
+            kernels += [Kernel(short(name), arch, what, code.get((of, name), [])) for (of, name), what in usage.items()]
+    return kernels
 
 
 def launch_bounds(binary: Path) -> dict[str, tuple[int, int]]:

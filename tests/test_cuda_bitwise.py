@@ -236,7 +236,7 @@ def _special_values(dtype: torch.dtype) -> Tensor:
     return torch.tensor([*finite, *(-x for x in finite), torch.inf, -torch.inf, torch.nan], dtype=dtype)
 
 
-@thinned("every mix of sizes, places and storages is the engine test's")
+@thinned("every mix of sizes, places and storages is the engine test's", each_rule=True)
 @every_storage
 @every_case
 def test_special_values(backend: Backend, case: Case, dtype: torch.dtype) -> None:

@@ -18,10 +18,10 @@ FOLDER = Path(__file__).parent / "cuda_emulator"
 KERNELS = ["selftest.cu", "selftest_host.cu", "selftest_streams.cu"]
 SOURCES = [f"{name}.cpp" for name in ("block", "emulator", "fibers", "host", "shared", "streams", "threads")]
 COMPILER = os.environ.get("CXX", "g++")
-FLAGS = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-pthread", "-Wa,--no-warn"]
+FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-pthread", "-Wa,--no-warn"]
 BUILDS = {
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    "thread": ["-fsanitize=thread"],
+    "address": ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-g", "-fsanitize=thread"],
     "plain": [],
     "ucontext": ["-DCUDA_EMULATOR_UCONTEXT", "-O0"],
     # The emulator is told of all that kernels read and write.

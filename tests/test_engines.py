@@ -1,7 +1,7 @@
 """Both engines by themselves, without torch: every rule in every mix of storages and every size, to the bit.
 
-Without --all a fifth of the mixes of each rule, others of the next; on the emulator half of what is run, with a fifth
-of the sizes in each mix and place, others in the next.
+Without --all a seventh of the mixes of each rule, others of the next; on the emulator half of what is run, with a
+seventh of the sizes in each mix and place, others in the next.
 
 tests/sanitize/run.py runs the same programs under the sanitizers.
 """
@@ -48,12 +48,12 @@ with_generic = pytest.mark.skipif(
 
 @with_generic
 def test_cpu(tmp_path: Path, every: bool) -> None:
-    said = run("engine_test", tmp_path, _C.built_isas(), [], 1 if every else 5)
+    said = run("engine_test", tmp_path, _C.built_isas(), [], 1 if every else 7)
     assert int(said.split()[0]) > 1000
 
 
 def test_cuda_on_the_emulator(tmp_path: Path, every: bool) -> None:
-    said = run("cuda_engine_test", tmp_path, ["generic"], emulator_commands(_toolchain), *((1, 1) if every else (2, 5)))
+    said = run("cuda_engine_test", tmp_path, ["generic"], emulator_commands(_toolchain), *((1, 1) if every else (2, 7)))
     assert int(said.split()[0]) > 1000
 
 

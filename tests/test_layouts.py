@@ -10,7 +10,7 @@ from cases import CASES, ONE_PER_OPTIMIZER, Case
 from layouts import OF_ONE_SHAPE, OTHERS, Layout, Placed
 from runs import GradientRun, leaves, random_gradients, state_tensors, train
 from support import assert_identical, assert_same, params_of
-from tiers import thinned
+from tiers import of_a_kind, thinned
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -96,6 +96,7 @@ def test_params_gradients_and_states_of_different_layouts(case: Case, layout: La
         assert_identical([grad.tensor], before)
 
 
+@thinned("a walk through memory knows no rule", keep=of_a_kind, together=0)
 @one_per_optimizer
 def test_more_dimensions_than_any_loop_nest(case: Case) -> None:
     """Gaps and a permutation keep any two of the twelve dimensions from being walked as one."""
@@ -203,6 +204,7 @@ def test_every_size_writes_its_own_elements_only(case: Case, dtype: torch.dtype)
         assert_identical([q.detach() for q in expected], [expected[-1].detach()[:n] for n in SIZES])
 
 
+@thinned("a list of params is gone through by what knows no rule", keep=of_a_kind, together=0)
 @every_case
 def test_hundreds_of_small_params(case: Case) -> None:
     generator = torch.Generator().manual_seed(3)

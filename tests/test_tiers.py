@@ -6,8 +6,8 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
-from cases import CASES, ONE_PER_OPTIMIZER, ONE_PER_STATES
-from tiers import KINDS, of_a_kind, select, thinned
+from cases import CASES, ONE_PER_OPTIMIZER, ONE_PER_STATES, Case
+from tiers import KINDS, ON_DEVICE, few, of_a_kind, select, thinned
 
 
 def calls(**parameters: Any) -> list[Any]:
@@ -71,6 +71,27 @@ def test_a_list_of_pairs_is_no_product() -> None:
 def test_on_the_emulator_one_of_a_kind_is_enough() -> None:
     assert {case.name for (case,) in kept(calls(case=CASES), emulated=True)} == KINDS
     assert len(kept(calls(name="abc"), emulated=True)) == 3
+    extreme = [Case(f"{name}-extreme", name, {"lr": 0.0}) for name in ("AdamW", "Adagrad")]
+    assert kept(calls(case=extreme), emulated=True) == [(extreme[0],)]
+    assert len(kept(calls(case=extreme))) == 2
+
+
+def test_the_emulated_device_is_asked_with_some_optimizers_and_a_gpu_with_all() -> None:
+    left = kept(calls(case=CASES, backend=["emulated", "cuda"]), module="test_cuda_x")
+    assert {case.name for case, backend in left if backend == "emulated"} == ON_DEVICE
+    assert [case for case, backend in left if backend == "cuda"] == [case for case in CASES if case in ONE_PER_STATES]
+    assert len(kept(calls(case=CASES), thinned("why", each_rule=True), "test_cuda_x")) == len(ONE_PER_STATES)
+    # What is about others alone is not left out whole.
+    others = [case for case in ONE_PER_STATES if case.name not in ON_DEVICE]
+    assert kept(calls(case=others), module="test_cuda_x") == [(case,) for case in others]
+
+
+def test_a_few_have_every_value_or_are_some_of_a_long_list() -> None:
+    left = [call.params for call in few(calls(a=range(4), b=range(6)))]
+    assert ({given["a"] for given in left}, {given["b"] for given in left}) == ({*range(4)}, {*range(6)})
+    assert len(left) == 6
+    assert [call.params["a"] for call in few(calls(a=range(20)))] == [0, 3, 6, 9, 12, 15, 18]
+    assert few([]) == []
 
 
 def test_a_gpu_is_asked_for_all_that_the_emulator_has_shown() -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from build import engine_commands
 
 from fusedopt import _toolchain
 from fusedopt._toolchain import Rule, Tree
@@ -312,3 +313,23 @@ def test_make_builds_anew_when_there_is_something_new(tmp_path: Path) -> None:
     for name, value in (("FUSEDOPT_ISAS", "native"), ("FUSEDOPT_CUDA", "0"), ("FUSEDOPT_CUDA", "1")):
         changed((name, value), **{name: value})
     changed("architectures", TORCH_CUDA_ARCH_LIST="8.0 9.0")
+
+
+def test_what_is_compiled_before_there_is_a_torch_knows_of_none() -> None:
+    commands = [*PACKAGE.engine_commands(["generic"], _toolchain.Cuda()), *engine_commands(_toolchain, PACKAGE)]
+    assert len(commands) > 50
+    of_torch = [word for command in commands for word in command if word.startswith(("-isystem", "-DFUSEDOPT_TORCH"))]
+    assert not of_torch
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(("goal", "beside"), [("built-for-test", True), ("built", False)])
+def test_make_compiles_for_tests_beside_the_install_of_torch(tmp_path: Path, goal: str, beside: bool) -> None:
+    """With the same settings as later, or other objects would be made."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    command = ["make", "-n", f".venv/.{goal}", "CONSTRAINTS=", "MAKEFLAGS="]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
+    (line,) = (line for line in told if re.search(r"pip install .*\btorch\b", line))
+    assert line.startswith(".venv/bin/python tests/cuda_emulator/build.py --without-torch &") == beside
+    assert ("; installed=$?; wait $beside && exit $installed" in line) == beside

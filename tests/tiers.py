@@ -20,6 +20,10 @@ import pytest
 # One of each kind of class: torch's without and with states, one whose states are a choice, ours alone, one that sums
 # over whole tensors. What all inherit from one base is inherited by these.
 KINDS = {"sgd", "sgd-momentum", "adamw", "adam-amsgrad", "lion", "lamb"}
+# What the CUDA engine is asked with: these, one whose step is over all params and one with several counters, which lie
+# on the device. That a rule's numbers are the CPU's in every mix of storages, size and place is the engine test's, for
+# each rule (tests/sanitize/cuda_engine_test.cpp); tables, launches, streams, graphs and errors know no rule.
+ON_DEVICE = KINDS | {"asgd", "prodigy"}
 # What is about the numbers of a rule sees each of its variants with all their arguments; everything else one of those
 # that keep the same states.
 ABOUT_NUMBERS = {"test_beyond", "test_parity", "test_reference_numbers"}
@@ -37,14 +41,14 @@ class Call(Protocol):
     params: Mapping[str, Any]
 
 
-def thinned(why: str, *, keep: Keep | None = None, together: int = 1) -> pytest.MarkDecorator:
+def thinned(why: str, *, keep: Keep | None = None, together: int = 1, each_rule: bool = False) -> pytest.MarkDecorator:
     """Without --all run what `keep` says of the parameters by their names, and of the rest a few.
 
     As many as it takes for each value of each parameter to occur; with `together=2`, each two values of any two; with
-    `together=0`, none.
+    `together=0`, none. With `each_rule` a test of the CUDA engine sees them all, and not those of ON_DEVICE alone.
     """
     assert why
-    return pytest.mark.thinned(keep=keep, together=together)
+    return pytest.mark.thinned(keep=keep, together=together, each_rule=each_rule)
 
 
 def of_a_kind(case: Any) -> bool:
@@ -55,25 +59,46 @@ def of_a_kind(case: Any) -> bool:
 def select(calls: Sequence[Call], module: str, mark: pytest.Mark | None, emulated: bool) -> list[Call]:
     """Which of a test's calls, as pytest names a set of parameters, run without --all.
 
-    On the emulator what all optimizers inherit has run before, and each one's bits have been compared: one of a kind is
-    enough there.
+    On the emulator what all optimizers inherit has run before, and the engine test has compared each one's bits: one of
+    a kind is enough there. What an emulator has shown of a GPU is no reason to ask the GPU less.
     """
-    left = [call for call in calls if not _is_like_another(call, module, emulated)]
+    each_rule = mark is not None and mark.kwargs["each_rule"]
+    device = module.startswith("test_cuda_") and not each_rule
+    left = [call for call in calls if not _is_like_another(call, module, emulated, device)]
+    if device and not emulated:
+        # Some are about other optimizers alone.
+        left = left or [call for call in calls if not _is_like_another(call, module, False, False)]
     backends = defaultdict(list)
     for call in left:
-        # What an emulator has shown of a GPU is no reason to ask the GPU less.
         backends[call.params.get("backend")].append(call)
     left_out = {id(call) for calls in backends.values() for call in _left_out(calls, module, mark)}
     return [call for call in left if id(call) not in left_out]
 
 
-def _is_like_another(call: Call, module: str, emulated: bool) -> bool:
+def few(calls: Sequence[Call], most: int = 8) -> list[Call]:
+    """As many as it takes for each value of each parameter to occur; if that are more than some, some of these."""
+    left_out = {id(call) for call in _left_out(calls, "", thinned("run in another way whole").mark)}
+    left = [call for call in calls if id(call) not in left_out]
+    return left[:: -(-len(left) // most)] if left else []
+
+
+def _is_like_another(call: Call, module: str, emulated: bool, device: bool) -> bool:
     case = call.params.get("case")
     if id(case) not in _shown():
-        return False
+        # Other arguments of an optimizer, extreme ones.
+        return emulated and getattr(case, "optimizer", None) not in (None, *_optimizers_of_a_kind())
     if emulated:
         return not of_a_kind(case)
+    if device and call.params.get("backend") != "cuda":
+        return str(case) not in ON_DEVICE
     return module not in ABOUT_NUMBERS and not _shown()[id(case)]
+
+
+@cache
+def _optimizers_of_a_kind() -> set[str]:
+    from cases import named
+
+    return {named(name).optimizer for name in KINDS}
 
 
 @cache

@@ -19,8 +19,10 @@ FOLDER = ROOT / "build" / "cuda_emulator"
 # Of what runs in tests alone; -O3 takes longer to compile than it saves.
 # The assembler has its own idea of what is in the sections of shared.cpp.
 FLAGS = ["-O1", f"-I{HERE.relative_to(ROOT)}", "-Wno-unknown-pragmas", "-Wa,--no-warn"]
-# ThreadSanitizer's instructions, of which access.cpp makes something else.
+# ThreadSanitizer's instructions, of which access.cpp makes something else. Streams are about these, and, of the rules,
+# about Adam and those that are compiled with it.
 WATCHED = ["-fsanitize=thread"]
+ABOUT_STREAMS = {"cuda_clipping.cpp", "cuda_common.cpp", "cuda_engine.cpp", "cuda_transport.cpp"}
 
 
 def load_toolchain() -> Any:
@@ -36,8 +38,7 @@ def load_toolchain() -> Any:
 def emulator_commands(toolchain: Any, flags: Sequence[str] = FLAGS, watched: bool = False) -> list[list[str]]:
     """How the CUDA engine and the rules' kernels are compiled for the emulator: free of torch and of Python.
 
-    If `watched`, access.cpp is told of every access to memory by the engine and, of the rules, by Adam and those that
-    are compiled with it: enough for what is about streams.
+    If `watched`, access.cpp is told of every access to memory by what is about streams.
     """
     rules = toolchain.Tree(ROOT).rules()
     threes = toolchain.in_threes(rules)
@@ -49,9 +50,16 @@ def emulator_commands(toolchain: Any, flags: Sequence[str] = FLAGS, watched: boo
     commands = []
     for path in sorted(HERE.glob("*.cpp")):
         for kind in kinds.get(path.name, [[]]):
-            seen = watched and path.name.startswith("cuda_") and (not kind or "do(Adam)" in " ".join(kind))
+            of_adam = path.name == "cuda_rule.cpp" and "do(Adam)" in " ".join(kind)
+            seen = watched and (path.name in ABOUT_STREAMS or of_adam)
             commands.append(toolchain.cpp_command(path.relative_to(ROOT), [*kind, *flags, *(WATCHED if seen else [])]))
     return commands
+
+
+def engine_commands(toolchain: Any, tree: Any, watched: bool = False) -> list[list[str]]:
+    """How all of it is compiled that knows neither torch nor Python."""
+    commands: list[list[str]] = tree.cpu_commands(["generic"], cuda=True)
+    return commands + emulator_commands(toolchain, watched=watched)
 
 
 def compile_module(watched: bool = False) -> Path:
@@ -62,8 +70,7 @@ def compile_module(watched: bool = False) -> Path:
     control, device = (HERE.relative_to(ROOT) / name for name in ("control.cpp", "device.cpp"))
     commands = [command for command in tree.host_commands() if not command[-1].endswith("host/device.cpp")]
     commands += [*tree.torch_commands([[device]]), toolchain.torch_cpp_command(control, FLAGS)]
-    emulated = emulator_commands(toolchain, watched=watched)
-    objects = tree.make([*commands, *tree.cpu_commands(["generic"], cuda=True), *emulated])
+    objects = tree.make([*commands, *engine_commands(toolchain, tree, watched)])
     if not module.exists() or max(path.stat().st_mtime for path in objects) > module.stat().st_mtime:
         toolchain.link_bindings(objects, module)
     return module
@@ -91,8 +98,20 @@ def compile_package() -> None:
     tree.make([*tree.engine_commands(toolchain.isas(), toolchain.Cuda()), *tree.host_commands()])
 
 
+def compile_without_torch() -> None:
+    """The objects of both, the package's and the emulator's, that can be made before there is a torch."""
+    toolchain = load_toolchain()
+    tree = toolchain.Tree(ROOT)
+    package = tree.engine_commands(toolchain.isas(), toolchain.Cuda())
+    # One object may be in both.
+    tree.make({tuple(command): command for command in [*package, *engine_commands(toolchain, tree)]}.values())
+
+
 if __name__ == "__main__":
-    # Beside pip, which fetches and unpacks on one core what tests take, and then waits for the package's objects.
-    if "--package" in sys.argv[1:]:
-        compile_package()
-    compile_module()
+    # Beside pip, which fetches and unpacks on one core and then waits for the package's objects.
+    if "--without-torch" in sys.argv[1:]:
+        compile_without_torch()
+    else:
+        if "--package" in sys.argv[1:]:
+            compile_package()
+        compile_module()

@@ -67,7 +67,7 @@ MUTANTS = (
         "known_[at_[i]] = before_[i];",
         "known_[at_[i]] = word_[i];",
         "words that were never sent are taken for known",
-        "tests/test_cuda_failures.py tests/test_cuda_step.py tests/test_cuda_graphs.py",
+        "tests/test_cuda_errors.py tests/test_cuda_failures.py tests/test_cuda_step.py tests/test_cuda_graphs.py",
         emulated=True,
     ),
     Mutant(
