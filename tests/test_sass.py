@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import sass
 import sass_paths
-from sass import SIZES, VECTOR_BYTES, Access, Kernel
+from sass import SIZES, VECTOR_BYTES, Kernel
+from sass_code import Access, before_stores
 
 from fusedopt import _toolchain
 
@@ -98,7 +99,7 @@ def faults_of_traffic(kernel: Kernel, *ways: Counter[Access]) -> Iterator[str]:
         ((traffic, rounds),) = fitting
         taken.append(traffic)
         loads = Counter({access: n for access, n in traffic.items() if access[0] == "load"})
-        ahead = Counter(i.access for i in sass.before_stores(loop) if i.access)
+        ahead = Counter(i.access for i in before_stores(loop) if i.access)
         if not loads <= ahead or ahead.total() >= 2 * loads.total():
             yield f"{kernel}: wide loads before the first store {dict(ahead)}, expected {dict(loads)}"
         narrow = Counter(i.opcode for i in loop if re.match(r"(LD|ST)G?\b", i.opcode) and not i.access)

@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 import sass
 from sass import Kernel
+from sass_code import loops, parse_code
 from test_sass import (
     differences,
     faults_of_doubles,
@@ -141,6 +142,34 @@ def test_what_an_sm_holds(planted: dict[str, Kernel]) -> None:
     # Four loads of 16 bytes, by each lane of 64 warps.
     usage = replace(kernel.usage, registers=32)
     assert replace(kernel, usage=usage).bytes_in_flight() == 4 * 16 * 32 * 64
+
+
+# A loop within a loop, left at 0x50 as ptxas for sm_80 has it; at 0x20 what is called is a function.
+LEFT_BY_A_CALL = """
+arch = sm_80
+        Function : nested
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/              @P0  BRA 0x70 ;
+        /*0020*/              @P1  CALL.REL.NOINC 0xb0 ;
+        /*0030*/                   LDG.E.EF.128 R4, [R2.64] ;
+        /*0040*/                   STG.E.EF.128 [R2.64], R4 ;
+        /*0050*/              @P0  CALL.REL.NOINC 0x70 ;
+        /*0060*/                   BRA 0x20 ;
+        /*0070*/                   LD.E.U16 R4, [R2.64] ;
+        /*0080*/              @P2  CALL.REL.NOINC 0xa0 ;
+        /*0090*/                   BRA 0x10 ;
+        /*00a0*/                   EXIT ;
+        /*00b0*/                   FMUL R4, R4, R4 ;
+        /*00c0*/                   RET.REL.NODEC R2 0x0 ;
+"""
+
+
+def test_a_loop_that_is_left_by_a_call_is_within_another() -> None:
+    code = parse_code(LEFT_BY_A_CALL)["sm_80", "nested"]
+    inner, outer = sorted(([i.address for i in loop] for loop in loops(code)), key=len)
+    assert inner == [0x20, 0x30, 0x40, 0x50, 0x60]
+    assert outer == [0x10, *inner, 0x70, 0x80, 0x90]
+    assert [i.address for i in code if i.opcode.startswith("CALL")] == [0x20]
 
 
 def test_a_missing_loop_is_seen(planted: dict[str, Kernel]) -> None:
