@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 import sass
 from sass import Kernel
-from sass_code import loops, parse_code
+from sass_code import Instruction, loops, parse_code
 from test_sass import (
     differences,
     faults_of_doubles,
@@ -186,6 +186,29 @@ def test_a_spill_and_an_array_are_seen(planted: dict[str, Kernel]) -> None:
         faults = list(faults_of_memory(planted[name]))
         assert any("LDL" in fault for fault in faults)
         assert any("bytes of stack" in fault for fault in faults)
+
+
+def test_what_may_be_on_the_stack_is_bounded(planted: dict[str, Kernel]) -> None:
+    def adam(kernel: Kernel, stack: int, storage: str = "bf16") -> Kernel:
+        name = f"update<Adam, 0, Mix<{', '.join([storage] * 3)}>, float>"
+        return replace(kernel, name=name, arch="sm_90", usage=replace(kernel.usage, stack=stack))
+
+    sound = planted["kNone"]
+    none(faults_of_memory(adam(sound, 8)))
+    for kernel in (adam(sound, 16), adam(sound, 8, "float"), replace(adam(sound, 8), arch="sm_80")):
+        assert list(faults_of_memory(kernel))
+    loop = sound.vector_loops[0]
+    reads, writes = (replace(loop[0], opcode=opcode, operands="R0, [R1]") for opcode in ("LDL", "STL"))
+
+    def with_first(*others: Instruction) -> Kernel:
+        """Others in the place of the loop's first instructions that access no memory."""
+        plain = [i.address for i in loop if not i.access and i.opcode.partition(".")[0] != "BRA"]
+        other = {address: replace(i, address=address) for address, i in zip(plain, others, strict=False)}
+        return adam(replace(sound, code=[other.get(i.address, i) for i in sound.code]), 8)
+
+    none(faults_of_memory(with_first(reads)))
+    assert list(faults_of_memory(with_first(reads, reads)))
+    assert list(faults_of_memory(with_first(writes)))
 
 
 def test_registers_beyond_the_bounds_are_seen(planted: dict[str, Kernel]) -> None:
