@@ -271,3 +271,10 @@ def test_a_step_takes_the_instructions_that_are_told() -> None:
         assert each < 1 if name == "Adafactor" else 1.25 < each < 1.36
         row = [f"{of[name][kind]:,}" for kind in ("one param", "each further") for of in counted]
         assert f"| {name} | {' | '.join(row)} |" in text
+
+
+def test_what_only_a_device_runs_is_listed() -> None:
+    listed = text_of(ARCHITECTURE).partition("What only a device runs")[2].partition("**")[2].partition("**")[0]
+    sources = [path for kind in ("h", "cuh", "cu", "cpp") for path in (ROOT / "csrc").rglob(f"*.{kind}")]
+    found = {path for path in sources if re.search(r"__CUDA_ARCH__|__CUDACC__", path.read_text())}
+    assert {ROOT / "csrc" / name for name in re.findall(r"\| `([\w/]+\.(?:h|cuh))`", listed)} == found
