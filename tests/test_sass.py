@@ -31,7 +31,7 @@ BOUNDS = {"patch_table": (1024, 1), "advance": (1024, 1), "norm_squares": (256, 
 ANY_BOUNDS = (256, 2)
 # Tiles that go element by element are there, of a lane eight numbers of each operand; with four states some more
 # numbers find no register.
-ANY_STACK = {"float": 376, "double": 528}
+ANY_STACK = {("2", "float"): 184, ("4", "float"): 376, ("4", "double"): 528}
 # With the 64 registers that leave room for four blocks these rules in one storage are some short. With 80 nothing would
 # be on the stack, but three blocks have 48 KiB of 16-bit loads under way, and four 64. So many bytes of what is the
 # same for all tiles are there. A loop reads of it once in a round, for eight elements of a lane, and writes nothing.
@@ -75,8 +75,10 @@ def faults_of_memory(kernel: Kernel) -> Iterator[str]:
     """Spilled registers, and arrays that could not be registers."""
     if kernel.kind == "advance":
         return  # frexp(), of which a thread makes one or two calls a step, gives its exponent through memory
-    if kernel.kind == "update_any" and kernel.usage.stack <= ANY_STACK[kernel.arguments[-1]] and not kernel.usage.local:
-        return
+    if kernel.kind == "update_any":
+        *_, states, computes_in = kernel.arguments
+        if kernel.usage.stack <= ANY_STACK[states, computes_in] and not kernel.usage.local:
+            return
     stack = 0
     if kernel.kind == "update":
         rule, _, _, *mix, _ = kernel.arguments
