@@ -1,4 +1,4 @@
-"""What nvcc made of the CUDA kernels: reads the machine code (SASS) of a build and finds its loops.
+"""What nvcc made of the CUDA kernels: reads the machine code (SASS) of a build and measures its loops.
 
 `python tests/sass.py` prints, for every kernel and architecture, its registers, the warps of it that an SM holds, the
 bytes that these have under way before the first is used, and the instructions per element of its vector loop; with
@@ -22,18 +22,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sass_code import Instruction, before_stores, loops, parse_code
+
 from fusedopt._toolchain import ENGINES
 
 TABLE = Path(__file__).parent / "sass_table.txt"
 VECTOR_BYTES = 16
 SIZES = {"float": 4, "double": 8, "bf16": 2, "f16": 2}
-
-# What accesses of 16 or 32 bytes to global memory do, how the caches treat them, and the bytes. A param stays for the
-# next forward pass (.cg in the source), everything else is touched once a step (.cs); rows of the step's table are read
-# plainly.
-Access = tuple[str, str, int]
-POLICIES = {"STRONG.GPU": "kept", "EF": "streamed"}
-
 
 LANES = 32
 
@@ -61,28 +56,6 @@ USUAL_THREADS = 256
 
 class Missing(Exception):
     """Why there is nothing to read: no CUDA in this build, or no tool to read it with."""
-
-
-@dataclass(frozen=True)
-class Instruction:
-    address: int
-    guard: str
-    opcode: str
-    operands: str
-
-    @property
-    def access(self) -> Access | None:
-        """("load" or "store", "kept", "streamed" or "plain", bytes) for a wide access to global memory."""
-        name, _, modifiers = self.opcode.partition(".")
-        bits = {"128", "256"} & {*modifiers.split(".")}
-        if name not in ("LDG", "STG") or not bits:
-            return None
-        policies = (policy for written, policy in POLICIES.items() if re.search(rf"\b{written}\b", modifiers))
-        return "load" if name == "LDG" else "store", next(policies, "plain"), int(bits.pop()) // 8
-
-    @property
-    def registers(self) -> list[int]:
-        return [int(number) for number in re.findall(r"\bR(\d+)", self.operands)]
 
 
 @dataclass(frozen=True)
@@ -161,46 +134,6 @@ class Kernel:
         return ahead, total
 
 
-def before_stores(loop: list[Instruction]) -> list[Instruction]:
-    """From its first vector load to the next store; a loop may be entered between the two."""
-    load = next((at for at, i in enumerate(loop) if i.access and i.access[0] == "load"), 0)
-    loop = loop[load:] + loop[:load]
-    first = next((at for at, i in enumerate(loop) if i.access and i.access[0] == "store"), len(loop))
-    return loop[:first]
-
-
-def loops(code: list[Instruction]) -> list[list[Instruction]]:
-    """Natural loops: what can reach a backward branch without passing through the instruction that it branches to."""
-    at = {instruction.address: index for index, instruction in enumerate(code)}
-    before: dict[int, list[int]] = defaultdict(list)
-    ends: dict[int, list[int]] = defaultdict(list)
-    for index, instruction in enumerate(code):
-        name = instruction.opcode.partition(".")[0]
-        goes_on = bool(instruction.guard) or name not in ("BRA", "BRX", "JMP", "EXIT", "RET", "KILL")
-        if name in ("BRA", "JMP"):
-            *conditions, aim = instruction.operands.split(",")
-            goes_on = goes_on or bool(conditions)
-            head = at[int(aim, 16)]
-            before[head].append(index)
-            if head <= index:
-                ends[head].append(index)
-        if goes_on:
-            before[index + 1].append(index)
-    found = []
-    for head, tails in ends.items():
-        body, reached = {head}, tails
-        while reached:
-            new = {index for index in reached if index not in body}
-            body |= new
-            reached = [index for member in new for index in before[member]]
-        if 0 in body and head != 0:
-            continue  # can be entered beside its head: code that was moved out of the way and branches back
-        members = sorted(body)
-        first = members.index(head)
-        found.append([code[index] for index in members[first:] + members[:first]])
-    return found
-
-
 # What the tools say.
 
 
@@ -253,24 +186,6 @@ def parse_usage(text: str) -> dict[tuple[str, str], Usage]:
         elif "REG:" in line:
             numbers = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", line))
             found[arch, name] = Usage(*(int(numbers[which]) for which in ("REG", "STACK", "LOCAL", "SHARED")))
-    return found
-
-
-INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]+)\*/\s+(?:@(!?\w+) +)?([\w.]+)\s*(.*?)\s*;")
-
-
-def parse_code(text: str) -> dict[tuple[str, str], list[Instruction]]:
-    found: dict[tuple[str, str], list[Instruction]] = {}
-    arch = ""
-    code: list[Instruction] = []
-    for line in text.splitlines():
-        if instruction := INSTRUCTION.match(line):
-            address, guard, opcode, operands = instruction.groups(default="")
-            code.append(Instruction(int(address, 16), guard, opcode, operands))
-        elif header := re.match(r"arch = (\w+)", line):
-            arch = header[1]
-        elif function := re.match(r"\s+Function : (\S+)", line):
-            code = found[arch, function[1]] = []
     return found
 
 

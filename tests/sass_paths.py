@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sass
+from sass_code import loops
 
 from fusedopt import _toolchain
 
@@ -108,7 +109,7 @@ def compiled(row: Row, folder: Path, arch: str = "90") -> sass.Kernel:
 
 def per_element(kernel: sass.Kernel) -> float:
     """Of the loop over tiles: the one that loads most, without blocks that call."""
-    loop = max(sass.loops(kernel.code), key=lambda loop: sum(i.opcode.startswith("LDG") for i in loop))
+    loop = max(loops(kernel.code), key=lambda loop: sum(i.opcode.startswith("LDG") for i in loop))
     aims = {int(i.operands.split(",")[-1], 16) for i in kernel.code if i.opcode.partition(".")[0] == "BRA"}
     count, block, calls = 0, 0, False
     for instruction in loop:

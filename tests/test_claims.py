@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
 README, ARCHITECTURE, PRECISION = "README.md", "docs/architecture.md", "docs/precision.md"
 BENCHMARKING, CHANGELOG, FIGURES = "docs/benchmarking.md", "CHANGELOG.md", "benchmarks/README.md"
-OPTIMIZERS, QUICKSTART = "docs/optimizers.md", "docs/quickstart.md"
+OPTIMIZERS, QUICKSTART, MEMORY = "docs/optimizers.md", "docs/quickstart.md", "docs/memory.md"
 
 
 def text_of(name: str) -> str:
@@ -64,6 +64,13 @@ def of_stable_abi(way: str) -> float:
     return float(json.loads((RESULTS / "stable-abi-20261129.json").read_text())["nanoseconds a tensor"][way])
 
 
+def offloaded(ours: str) -> dict[str, Any]:
+    """A step of ours against DeepSpeed's: medians in ms, how many times as fast, what was asked."""
+    findings = json.loads((RESULTS / "offload-20261130.json").read_text())["findings"]
+    (one,) = (f for f in findings if f["ours"] == ours and f["against"].startswith("DeepSpeed"))
+    return {**one["ratio"], "ms": one["medians"][ours] / 1e6, "asked": one["asked"]}
+
+
 def spread(ratio: dict[str, float]) -> str:
     return f"({ratio['low']:.2f} to {ratio['high']:.2f})"
 
@@ -83,6 +90,7 @@ PUBLIC = {name: thing for name in fusedopt.__all__ if isinstance(thing := getatt
 CLASSES = {name for name, cls in PUBLIC.items() if issubclass(cls, torch.optim.Optimizer)} - {"GenericOptimizer"}
 EIGHT, CLIP = (end_of_step(task) for task in ("8-bit", "gpt2-adamw: clip"))
 NARROW, COLD = ratios("narrow-20261129"), ratios("cold-20261129") | ratios("cold-20261129T231350")
+OFFLOADED, COPIED = offloaded("fusedopt"), offloaded("fusedopt with copies")
 STATES = {
     name: NARROW[f"AdamW, float32 with {name} states", "float32 states"]
     for name in ("bfloat16", "int8", "int4", "float16")
@@ -99,6 +107,9 @@ def least(code: str) -> str:
 
 
 CLAIMS = [
+    (MEMORY, f"a step took {OFFLOADED['ms']:.0f} ms"),
+    (MEMORY, f"{OFFLOADED['value']:.2f} times as long {spread(OFFLOADED)[:-1]}; asked were {OFFLOADED['asked']})"),
+    (MEMORY, f"the two were alike: {COPIED['value']:.2f} {spread(COPIED)}"),
     (ARCHITECTURE, f"tiles of {constant('cpu/tile.h', 'kTile'):,} through L1"),
     (ARCHITECTURE, f"a warp for each {constant('step.h', 'kChunk'):,} elements"),
     (ARCHITECTURE, f"Each takes {constant('step.h', 'kChunk'):,} elements of one tensor"),
@@ -271,3 +282,10 @@ def test_a_step_takes_the_instructions_that_are_told() -> None:
         assert each < 1 if name == "Adafactor" else 1.25 < each < 1.36
         row = [f"{of[name][kind]:,}" for kind in ("one param", "each further") for of in counted]
         assert f"| {name} | {' | '.join(row)} |" in text
+
+
+def test_what_only_a_device_runs_is_listed() -> None:
+    listed = text_of(ARCHITECTURE).partition("What only a device runs")[2].partition("**")[2].partition("**")[0]
+    sources = [path for kind in ("h", "cuh", "cu", "cpp") for path in (ROOT / "csrc").rglob(f"*.{kind}")]
+    found = {path for path in sources if re.search(r"__CUDA_ARCH__|__CUDACC__", path.read_text())}
+    assert {ROOT / "csrc" / name for name in re.findall(r"\| `([\w/]+\.(?:h|cuh))`", listed)} == found

@@ -131,6 +131,8 @@ def test_kernels_run_as_on_a_device(run: Run, build: str, backend: str, case: st
             ("watched", "fibers", f"{twin}_unordered", twin, "and nothing orders the two")
             for twin in ("across_streams", "overwritten", "by_way_of_the_host")
         ),
+        ("watched", "fibers", "blocks_write_one_place", "blocks_write", "writes in another block"),
+        ("watched", "fibers", "blocks_read_of_another", "blocks_read", "in another block"),
         ("plain", "fibers", "read_by_the_host_too_early", "read_by_the_host", "the host sees what the device has"),
         ("watched", "fibers", "given_back_too_early", "given_back", "the next owner of freed memory"),
         ("watched", "fibers", "replayed_without_its_memory", "replayed", "had been freed before it was put there"),

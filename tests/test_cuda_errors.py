@@ -101,6 +101,23 @@ def test_counters_on_the_host_in_a_capture(backend: Backend, case: Case) -> None
     backend.capture(twins.ours.step)
 
 
+@one_per_optimizer
+def test_a_capture_that_has_failed(emulated: Emulated, case: Case) -> None:
+    """It is no capture any more, and no time for an eager step."""
+    twins = trained_twins(emulated, case)
+    stream = 7
+    twins.give()
+    with emulated.stream(stream):
+        emulated.control.begin_capture(stream)
+        assert not emulated.control.synchronize(stream)
+        with refused(twins.ours, "the capture that this step is part of has failed at something before it"):
+            twins.ours.step()
+        assert emulated.control.end_capture(stream) == -1
+        twins.step_cpu()
+        twins.ours.step()
+    twins.check()
+
+
 @thinned("a launch fails before any rule runs")
 @numbers_anywhere
 @every_case

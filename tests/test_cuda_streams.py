@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from backends import Emulated, assert_same_memory, spread
+from backends import Emulated, Twins, assert_same_memory, simple, spread
+from cases import ONE_PER_OPTIMIZER, Case
 from torch.nn import Parameter
 
 import fusedopt
@@ -78,6 +79,19 @@ def test_steps_on_two_streams(watched: Emulated, seed: int, waits: bool) -> None
         run.check()
     else:
         assert "nothing orders the two" in run.control.drain()
+
+
+@pytest.mark.parametrize("case", [*ONE_PER_OPTIMIZER, Case("adafactor", "Adafactor"), Case("clipped", "Adam")], ids=str)
+def test_blocks_of_a_kernel_share_nothing(watched: Emulated, case: Case) -> None:
+    """Nothing orders them on a device, whichever comes first here."""
+    clips = {"max_grad_norm": 0.5} if case.name == "clipped" else {}
+    watched.control.defer(1)
+    with watched.stream(MAIN):
+        # Of 18 chunks, which are three blocks.
+        twins = Twins(watched, simple(case, **clips), [spread(9000), spread(130, 70)])
+        for _ in range(2):
+            twins.step()
+            assert watched.control.drain() == ""
 
 
 @every_seed

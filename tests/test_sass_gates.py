@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 import sass
 from sass import Kernel
+from sass_code import Instruction, loops, parse_code
 from test_sass import (
     differences,
     faults_of_doubles,
@@ -143,6 +144,34 @@ def test_what_an_sm_holds(planted: dict[str, Kernel]) -> None:
     assert replace(kernel, usage=usage).bytes_in_flight() == 4 * 16 * 32 * 64
 
 
+# A loop within a loop, left at 0x50 as ptxas for sm_80 has it; at 0x20 what is called is a function.
+LEFT_BY_A_CALL = """
+arch = sm_80
+        Function : nested
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/              @P0  BRA 0x70 ;
+        /*0020*/              @P1  CALL.REL.NOINC 0xb0 ;
+        /*0030*/                   LDG.E.EF.128 R4, [R2.64] ;
+        /*0040*/                   STG.E.EF.128 [R2.64], R4 ;
+        /*0050*/              @P0  CALL.REL.NOINC 0x70 ;
+        /*0060*/                   BRA 0x20 ;
+        /*0070*/                   LD.E.U16 R4, [R2.64] ;
+        /*0080*/              @P2  CALL.REL.NOINC 0xa0 ;
+        /*0090*/                   BRA 0x10 ;
+        /*00a0*/                   EXIT ;
+        /*00b0*/                   FMUL R4, R4, R4 ;
+        /*00c0*/                   RET.REL.NODEC R2 0x0 ;
+"""
+
+
+def test_a_loop_that_is_left_by_a_call_is_within_another() -> None:
+    code = parse_code(LEFT_BY_A_CALL)["sm_80", "nested"]
+    inner, outer = sorted(([i.address for i in loop] for loop in loops(code)), key=len)
+    assert inner == [0x20, 0x30, 0x40, 0x50, 0x60]
+    assert outer == [0x10, *inner, 0x70, 0x80, 0x90]
+    assert [i.address for i in code if i.opcode.startswith("CALL")] == [0x20]
+
+
 def test_a_missing_loop_is_seen(planted: dict[str, Kernel]) -> None:
     assert list(faults_of_traffic(planted["hold<256, 1>"], TWO_VECTORS))
 
@@ -157,6 +186,29 @@ def test_a_spill_and_an_array_are_seen(planted: dict[str, Kernel]) -> None:
         faults = list(faults_of_memory(planted[name]))
         assert any("LDL" in fault for fault in faults)
         assert any("bytes of stack" in fault for fault in faults)
+
+
+def test_what_may_be_on_the_stack_is_bounded(planted: dict[str, Kernel]) -> None:
+    def adam(kernel: Kernel, stack: int, storage: str = "bf16") -> Kernel:
+        name = f"update<Adam, 0, Mix<{', '.join([storage] * 3)}>, float>"
+        return replace(kernel, name=name, arch="sm_90", usage=replace(kernel.usage, stack=stack))
+
+    sound = planted["kNone"]
+    none(faults_of_memory(adam(sound, 8)))
+    for kernel in (adam(sound, 16), adam(sound, 8, "float"), replace(adam(sound, 8), arch="sm_80")):
+        assert list(faults_of_memory(kernel))
+    loop = sound.vector_loops[0]
+    reads, writes = (replace(loop[0], opcode=opcode, operands="R0, [R1]") for opcode in ("LDL", "STL"))
+
+    def with_first(*others: Instruction) -> Kernel:
+        """Others in the place of the loop's first instructions that access no memory."""
+        plain = [i.address for i in loop if not i.access and i.opcode.partition(".")[0] != "BRA"]
+        other = {address: replace(i, address=address) for address, i in zip(plain, others, strict=False)}
+        return adam(replace(sound, code=[other.get(i.address, i) for i in sound.code]), 8)
+
+    none(faults_of_memory(with_first(reads)))
+    assert list(faults_of_memory(with_first(reads, reads)))
+    assert list(faults_of_memory(with_first(writes)))
 
 
 def test_registers_beyond_the_bounds_are_seen(planted: dict[str, Kernel]) -> None:

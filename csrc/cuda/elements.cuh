@@ -106,7 +106,8 @@ class Elements {
     else
       memcpy(word_ + i * (kSize / 4), &x, kSize);
   }
-  __device__ void set(const S (&all)[n]) { memcpy(word_, all, sizeof(word_)); }
+  // Two neighbours, of which the first has an even number.
+  __device__ void set(int i, const S (&two)[2]) { memcpy(word_ + i * kSize / 4, two, sizeof(two)); }
 
   // The element decoded. Of a word's upper half the compiler would first make a lower one.
   __device__ auto number(int i) const {

@@ -161,25 +161,30 @@ struct Tile {
   // The one place where a rule meets memory. What it computes in, N, is T or guarded; `number` makes one.
   template <class N, class Make>
   __device__ void update(N multiplier, const typename R::template Scalars<N>& c, Make&& number) {
-    P params[kVector];
-    S states[kStates][kVector];
+    static_assert(kVector % 2 == 0);
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      N value[kStates] = {};
+    for (int i = 0; i < kVector; i += 2) {
+      // Two share a word. They are packed when both are there: all at last would take twice the registers until then.
+      P params[2];
+      S states[kStates][2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        N value[kStates] = {};
+#pragma unroll
+        for (int k = 0; k < kStates; ++k)
+          if (R::keeps(variant, k)) value[k] = number(s[k].number(i + j));
+        N param = number(p.number(i + j));
+        R::template update<variant>(param, number(g.number(i + j)) * multiplier, value, c);
+        encode(plain(param), params[j]);
+#pragma unroll
+        for (int k = 0; k < kStates; ++k)
+          if (R::keeps(variant, k)) encode(plain(value[k]), states[k][j]);
+      }
+      p.set(i, params);
 #pragma unroll
       for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) value[k] = number(s[k].number(i));
-      N param = number(p.number(i));
-      R::template update<variant>(param, number(g.number(i)) * multiplier, value, c);
-      encode(plain(param), params[i]);
-#pragma unroll
-      for (int k = 0; k < kStates; ++k)
-        if (R::keeps(variant, k)) encode(plain(value[k]), states[k][i]);
+        if (R::keeps(variant, k)) s[k].set(i, states[k]);
     }
-    p.set(params);
-#pragma unroll
-    for (int k = 0; k < kStates; ++k)
-      if (R::keeps(variant, k)) s[k].set(states[k]);
   }
 
   // Whether all operands are aligned to such accesses.

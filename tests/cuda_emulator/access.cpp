@@ -7,6 +7,12 @@ using cuda_emulator::device;
 namespace {
 inline void reads(const void* address, size_t bytes) { device().streams.access(address, bytes, false); }
 inline void writes(const void* address, size_t bytes) { device().streams.access(address, bytes, true); }
+inline void observes(const volatile void* address, size_t bytes) {
+  device().streams.access(const_cast<const void*>(address), bytes, false, true);
+}
+inline void updates(const volatile void* address, size_t bytes) {
+  device().streams.access(const_cast<const void*>(address), bytes, true, true);
+}
 }  // namespace
 
 // NOLINTBEGIN: the names are the compiler's.
@@ -34,22 +40,22 @@ ACCESS(16)
 
 #define UPDATE(bits, operation)                                                                                   \
   uint##bits##_t __tsan_atomic##bits##_##operation(volatile uint##bits##_t* address, uint##bits##_t value, int) { \
-    writes(const_cast<uint##bits##_t*>(address), bits / 8);                                                       \
+    updates(address, bits / 8);                                                                                   \
     return __atomic_##operation(address, value, __ATOMIC_SEQ_CST);                                                \
   }
 #define COMPARE(bits, kind, weak)                                                                               \
   int __tsan_atomic##bits##_compare_exchange_##kind(volatile uint##bits##_t* address, uint##bits##_t* expected, \
                                                     uint##bits##_t value, int, int) {                           \
-    writes(const_cast<uint##bits##_t*>(address), bits / 8);                                                     \
+    updates(address, bits / 8);                                                                                 \
     return __atomic_compare_exchange_n(address, expected, value, weak, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);     \
   }
 #define ATOMICS(bits)                                                                             \
   uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* address, int) {        \
-    reads(const_cast<const uint##bits##_t*>(address), bits / 8);                                  \
+    observes(address, bits / 8);                                                                  \
     return __atomic_load_n(address, __ATOMIC_SEQ_CST);                                            \
   }                                                                                               \
   void __tsan_atomic##bits##_store(volatile uint##bits##_t* address, uint##bits##_t value, int) { \
-    writes(const_cast<uint##bits##_t*>(address), bits / 8);                                       \
+    updates(address, bits / 8);                                                                   \
     __atomic_store_n(address, value, __ATOMIC_SEQ_CST);                                           \
   }                                                                                               \
   UPDATE(bits, fetch_add)                                                                         \

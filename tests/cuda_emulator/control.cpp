@@ -117,6 +117,12 @@ PYBIND11_MODULE(_emulator, m) {
     g_tracked = seed != 0;
   });
   m.def("wait_stream", [](uintptr_t later, uintptr_t earlier) { wait_stream(stream(later), stream(earlier)); });
+  // Whether the host may wait for a stream now; a capture that forbids it has failed then.
+  m.def("synchronize", [](uintptr_t number) {
+    const cudaError_t error = cudaStreamSynchronize(stream(number));
+    cudaGetLastError();
+    return error == cudaSuccess;
+  });
   m.def("drain", &drain);
   m.def("bytes_allocated", &bytes_allocated);
   m.def("pinned_bytes", &pinned_bytes);

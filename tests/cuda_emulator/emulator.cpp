@@ -74,6 +74,7 @@ cudaError_t run_kernel(const detail::Call& call, dim3 grid, dim3 shape) {
     const uint64_t at = my.shuffled ? my.order[i] : i;
     my.block.start({static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
                     static_cast<unsigned>(at / grid.x / grid.y)});
+    my.streams.enter_block(at);
     my.running->run(my.block);
     my.shared.after_block(call.kernel);
   }

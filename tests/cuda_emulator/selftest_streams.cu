@@ -76,6 +76,43 @@ void read_by_the_host() {
   }
 }
 
+// Each block writes a place of its own, or reads what another writes, or all count in one place.
+template <bool apart>
+__global__ void write_by_block(int* to) {
+  to[apart ? blockIdx.x : 0] = 1;
+}
+template <bool apart>
+__global__ void read_by_block(int* to) {
+  to[blockIdx.x] = to[apart ? blockIdx.x : 0] + 1;
+}
+__global__ void count_blocks(int* to) { atomicAdd(to, 1); }
+
+template <class... Parameters>
+void launch_two_blocks(void (*kernel)(Parameters...), Parameters... given) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(2);
+  config.blockDim = dim3(1);
+  config.stream = stream(1);
+  check(cudaLaunchKernelEx(&config, kernel, given...) == cudaSuccess, "launched");
+}
+
+template <bool apart>
+void blocks_write() {
+  Deferred its;
+  launch_two_blocks(write_by_block<apart>, +its.memory);
+  launch_two_blocks(count_blocks, +its.memory);
+  its.expect_order();
+  check(its.memory[0] == 3, "the count");
+}
+
+template <bool apart>
+void blocks_read() {
+  Deferred its;
+  launch_two_blocks(read_by_block<apart>, +its.memory);
+  its.expect_order();
+  check(its.memory[0] == 2 && its.memory[1] == 3, "the values");
+}
+
 // Memory of one stream, used on another and given back.
 template <bool waits>
 void given_back() {
@@ -159,6 +196,10 @@ const std::vector<Case> kStreamCases = {
     {"by_way_of_the_host_unordered", by_way_of_the_host<false>},
     {"read_by_the_host", read_by_the_host<true>},
     {"read_by_the_host_too_early", read_by_the_host<false>},
+    {"blocks_write", blocks_write<true>},
+    {"blocks_write_one_place", blocks_write<false>},
+    {"blocks_read", blocks_read<true>},
+    {"blocks_read_of_another", blocks_read<false>},
     {"given_back", given_back<true>},
     {"given_back_too_early", given_back<false>},
     {"replayed", replayed<true>},

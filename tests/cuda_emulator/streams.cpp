@@ -48,6 +48,7 @@ void Streams::run_one() {
   its.queue.pop_front();
   done_.push_back({operation.name, operation.stream, operation.number});
   running_ = &operation;
+  block_ = 0;
   operation.run();
   running_ = nullptr;
   its.done = operation.number;
@@ -131,7 +132,25 @@ void Streams::complain(const char* does, int other, const char* did, const Buffe
                  ", and nothing orders the two";
 }
 
-void Streams::access(const void* address, size_t bytes, bool writes) {
+// Two blocks, of which nobody knows which comes first.
+void Streams::hold_to_blocks(Cell& cell, bool writes, bool atomic, const Buffer& buffer, size_t offset) {
+  constexpr int64_t kSeveral = -1;
+  const int self = static_cast<int>(done_.size()) - 1;
+  const char* const does = writes ? "writes" : "reads";
+  if (cell.writer == self && cell.writing != block_ && !(atomic && cell.by_atomic))
+    complain(does, self, "writes in another block", buffer, offset);
+  if (!writes) {
+    if (atomic) return;
+    cell.reading = cell.reader == self && cell.reading != block_ ? kSeveral : block_;
+    cell.reader = self;
+    return;
+  }
+  if (cell.reader == self && cell.reading != block_) complain(does, self, "reads in another block", buffer, offset);
+  cell.writing = block_;
+  cell.by_atomic = atomic;
+}
+
+void Streams::access(const void* address, size_t bytes, bool writes, bool atomic) {
   if (running_ == nullptr) return;
   Buffer* const buffer = find(address);
   if (buffer == nullptr || bytes == 0) return;
@@ -142,6 +161,7 @@ void Streams::access(const void* address, size_t bytes, bool writes) {
   const size_t last = std::min(buffer->bytes, first + bytes) - 1;
   for (size_t at = first / kCell; at <= last / kCell; ++at) {
     Cell& cell = buffer->cells[at];
+    hold_to_blocks(cell, writes, atomic, *buffer, at * kCell);
     if (cell.writer >= 0 && !ordered(cell.writer)) complain(does, cell.writer, "writes", *buffer, at * kCell);
     if (!writes) {
       const auto mine = std::find_if(cell.readers.begin(), cell.readers.end(),

@@ -1,7 +1,7 @@
 // What streams have yet to do, in the deferred mode: the host runs ahead of them, and they do it in a random order that
 // honours the promised one. Every access to memory that the emulator was told of is held to that: two of which one
-// writes need an order between them, and memory that was given back may be written by whoever gets it next. Accesses
-// are seen where access.cpp is told of them.
+// writes need an order between them, which blocks of one kernel never have, and memory that was given back may be
+// written by whoever gets it next. Accesses are seen where access.cpp is told of them.
 #pragma once
 
 #include <deque>
@@ -48,8 +48,10 @@ class Streams {
   void used_on(const void* address, cudaStream_t stream);
   size_t bytes() const;  // not given back
 
-  // The work that runs reads or writes there.
-  void access(const void* address, size_t bytes, bool writes);
+  // The kernel that runs goes on with another block.
+  void enter_block(uint64_t number) { block_ = static_cast<int64_t>(number); }
+  // The work that runs reads or writes there. Atomic accesses are in order among each other.
+  void access(const void* address, size_t bytes, bool writes, bool atomic = false);
 
   // The first thing that nothing had put in order; empty if all was.
   const std::string& disorder() const { return disorder_; }
@@ -72,10 +74,15 @@ class Streams {
     cudaStream_t stream;
     uint64_t number;
   };
-  // Who has last written four bytes, and who of each stream has read them since; places in done_, -1: nobody.
+  // Who has last written four bytes, and who of each stream has read them since; places in done_, -1: nobody. And in
+  // which blocks of it.
   struct Cell {
     int writer = -1;
+    bool by_atomic = false;
+    int64_t writing = 0;
     std::vector<int> readers;
+    int reader = -1;
+    int64_t reading = 0;
   };
   struct Buffer {
     size_t bytes;
@@ -92,6 +99,7 @@ class Streams {
   bool ordered(int done) const;
   void run_one();
   void complain(const char* does, int other, const char* did, const Buffer& buffer, size_t offset);
+  void hold_to_blocks(Cell& cell, bool writes, bool atomic, const Buffer& buffer, size_t offset);
 
   bool deferred_ = false;
   Random random_;
@@ -102,6 +110,7 @@ class Streams {
   std::pair<uintptr_t, Buffer*> latest_{0, nullptr};
   std::vector<Done> done_;
   const Operation* running_ = nullptr;
+  int64_t block_ = 0;
   std::string disorder_;
 };
 
