@@ -23,7 +23,6 @@ from fusedopt._core.arguments import Options
 from fusedopt._core.optimizer import FusedStep
 from fusedopt._core.standalone import Standalone
 from fusedopt._core.unread import Unread, unread_by
-from fusedopt.optimizers import muon as muon_module
 
 TWINS = [name for name in fusedopt.__all__ if inspect.isclass(getattr(torch.optim, name, None))]
 # Beside the hyper-parameters of the rule.
@@ -333,6 +332,8 @@ def test_muon_refuses_a_name_in_a_group(name: str) -> None:
 
 @HAS_MUON
 def test_a_name_that_torch_alone_knows_goes_to_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusedopt.optimizers import muon as muon_module
+
     def muon(module: Any) -> Any:
         optimizer = module.Muon(make_params([(8, 3)]), lr=0.1, adjust_lr_fn="match_rms_adamw")
         train(optimizer, 2)
