@@ -1,5 +1,7 @@
 """torch.optim's optimizers, each step one pass over memory; `from fusedopt import AdamW` is the whole migration."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 # torch goes first: the extension links against its libraries and shares its OpenMP runtime.
 import torch as _torch
 
@@ -8,6 +10,7 @@ from . import functional as functional
 from ._capabilities import capabilities
 from ._clipping import clip_grad_norm_, local_grad_norm, norm_from_local
 from ._compiled import compile_rule
+from ._core.lacking import refusal as _refusal
 from ._core.precision import StateDtype
 from ._foreign import load_foreign
 from ._foreign_back import foreign_state_dict
@@ -101,5 +104,7 @@ if hasattr(_torch.optim, "Muon"):  # from torch 2.9 on
     from .optimizers.muon import Muon
 
     __all__ += ["Muon"]
+elif not _TYPE_CHECKING:
+    __getattr__ = _refusal(__name__, "Muon", "torch.optim.Muon came with 2.9")
 
 __version__ = "0.1.0"

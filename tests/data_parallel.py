@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import case
-from sharded import numbers, whole
+from sharded import numbers, require_fsdp_of_cpus, whole
 from support import assert_identical, params_of
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -243,6 +243,8 @@ def fsdp_of_the_first_kind(rank: int) -> None:
 def hybrid_shards(rank: int) -> None:
     """HSDP: params are divided in one dimension of the mesh and repeated in the other, which reduces gradients."""
     from torch.distributed.device_mesh import init_device_mesh
+
+    require_fsdp_of_cpus()
 
     mesh: Any = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)

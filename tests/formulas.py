@@ -24,7 +24,7 @@ def sgd(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 def adam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     beta1, beta2 = (float(beta) for beta in h["betas"])
     lr = float(h["lr"])
-    if h["decoupled_weight_decay"]:
+    if h.get("decoupled_weight_decay"):
         p = p * (1 - lr * h["weight_decay"])
     else:
         g = penalised(p, g, h["weight_decay"])
@@ -39,6 +39,11 @@ def adam(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
     if h.get("bias_correction", True):
         m, v = m / (1 - beta1**step), v / (1 - beta2**step)
     return p - lr * m / (v.sqrt() + h["eps"])
+
+
+def adamw(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
+    # Before torch 2.7 its groups say nothing of that.
+    return adam(p, g, s, {"decoupled_weight_decay": True, **h})
 
 
 def rmsprop(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
@@ -347,7 +352,7 @@ def sophia(p: Tensor, g: Tensor, s: State, h: Hypers) -> Tensor:
 
 
 RULES: dict[str, Rule] = {
-    "SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "Adagrad": adagrad, "Adadelta": adadelta,
+    "SGD": sgd, "Adam": adam, "AdamW": adamw, "RMSprop": rmsprop, "Adagrad": adagrad, "Adadelta": adadelta,
     "Adamax": adamax, "NAdam": nadam, "RAdam": radam, "ASGD": asgd, "Rprop": rprop, "Lion": lion, "Adan": adan,
     "AdEMAMix": ademamix, "ADOPT": adopt, "AdamAtan2": adam_atan2, "LAMB": lamb, "LARS": lars,
     "NAdamW": nadamw, "LaProp": laprop, "AdaBelief": adabelief, "StableAdamW": stable_adamw, "MARS": mars,

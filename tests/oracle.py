@@ -24,7 +24,7 @@ class Oracle:
         made = twin(optimizer, kwargs)([torch.zeros(1)], **kwargs)
         defaults = {**made.defaults, **{k: v for k, v in made.param_groups[0].items() if k != "params"}}
         self.rule, self.joint = RULES.get(optimizer), JOINT.get(optimizer)
-        self.hypers: dict[str, Any] = {"decoupled_weight_decay": optimizer == "AdamW", **defaults}
+        self.hypers: dict[str, Any] = defaults
         self.params = [float64(p) for p in params]
         self.state: list[State] = [{} for _ in params]
 

@@ -285,8 +285,7 @@ def _begins_what_is_added() -> bool:
 def _beyond(optimizer: str) -> Any:
     """A stand-in for a class of torch's, with what ours has beyond it."""
     ours = getattr(fusedopt, optimizer)
-    # What a formula reads and torch's groups have not: before 2.7 its AdamW was no Adam that is told how to decay.
-    theirs = {**ours._rule_defaults, **getattr(torch.optim, optimizer)([torch.zeros(1)]).defaults}
+    theirs = getattr(torch.optim, optimizer)([torch.zeros(1)]).defaults
     like_grad = ("momentum_buffer",) if optimizer == "SGD" else ()
     own = {"arguments": theirs, "like_grad": like_grad, "beyond": dict(ours._beyond)}
     return type(optimizer, (Reference,), own)

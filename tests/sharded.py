@@ -7,17 +7,40 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from support import assert_identical, params_of
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+import fusedopt
+from fusedopt._core.shards import divided
 
 # Two processes have the same of the first, one more of the second, and nothing of the third is left for the other.
 SHAPES: tuple[tuple[int, ...], ...] = ((10, 3), (3, 10), (1,), (5, 4, 2))
 PLACEMENTS: tuple[tuple[Any, ...], ...] = ((Shard(0),), (Replicate(),))
+
+
+def require_muon() -> None:
+    if "Muon" not in fusedopt.__all__:
+        pytest.skip("torch has Muon from 2.9 on")
+
+
+# Its full_tensor() is wrong or raises where a second dimension of the mesh leaves nothing, or columns.
+OF_2_6: bool = torch.__version__ < (2, 7)  # type: ignore[operator]
+
+
+def require_2_7(why: str) -> None:
+    if OF_2_6:
+        pytest.skip(f"torch 2.6 {why}")
+
+
+def require_fsdp_of_cpus() -> None:
+    if not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip("FSDP2 of torch 2.6 trains nothing on a CPU, whose streams record no events there")
 
 
 @cache
@@ -32,7 +55,8 @@ def numbers(shapes: Sequence[tuple[int, ...]], seed: int, dtype: torch.dtype = t
 
 def place(tensor: Tensor, mesh: Any, placements: Sequence[Any]) -> Any:
     """A part of a tensor that every process has: nothing is sent, so not all of them need to ask."""
-    return distribute_tensor(tensor.clone(), mesh, list(placements), src_data_rank=None)
+    local = divided(tensor, mesh, placements).clone()
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
 
 
 def whole(tensor: Any) -> Any:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 from ranks import case
+from sharded import require_fsdp_of_cpus
 
 PAGE = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
 
 
 @case()
 def examples_run_as_they_are_written(rank: int) -> None:
+    require_fsdp_of_cpus()
     folder = [tempfile.mkdtemp() if rank == 0 else ""]
     torch.distributed.broadcast_object_list(folder)
     names: dict[str, object] = {"folder": folder[0]}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from options import OPTIONS
 from ranks import case
-from sharded import Pair, mesh_of, numbers, place, whole
+from sharded import OF_2_6, Pair, mesh_of, numbers, place, require_muon, whole
 from sharded_files import FLAT, Runs, assert_resumes, save
 from support import params_of
 from torch import nn
@@ -24,6 +24,8 @@ SHAPES: tuple[tuple[int, ...], ...] = ((10, 3), (3, 1700), (1,), (5, 40, 30), (3
 # Codes are of a process's own blocks, and another division has others.
 DRAWING = [o for o in OPTIONS if not o.codes and o.name in ("stochastic", "bfloat16-state", "float16-state")]
 DRAWING += [o for o in OPTIONS if o.name == "stochastic-average"]
+BY_CHANCE: dict[str, Any] = {"lr": 0.01, "rounding": "stochastic"}
+MATRICES = [(24, 40), (33, 7)]
 
 
 def assert_same_draws(
@@ -63,21 +65,26 @@ def strided_shards_draw_as_one(rank: int) -> None:
     from torch.distributed.tensor.placement_types import _StridedShard
 
     for shape in [(16, 5), (24, 300)]:
-        for placements in ([_StridedShard(0, split_factor=2), Shard(0)], [_StridedShard(0, split_factor=2), Shard(1)]):
+        for inner in [Shard(0)] if OF_2_6 else [Shard(0), Shard(1)]:
+            placements = [_StridedShard(0, split_factor=2), inner]
             assert_same_draws(mesh_of(2, 2), placements, [shape], options=DRAWING[:1])
 
 
 @case()
-def rules_of_several_passes_draw_as_one(rank: int) -> None:
-    """Muon's products are the whole's; what Adafactor and LAMB sum is so but for a rounding, and so draws are."""
-    kwargs: dict[str, Any] = {"lr": 0.01, "rounding": "stochastic"}
-    shapes = [(24, 40), (33, 7)]
+def products_of_wholes_draw_as_one(rank: int) -> None:
+    require_muon()
     for placements in ([Shard(0)], [Shard(1)]):
-        pair = Pair(lambda ps: fusedopt.Muon(ps, **kwargs), placements, shapes, dtype=torch.bfloat16)
+        pair = Pair(lambda ps: fusedopt.Muon(ps, **BY_CHANCE), placements, MATRICES, dtype=torch.bfloat16)
         pair.step()
         pair.assert_same()
+
+
+@case()
+def rules_of_several_passes_draw_as_one(rank: int) -> None:
+    """What Adafactor and LAMB sum is the whole's but for a rounding, and so draws are."""
+    for placements in ([Shard(0)], [Shard(1)]):
         for optimizer in (fusedopt.Adafactor, fusedopt.LAMB):
-            pair = Pair(lambda ps, its=optimizer: its(ps, **kwargs), placements, shapes, dtype=torch.bfloat16)
+            pair = Pair(lambda ps, its=optimizer: its(ps, **BY_CHANCE), placements, MATRICES, dtype=torch.bfloat16)
             pair.step()
             for p, q in zip(params_of(pair.sharded), params_of(pair.whole), strict=True):
                 # By a process's own elements a half of them would differ by a unit of the last place.
@@ -140,6 +147,7 @@ def files_go_on_with_the_same_draws(rank: int) -> None:
     for options in (None, FLAT):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch 2.6's, of its own
             assert_resumes(all_runs, (1, 2, 3, 4), save(all_runs, 2, options), options)
 
 
@@ -149,9 +157,14 @@ def what_has_no_such_numbers_is_refused(rank: int) -> None:
     from torch.distributed.tensor.placement_types import _StridedShard
 
     placements = [_StridedShard(1, split_factor=3)]
-    values, grad = numbers([(2, 11), (2, 11)], 1, torch.bfloat16)
-    p = Parameter(place(values, mesh_of(2), placements))
-    p.grad = place(grad, mesh_of(2), placements)
+    try:
+        values, grad = (place(t, mesh_of(2), placements) for t in numbers([(2, 11), (2, 11)], 1, torch.bfloat16))
+    except AssertionError as error:
+        if "only allows even sharding" not in str(error):
+            raise
+        pytest.skip(str(error))  # torch 2.6's
+    p = Parameter(values)
+    p.grad = grad
     before = p.to_local().clone()  # type: ignore[attr-defined]
     optimizer: Any = fusedopt.Lion([p], lr=0.01, rounding="stochastic")
     if rank == 0:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from ranks import case
-from sharded import mesh_of, numbers, place, whole
+from sharded import mesh_of, numbers, place, require_fsdp_of_cpus, whole
 from support import assert_identical
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -34,6 +34,7 @@ def backward(its: nn.Module) -> None:
 @case()
 def params_that_fully_shard_has_replaced(rank: int) -> None:
     """torch says nothing and trains nothing: they get no gradients any more."""
+    require_fsdp_of_cpus()
     words = "param 0 of group 0.*: fully_shard has put a DTensor in its place since this optimizer was made"
     for steps_before in (False, True):
         its = model()
@@ -45,7 +46,7 @@ def params_that_fully_shard_has_replaced(rank: int) -> None:
         fully_shard(its)
         backward(its)
         if not hasattr(optimizer.param_groups[0]["params"][0], "_fsdp_orig_uid"):
-            return  # an older torch leaves no mark
+            pytest.skip("an older torch leaves no mark")
         with pytest.raises(RuntimeError, match=words):
             optimizer.step()
     # Of a part of the model, too.
@@ -83,7 +84,8 @@ def a_mesh_whose_group_is_gone(rank: int) -> None:
     for make in makes:
         optimizer, param = made(make)
         before = param.to_local().clone()
-        with pytest.raises(Exception, match="process group"):
+        # In torch 2.6's words it is an invariant.
+        with pytest.raises(Exception, match=r"process group|Invariant encountered: value was None"):
             optimizer.step()
         assert_identical(param.to_local(), before)
         assert not optimizer.state
@@ -96,6 +98,7 @@ def a_mesh_whose_group_is_gone(rank: int) -> None:
 @case()
 def files_of_another_model(rank: int) -> None:
     """torch's loader refuses what it does not find or what has another size; states of a wrong shape a step refuses."""
+    require_fsdp_of_cpus()
     folder = [tempfile.mkdtemp() if rank == 0 else ""]
     torch.distributed.broadcast_object_list(folder)
     its = fully_shard(model())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import CASES
 from ranks import case
-from sharded import Pair, counted_calls, mesh_of, numbers, place, whole
+from sharded import Pair, counted_calls, mesh_of, numbers, place, require_muon, whole
 from support import assert_identical, params_of, stands
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
@@ -28,11 +28,11 @@ def whole_tensors_are_stepped(rank: int) -> None:
         pair.assert_same()
     for options in ({}, {"master_weights": "float32", "ema_decay": 0.5}):
         dtype = torch.bfloat16 if options else torch.float32
-        for cls in (fusedopt.Adafactor, fusedopt.Muon):
-            shapes = [(10, 3), (3, 10)] if cls is fusedopt.Muon else [(10, 3), (7,), (5, 4, 2)]
+        for name in [name for name in ("Adafactor", "Muon") if name in fusedopt.__all__]:
+            shapes = [(10, 3), (3, 10)] if name == "Muon" else [(10, 3), (7,), (5, 4, 2)]
 
-            def make(params: Any, cls: Any = cls, options: Any = options) -> Any:
-                return cls(params, lr=0.1, **options)
+            def make(params: Any, name: str = name, options: Any = options) -> Any:
+                return getattr(fusedopt, name)(params, lr=0.1, **options)
 
             pair = Pair(make, [Replicate()], shapes, dtype=dtype)
             pair.step()
@@ -254,6 +254,7 @@ MATRICES = [(10, 3), (16, 16), (3, 10), (16, 16), (1, 5)]
 @case()
 def muon_gathers_its_matrices_at_once(rank: int) -> None:
     """One all-gather a step for all of them, divided by rows or by columns, and the bits of the run on whole ones."""
+    require_muon()
     for placements in ([Shard(0)], [Shard(1)]):
         for dtype, kwargs in [
             (torch.float32, {}),
@@ -282,6 +283,7 @@ def muon_gathers_its_matrices_at_once(rank: int) -> None:
 @case()
 def codes_of_momentum_on_shards(rank: int) -> None:
     """Blocks are a process's own: they are those of the whole where a part is whole blocks."""
+    require_muon()
     pair = Pair(lambda ps: fusedopt.Muon(ps, lr=0.1, state_dtype="int8"), shapes=[(64, 256)])
     pair.step()
     for p, q in zip(params_of(pair.sharded), params_of(pair.whole), strict=True):
@@ -291,6 +293,7 @@ def codes_of_momentum_on_shards(rank: int) -> None:
 @case(ranks=4)
 def muon_on_meshes_of_two_dimensions(rank: int) -> None:
     """What one dimension divides goes together; what both divide takes a gather each, of torch's."""
+    require_muon()
     mesh = mesh_of(2, 2)
     for placements, gathers in [
         ([Replicate(), Shard(0)], 3),
@@ -311,6 +314,7 @@ def muon_on_meshes_of_two_dimensions(rank: int) -> None:
 
 @case()
 def muon_refuses_together_too(rank: int) -> None:
+    require_muon()
     pair = Pair(lambda ps: fusedopt.Muon(ps, lr=0.1, ema_decay=0.5), shapes=MATRICES)
     pair.give_grads(0)
     before = [p.to_local().clone() for p in params_of(pair.sharded)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from ranks import case
-from sharded import counted_calls, mesh_of, numbers, whole
+from sharded import counted_calls, mesh_of, numbers, require_fsdp_of_cpus, whole
 from support import assert_identical, params_of
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -35,6 +35,7 @@ def model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 
 
 def shard(its: nn.Sequential, **policies: Any) -> nn.Sequential:
+    require_fsdp_of_cpus()
     for module in (its[0], its[3]):
         fully_shard(module, **policies)
     fully_shard(its, **policies)
@@ -115,6 +116,7 @@ def norms_are_made_param_by_param_in_backward(rank: int) -> None:
 def fully_sharded_and_tensor_parallel(rank: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
 
+    require_fsdp_of_cpus()
     mesh: Any = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
     torch.manual_seed(4)
     its = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8))

@@ -227,15 +227,19 @@ def test_older_files(case: Case) -> None:
     assert_close(ours, torchs)
 
 
+APART = "decoupled_weight_decay" in torch.optim.AdamW(make_params()).param_groups[0]
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 @pytest.mark.parametrize(("source", "target"), [("Adam", "AdamW"), ("AdamW", "Adam")])
 def test_adam_and_adamw_read_each_other(source: str, target: str, decay: float) -> None:
+    """From torch 2.7 on a group says which of them it is of; before, it is the class that reads it."""
     torchs = getattr(torch.optim, source)(make_params(), lr=0.01, weight_decay=decay)
     train(torchs)
     pair = [getattr(lib, target)(clone_params(params_of(torchs))) for lib in (fusedopt, torch.optim)]
     for optimizer in pair:
         optimizer.load_state_dict(save_and_load(torchs.state_dict()))
-        assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
+        assert optimizer.param_groups[0].get("decoupled_weight_decay") is (True if APART else None)
         train(optimizer, 3, first=3)
     assert_close(*pair)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -19,7 +23,6 @@ from fusedopt._core.arguments import Options
 from fusedopt._core.optimizer import FusedStep
 from fusedopt._core.standalone import Standalone
 from fusedopt._core.unread import Unread, unread_by
-from fusedopt.optimizers import muon as muon_module
 
 TWINS = [name for name in fusedopt.__all__ if inspect.isclass(getattr(torch.optim, name, None))]
 # Beside the hyper-parameters of the rule.
@@ -259,6 +262,35 @@ def test_in_backward() -> None:
     assert_identical(run(Fused, True), run(Newer, False))
 
 
+# What torch 2.9 added.
+
+
+def test_an_older_torch_has_no_muon_and_that_is_said() -> None:
+    """In a program whose torch lacks it, as the older ones do."""
+    script = """
+import torch
+if hasattr(torch.optim, "Muon"):
+    del torch.optim.Muon
+import fusedopt
+for module, name in ((fusedopt, "Muon"), (fusedopt.functional, "muon"), (fusedopt, "Muons")):
+    assert not hasattr(module, name)
+    assert name not in module.__all__
+    try:
+        getattr(module, name)
+    except AttributeError as error:
+        print(error)
+"""
+    root = str(Path(fusedopt.__file__).parent.parent)
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
+    since = f"is for a newer torch: torch.optim.Muon came with 2.9, and this is {torch.__version__}"
+    assert said.stdout.splitlines() == [
+        f"fusedopt.Muon {since}",
+        f"fusedopt.functional.muon {since}",
+        "module 'fusedopt' has no attribute 'Muons'",
+    ]
+
+
 # What torch 2.14 added.
 
 NEW: bool = torch.__version__ >= (2, 14)  # type: ignore[operator]
@@ -300,6 +332,8 @@ def test_muon_refuses_a_name_in_a_group(name: str) -> None:
 
 @HAS_MUON
 def test_a_name_that_torch_alone_knows_goes_to_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusedopt.optimizers import muon as muon_module
+
     def muon(module: Any) -> Any:
         optimizer = module.Muon(make_params([(8, 3)]), lr=0.1, adjust_lr_fn="match_rms_adamw")
         train(optimizer, 2)

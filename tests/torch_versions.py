@@ -23,11 +23,13 @@ from projects import ROOT, renew_sources
 RESULTS = ROOT / "tests/torch_versions.json"
 PAGE = ROOT / "docs/compatibility.md"
 BEGIN, END = "<!-- torch versions -->\n", "<!-- /torch versions -->\n"
-# What depends on torch: its classes, functions, files and constructors, and the sentences about its defects.
+# What depends on torch: its classes, functions, files and constructors, the sentences about its defects, its shards and
+# what trains on them, its compiler.
 CORE = (
     *("parity", "step", "state", "class", "constructor_errors", "signatures", "fallback", "standalone", "functional"),
     "functional_errors",
     *("lbfgs", "lbfgs_inputs", "muon", "adafactor", "adafactor_state", "sparse_adam", "unread", "defects"),
+    *("sharded", "torch_compile"),
 )
 TOOLS = ("setuptools", "wheel", "ninja", "numpy")
 TESTS = ("pytest", "pytest-xdist", "hypothesis")
@@ -65,7 +67,8 @@ def run_core(python: Path, folder: Path) -> dict[str, int]:
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
     files = [f"tests/test_{name}.py" for name in CORE]
-    tests = [python.absolute(), "-m", "pytest", "-n", "auto", f"--junitxml={report.absolute()}", *files]
+    spread = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
+    tests = [python.absolute(), "-m", "pytest", *spread, f"--junitxml={report.absolute()}", *files]
     subprocess.run(tests, cwd=source, env=environment)
     if not report.exists():
         raise SystemExit("pytest wrote no report; see above")

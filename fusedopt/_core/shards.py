@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -196,7 +197,7 @@ def summed(families: Sequence[tuple[Any, tuple[bool, ...], list[int]]], totals: 
 
 def places(param: Any) -> list[Tensor]:
     """Of each dimension of a DTensor which places of it this process has, in their order. Nothing is sent."""
-    from torch.distributed.tensor import Replicate, distribute_tensor
+    from torch.distributed.tensor import Replicate
 
     mesh, found = param.device_mesh, []
     with torch.no_grad():
@@ -204,9 +205,23 @@ def places(param: Any) -> list[Tensor]:
             along = [p if not p.is_replicate() and p.dim == dim else Replicate() for p in param.placements]
             shape = [size if d == dim else 1 for d in range(param.dim())]
             every = torch.arange(size, device=mesh.device_type).view(shape)
-            placed: Any = distribute_tensor(every, mesh, along, src_data_rank=None)
-            found.append(placed.to_local().flatten().cpu())
+            found.append(divided(every, mesh, along).flatten().cpu())
     return found
+
+
+def divided(whole: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
+    """What this process has of a tensor that is placed so and that every process has. Nothing is sent."""
+    from torch.distributed.tensor import distribute_tensor
+
+    if "src_data_rank" in inspect.signature(distribute_tensor).parameters:
+        placed: Any = distribute_tensor(whole, mesh, placements, src_data_rank=None)
+        return cast(Tensor, placed.to_local())
+    # That of torch 2.6 sends what the first process has, so that all would have to ask.
+    for dim, (placement, place) in enumerate(zip(placements, mesh.get_coordinate(), strict=True)):
+        if not placement.is_replicate():
+            parts, _ = placement._split_tensor(whole, mesh.size(dim), with_padding=False, contiguous=False)
+            whole = parts[place]
+    return whole
 
 
 def replicated_like(param: Any, tensor: Tensor) -> Tensor:

@@ -8,8 +8,11 @@ in; codes, master weights and averages belong to the classes. Inside torch.compi
 break of the graph.
 """
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 import torch as _torch
 
+from .._core.lacking import refusal as _refusal
 from ._adams import adam, adamax, adamw, nadam, radam
 from ._others import asgd, rprop, sgd, sparse_adam
 from ._squares import adadelta, adafactor, adagrad, rmsprop
@@ -33,3 +36,5 @@ if hasattr(_torch.optim, "Muon"):  # from torch 2.9 on
     from ._muon import muon
 
     __all__ += ["muon"]
+elif not _TYPE_CHECKING:
+    __getattr__ = _refusal(__name__, "muon", "torch.optim.Muon came with 2.9")
