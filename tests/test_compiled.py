@@ -178,6 +178,19 @@ def test_a_counter_of_another_dtype_is_counted_in() -> None:
     assert counter == 2
 
 
+def test_a_rule_may_be_named_as_any_class_of_the_package() -> None:
+    belief: Any = fusedopt.compile_rule(ADABELIEF, name="AdaBelief")
+    names = [name for name in fusedopt.__all__ if isinstance(getattr(fusedopt, name), type)]
+    assert {"Muon", "LBFGS"} <= {*names}
+    for name in names:
+        param = torch.nn.Parameter(torch.ones(5))
+        param.grad = torch.ones(5)
+        optimizer = type(name, (belief,), {})([param])
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert optimizer.state[param]["step"] == 1
+
+
 def test_the_signature_names_the_hyper_parameters(compiled_class: type) -> None:
     parameters = inspect.signature(compiled_class).parameters
     shared = list(inspect.signature(fusedopt.StableAdamW).parameters.values())[-11:]
