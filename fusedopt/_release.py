@@ -268,7 +268,7 @@ class _ParamStep:
         if optimizer._draws_at_all():
             self.plan.draws = optimizer._draw_in_pass(torch._C._current_graph_task_id())
         try:
-            if optimizer._known_to_torch_alone() is not None or self.plan.step(cast(Optimizer, self)):
+            if optimizer._known_to_torch_alone() is not None or self._leaves(optimizer):
                 self._step_whole(optimizer, group)
             elif found is None and param in self.state:
                 optimizer.state[param] = self.state[param]
@@ -280,6 +280,15 @@ class _ParamStep:
             raise
         finally:
             self.param_groups, self.state = [], {}
+
+    def _leaves(self, optimizer: FusedStep) -> bool:
+        """Whether the plan leaves the param to the optimizer's own step; else it has stepped it."""
+        leftover = self.plan.step(cast(Optimizer, self))
+        if leftover:
+            with optimizer._readable_grads(leftover) as any_made:
+                if any_made:
+                    leftover = self.plan.step(cast(Optimizer, self))
+        return bool(leftover)
 
     @staticmethod
     def _step_whole(optimizer: FusedStep, group: dict[str, Any]) -> None:

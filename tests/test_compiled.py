@@ -142,6 +142,55 @@ def test_checkpoints_copies_and_pickles(compiled_class: type) -> None:
     assert other.param_groups[0]["lr"] == 1e-2
 
 
+def _sparse(optimizer: Any, param: torch.Tensor) -> None:
+    param.grad = torch.ones(5).to_sparse()
+
+
+def _differentiable(optimizer: Any, param: torch.Tensor) -> None:
+    optimizer.param_groups[0]["differentiable"] = True
+
+
+@pytest.mark.parametrize(
+    ("leave", "text"),
+    [
+        (_sparse, "AdaBelief does not support sparse gradients; SparseAdam does"),
+        (_differentiable, "AdaBelief cannot be differentiated: set 'differentiable' to False"),
+    ],
+)
+def test_what_no_engine_takes_is_refused_as_by_built_in_ones(leave: Any, text: str) -> None:
+    for cls in (fusedopt.compile_rule(ADABELIEF, name="AdaBelief"), fusedopt.AdaBelief):
+        param = torch.nn.Parameter(torch.ones(5))
+        param.grad = torch.ones(5)
+        optimizer: Any = cls([param])
+        leave(optimizer, param)
+        with pytest.raises(RuntimeError, match=re.escape(text)):
+            optimizer.step()
+
+
+def test_a_counter_of_another_dtype_is_counted_in() -> None:
+    param = torch.nn.Parameter(torch.ones(5))
+    param.grad = torch.ones(5)
+    optimizer = fusedopt.compile_rule(ADABELIEF, name="AdaBelief")([param])
+    optimizer.step()
+    optimizer.state[param]["step"] = counter = torch.tensor(1)
+    optimizer.step()
+    assert optimizer.state[param]["step"] is counter
+    assert counter == 2
+
+
+def test_a_rule_may_be_named_as_any_class_of_the_package() -> None:
+    belief: Any = fusedopt.compile_rule(ADABELIEF, name="AdaBelief")
+    names = [name for name in fusedopt.__all__ if isinstance(getattr(fusedopt, name), type)]
+    assert {"Muon", "LBFGS"} <= {*names}
+    for name in names:
+        param = torch.nn.Parameter(torch.ones(5))
+        param.grad = torch.ones(5)
+        optimizer = type(name, (belief,), {})([param])
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert optimizer.state[param]["step"] == 1
+
+
 def test_the_signature_names_the_hyper_parameters(compiled_class: type) -> None:
     parameters = inspect.signature(compiled_class).parameters
     shared = list(inspect.signature(fusedopt.StableAdamW).parameters.values())[-11:]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
 from cases import APART, CASES, ONE_PER_OPTIMIZER, Case
 from oracle import Oracle, float64, ulp_error
 from runs import give, leaves, random_gradients, state_tensors, train
-from support import COUNTERS, assert_identical, params_of
+from support import COUNTERS, assert_identical, params_of, snapshot
 from tiers import thinned
 from torch import Tensor
 
@@ -255,6 +256,43 @@ def test_lazily_conjugated_and_negated_gradients(case: Case, dtype: torch.dtype)
     plain: list[list[Tensor | None]] = [[a.conj_physical(), -b.imag] for a, b in run]
     values = [torch.randn(67, dtype=dtype), torch.randn(67, dtype=dtype.to_real())]
     torch.testing.assert_close(train(case.ours(leaves(values)), lazy), train(case.torchs(leaves(values)), plain))
+
+
+LAZY_OPTIONS: list[dict[str, Any]] = [{"ema_decay": 0.5}, {"rounding": "stochastic"}, {"state_dtype": "bfloat16"}]
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["step", "step_in_backward"])
+@pytest.mark.parametrize("options", LAZY_OPTIONS, ids=str)
+@pytest.mark.parametrize("optimizer", ["AdamW", "LAMB", "SGD"])
+def test_gradients_that_autograd_conjugates_lazily_go_with_options(
+    optimizer: str, options: dict[str, Any], released: bool
+) -> None:
+    """As behind every conj() of a param; the same bits as of gradients that are written out."""
+    values = [torch.randn(67, dtype=torch.complex64) for _ in range(3)]
+    factors = [torch.randn(67, dtype=torch.complex64) for _ in range(3)]
+
+    def run(lazy: bool) -> Any:
+        module = torch.nn.Module()
+        for name, value in zip("abc", values, strict=True):
+            module.register_parameter(name, torch.nn.Parameter(value.clone()))
+        params: list[Any] = list(module.parameters())
+        ours = getattr(fusedopt, optimizer)(params, lr=0.1, **options)
+        for p in params if not lazy else []:
+            p.register_hook(lambda grad: grad.resolve_conj())
+        seen = []
+        for p in params if not released else []:
+            p.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.is_conj()))
+        handle = fusedopt.step_in_backward(module, ours) if released else None
+        for _ in range(3):
+            loss = (params[0].conj() * factors[0]).real.sum() + (params[2].conj() * factors[2]).real.sum()
+            (loss + (params[1] * params[1]).real.sum()).backward()
+            if handle is None:
+                ours.step()
+                ours.zero_grad()
+        assert seen == [] or any(seen) is lazy
+        return ours
+
+    assert_identical(snapshot(run(True)), snapshot(run(False)))
 
 
 @pytest.mark.parametrize("case", APART, ids=str)

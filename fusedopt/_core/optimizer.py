@@ -189,14 +189,16 @@ class FusedStep(Checkpointed):
     def _readable_grads(leftover: Leftover) -> Iterator[bool]:
         """Copies that an engine can read in the place of gradients that none can, whether there are any or not.
 
-        Of those made in inference mode, and of DTensors that are placed otherwise than their params.
+        Of those made in inference mode, of lazy conjugates and negatives, which autograd leaves behind a conj() of its
+        own, and of DTensors that are placed otherwise than their params.
         """
         every = [p for _, params in leftover for p in params]
-        grads = [(p, p.grad) for p in every if p.grad is not None and p.grad.is_inference()]
+        grads = [(p, p.grad) for p in every if p.grad is not None and _reads_as_copy(p.grad)]
         try:
             with torch.inference_mode(False):
                 for p, grad in grads:
-                    p.grad = grad.clone()
+                    resolved = grad.resolve_conj().resolve_neg()
+                    p.grad = grad.clone() if resolved is grad else resolved
             with grads_placed_as_params(every) as any_placed:
                 yield any_placed or bool(grads)
         finally:
@@ -312,6 +314,11 @@ class FusedStep(Checkpointed):
     def _check_group(self, group: dict[str, Any]) -> None:
         check_with_torch(type(self), FusedStep, group)
         check_beyond(self._beyond, group)
+
+
+def _reads_as_copy(grad: torch.Tensor) -> bool:
+    """Whether a gradient is one that no engine reads, and a copy of it is one that they do."""
+    return grad.is_inference() or (grad.layout == torch.strided and (grad.is_conj() or grad.is_neg()))
 
 
 def unhooked(step: Any, optimizer: Optimizer) -> Any:

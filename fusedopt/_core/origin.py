@@ -206,8 +206,9 @@ def _kinds() -> dict[str, Kind]:
 
 
 def _hypers(cls: Any) -> Keys:
+    # A compiled rule may be named as any other class.
     names: Iterable[str] = (
-        _HYPERS.get(cls.__name__) or getattr(cls, "_hyper_names", ()) or _C.rules()[cls._rule]["hypers"]
+        getattr(cls, "_hyper_names", ()) or _HYPERS.get(cls.__name__) or _C.rules()[cls._rule]["hypers"]
     )
     # "betas.0" and "betas.1" are a pair in the group.
     known = frozenset(name.partition(".")[0] for name in names)

@@ -67,7 +67,7 @@ class Standalone(FusedStep):
         """Counters of other dtypes, which torch's optimizers count in as well, as the engine can take them."""
         lent: list[tuple[dict[str, Any], str, torch.Tensor]] = []
         for state in (self.state.get(p, {}) for group in groups for p in group["params"]):
-            for name in _C.rules()[self._rule]["counters"]:
+            for name in _C.counters(self._rule):
                 counter = state.get(name)
                 if isinstance(counter, torch.Tensor) and counter.dtype not in (torch.float32, torch.float64):
                     lent.append((state, name, counter))
