@@ -8,13 +8,15 @@ from statistics import median
 from typing import Any
 
 from distributed import BOTH, REDUCES, UNCLIPPED
+from narrow import DTYPES, MIXES, title_of
 
 from fusedopt.bench.baselines import OURS
+from fusedopt.bench.contest import short
 from fusedopt.bench.method import Ratio, compare
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-CPU, GPU, SPEED, OF_SHARDS = "figures", "gpu figures", "speed", "sharded figures"
+CPU, GPU, SPEED, OF_SHARDS, STORAGES = "figures", "gpu figures", "speed", "sharded figures", "storages"
 
 # What a person in a hurry wants to know, and which lines of the newest results answer.
 IN_SHORT = {
@@ -88,6 +90,32 @@ def figures(path: Path) -> str:
 
 def newest_narrow(results: Path = RESULTS) -> Path:
     return max(results.glob("narrow-*.json"))
+
+
+def storages(path: Path) -> str:
+    """How many times as fast as the rival each rule is in each storage, a line a rule."""
+    report = json.loads(path.read_text())
+    found = {finding["workload"]: finding for finding in report["findings"]}
+    rules = sorted({name.partition(",")[0] for name in found})
+
+    def cell(name: str) -> str:
+        if name not in found:
+            return ""
+        ratio, asked = found[name]["ratio"], found[name]["asked"]
+        return f"**{ratio['value']:.2f}**" if ratio["high"] < asked else f"{ratio['value']:.2f}"
+
+    dtypes = [short(dtype) for dtype in DTYPES]
+    rows = [[rule, *(f"{rule}, all {d}" for d in dtypes), *(title_of(rule, mix) for mix in MIXES)] for rule in rules]
+    machine = report["machine"]
+    lines = [
+        f"| | {' | '.join(f'all {dtype}' for dtype in dtypes)} | {' | '.join(MIXES)} |",
+        "|---" * (1 + len(dtypes) + len(MIXES)) + "|",
+        *(f"| {rule} | {' | '.join(map(cell, names))} |" for rule, *names in rows),
+        "",
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['fusedopt']['cpu']['chosen']}, "
+        f"torch {machine['torch']}, {machine['date'][:10]}; raw rounds in `benchmarks/results/{path.name}`.",
+    ]
+    return "\n".join(lines)
 
 
 def newest_sharded(results: Path = RESULTS) -> Path | None:
@@ -221,6 +249,7 @@ def put(text: str, mark: str, content: str) -> str:
 def main() -> None:
     page, readme, shards = ROOT / "benchmarks" / "README.md", ROOT / "README.md", ROOT / "docs" / "distributed.md"
     text = put(page.read_text(), CPU, figures(newest()))
+    text = put(text, STORAGES, storages(newest_narrow()))
     page.write_text(put(text, GPU, gpu_figures(newest_gpu())))
     readme.write_text(put(readme.read_text(), SPEED, speed(newest(), newest_narrow(), newest_sharded())))
     shards.write_text(put(shards.read_text(), OF_SHARDS, sharded_figures(newest_sharded())))

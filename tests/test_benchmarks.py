@@ -379,3 +379,20 @@ def test_pages_show_the_newest_results() -> None:
     assert figures.figures(newest) in (figures.ROOT / "benchmarks/README.md").read_text()
     assert figures.speed(newest, *others) in (figures.ROOT / "README.md").read_text()
     assert figures.sharded_figures(others[1]) in (figures.ROOT / "docs/distributed.md").read_text()
+    assert figures.storages(others[0]) in (figures.ROOT / "benchmarks/README.md").read_text()
+
+
+def test_the_table_of_storages(tmp_path: Path) -> None:
+    """Who misses the goal for certain is bold, and what was not measured is empty."""
+
+    def found(name: str, low: float, asked: float) -> dict[str, object]:
+        return {"workload": name, "ratio": {"value": low + 0.1, "low": low, "high": low + 0.2}, "asked": asked}
+
+    findings = [found("Lion, float16 gradients of float32 params", 0.6, 0.83), found("SGD, all float32", 1.1, 1.0)]
+    machine = {"cpu": "A", "threads": 2, "fusedopt": {"cpu": {"chosen": "avx2"}}, "torch": "2", "date": "2026-12-01T00"}
+    path = tmp_path / "narrow-20261201.json"
+    path.write_text(json.dumps({"machine": machine, "findings": findings}))
+    assert figures.storages(path).splitlines()[2:4] == [
+        "| Lion |  |  |  |  |  |  |  |  | **0.70** |  |",
+        "| SGD | 1.20 |  |  |  |  |  |  |  |  |  |",
+    ]

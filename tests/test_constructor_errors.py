@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -308,3 +312,29 @@ def test_load_state_dict_raises_as_torch(optimizer: str, damage: Callable[[dict[
     theirs = act(torch.optim)
     assert theirs is not None
     assert act(fusedopt) == theirs
+
+
+def test_an_older_torch_has_no_muon_and_that_is_said() -> None:
+    """In a program whose torch lacks it, as the older ones do."""
+    script = """
+import torch
+if hasattr(torch.optim, "Muon"):
+    del torch.optim.Muon
+import fusedopt
+for module, name in ((fusedopt, "Muon"), (fusedopt.functional, "muon"), (fusedopt, "Muons")):
+    assert not hasattr(module, name)
+    assert name not in module.__all__
+    try:
+        getattr(module, name)
+    except AttributeError as error:
+        print(error)
+"""
+    root = str(Path(fusedopt.__file__).parent.parent)
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
+    since = f"is for a newer torch: torch.optim.Muon came with 2.9, and this is {torch.__version__}"
+    assert said.stdout.splitlines() == [
+        f"fusedopt.Muon {since}",
+        f"fusedopt.functional.muon {since}",
+        "module 'fusedopt' has no attribute 'Muons'",
+    ]

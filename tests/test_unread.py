@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -260,35 +256,6 @@ def test_in_backward() -> None:
         return [p.detach() for p in model.parameters()]
 
     assert_identical(run(Fused, True), run(Newer, False))
-
-
-# What torch 2.9 added.
-
-
-def test_an_older_torch_has_no_muon_and_that_is_said() -> None:
-    """In a program whose torch lacks it, as the older ones do."""
-    script = """
-import torch
-if hasattr(torch.optim, "Muon"):
-    del torch.optim.Muon
-import fusedopt
-for module, name in ((fusedopt, "Muon"), (fusedopt.functional, "muon"), (fusedopt, "Muons")):
-    assert not hasattr(module, name)
-    assert name not in module.__all__
-    try:
-        getattr(module, name)
-    except AttributeError as error:
-        print(error)
-"""
-    root = str(Path(fusedopt.__file__).parent.parent)
-    command = [sys.executable, "-c", script]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
-    since = f"is for a newer torch: torch.optim.Muon came with 2.9, and this is {torch.__version__}"
-    assert said.stdout.splitlines() == [
-        f"fusedopt.Muon {since}",
-        f"fusedopt.functional.muon {since}",
-        "module 'fusedopt' has no attribute 'Muons'",
-    ]
 
 
 # What torch 2.14 added.
