@@ -13,8 +13,8 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --no-compile $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 MADE := $(VENV)/.made
 TOOLS := $(VENV)/.tools
-# What the demo takes is built for this machine alone, what tests take has one GPU architecture of four. All three share
-# their object files, so each compiles only what the last has left.
+# What the demo takes is built for this machine alone, what tests take has its instruction sets and one GPU architecture of
+# four. All three share their object files, so each compiles only what the last has left.
 FOR_DEMO := $(VENV)/.built-for-demo
 FOR_TEST := $(VENV)/.built-for-test
 BUILT := $(VENV)/.built
@@ -47,20 +47,20 @@ $(MADE):
 # The extension is compiled against the torch of this environment, so torch and the build tools come first.
 $(TOOLS): $(MADE) $(wildcard $(CONSTRAINTS))
 	$(PIP) setuptools wheel ninja
-	$(WITHOUT_TORCH) $(PIP) torch numpy $(call and_wait,$(WITHOUT_TORCH))
+	$(call beside_pip,$(PIP) torch numpy)
 	touch $@
 
 $(FOR_DEMO): export FUSEDOPT_ISAS ?= native
 $(FOR_DEMO): export FUSEDOPT_CUDA ?= gpu
 $(FOR_DEMO): EXTRAS := demo
+$(FOR_TEST): export FUSEDOPT_ISAS ?= supported
 $(FOR_TEST): export TORCH_CUDA_ARCH_LIST ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u),9.0)
 $(FOR_TEST) $(BUILT): EXTRAS := dev
-# pip fetches and unpacks on one core. Beside torch what does not know it is compiled, and beside what tests take the
-# bindings.
-$(FOR_TEST): WITHOUT_TORCH := $(BIN)/python tests/cuda_emulator/build.py --without-torch & beside=$$!;
-$(FOR_TEST): BESIDE := $(BIN)/python tests/cuda_emulator/build.py --package & beside=$$!;
-and_wait = $(if $(1),; installed=$$?; wait $$beside && exit $$installed)
-INSTALL = $(BESIDE) $(PIP) --no-build-isolation -e ".[$(EXTRAS)]" $(call and_wait,$(BESIDE))
+# pip fetches and unpacks on one core. Beside torch what does not know it is compiled, and beside the rest the bindings.
+$(FOR_DEMO) $(BUILT): AHEAD := $(BIN)/python setup.py -q ahead
+$(FOR_TEST): AHEAD := $(BIN)/python tests/cuda_emulator/build.py --ahead
+beside_pip = $(if $(AHEAD),$(AHEAD) & ahead=$$!; $(1); installed=$$?; wait $$ahead && exit $$installed,$(1))
+INSTALL = $(call beside_pip,$(PIP) --no-build-isolation -e ".[$(EXTRAS)]")
 
 # Whoever says nothing takes what there is.
 $(TOLD): $(MADE) FORCE

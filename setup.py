@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.dist_info import dist_info
@@ -40,6 +40,12 @@ def require_torch() -> None:
         )
 
 
+def commands(isas: list, cuda: object) -> dict:
+    """How the objects of each module are compiled."""
+    named = {ENGINES: TREE.engine_commands(isas, cuda)}
+    return named | {name: TREE.host_commands(torch) for name, torch in torches().items()}
+
+
 class Build(build_ext):
     """build_ext that compiles in one pool, keeps objects for later builds and says in one line what it builds."""
 
@@ -56,10 +62,9 @@ class Build(build_ext):
         names = ", ".join(torch.version for torch in torches().values())
         # The build front ends swallow stdout; this line is for people.
         print(f"fusedopt builds CPU: {', '.join(isas)}; CUDA: {built}; for torch {names}", file=sys.stderr)
-        commands = {ENGINES: TREE.engine_commands(isas, cuda)}
-        commands |= {name: TREE.host_commands(torch) for name, torch in torches().items()}
-        objects = iter(TREE.make([command for each in commands.values() for command in each]))
-        self.objects = {name: [next(objects) for _ in each] for name, each in commands.items()}
+        of_modules = commands(isas, cuda)
+        objects = iter(TREE.make([command for each in of_modules.values() for command in each]))
+        self.objects = {name: [next(objects) for _ in each] for name, each in of_modules.items()}
         self.cuda_flags = cuda.link_flags() if cuda.nvcc else []
         super().run()
 
@@ -77,6 +82,22 @@ class Build(build_ext):
             if module != ENGINES.split(".")[1]
             else os.path.join(*package, toolchain.ENGINES)
         )
+
+
+class Ahead(Command):
+    """What build_ext will link, as far as it compiles already: all but the bindings where there is no torch yet."""
+
+    user_options = ()
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        of_modules = commands(toolchain.isas(), toolchain.Cuda())
+        TREE.make([command for each in of_modules.values() for command in each])
 
 
 class DistInfo(dist_info):
@@ -99,5 +120,5 @@ class BuildPy(build_py):
 setup(
     # The engines first: the bindings are linked with them.
     ext_modules=[Extension(name, [], language="c++") for name in (ENGINES, *torches())],
-    cmdclass={"build_ext": Build, "build_py": BuildPy, "dist_info": DistInfo},
+    cmdclass={"ahead": Ahead, "build_ext": Build, "build_py": BuildPy, "dist_info": DistInfo},
 )

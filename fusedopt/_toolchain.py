@@ -37,6 +37,9 @@ _WIDE = 100
 OLDEST_CUDA = (12, 1)
 # Of the CPU engine, narrowest first; csrc/cpu/isa/target.h says what they are.
 ISAS = ["generic", "avx2", "avx512"]
+# What a compiler says of a machine that has them.
+_AVX2 = {"__AVX2__", "__FMA__"}
+_HAS = {"generic": set(), "avx2": _AVX2, "avx512": _AVX2 | {f"__AVX512{part}__" for part in ("F", "BW", "DQ", "VL")}}
 # These are compiled once for each rule.
 _CPU_RULE, _CUDA_RULE = Path("csrc/cpu/isa/rule.cpp"), Path("csrc/cuda/rule.cu")
 # And these once for all, and for all that have sums.
@@ -74,26 +77,26 @@ def compiler() -> str:
 
 
 def isas() -> list[str]:
-    """The instruction sets to build for: all, this machine's alone, or what FUSEDOPT_ISAS lists beside generic."""
+    """The instruction sets to build for: all, or what FUSEDOPT_ISAS asks for (docs/environment.md)."""
     # Clang has no `#pragma GCC target`.
     has_all = platform.machine() in ("x86_64", "AMD64") and "clang" not in _version_of(compiler())
     ours = ISAS if has_all else ISAS[:1]
     asked = os.environ.get("FUSEDOPT_ISAS", "").replace(",", " ").split()
     for name in asked:
-        if name not in (*ours, "native"):
-            raise SystemExit(f"FUSEDOPT_ISAS has {name!r}; write native, or some of {', '.join(ours)}")
+        if name not in (*ours, "supported", "native"):
+            raise SystemExit(f"FUSEDOPT_ISAS has {name!r}; write supported, native, or some of {', '.join(ours)}")
+    here = [name for name in ours if _HAS[name] <= _macros()] if {"supported", "native"} & {*asked} else []
+    of_words = {"supported": here, "native": here[-1:]}
+    wanted = {isa for name in asked or ours for isa in of_words.get(name, [name])}
     # Of what is built for this machine alone, generic would be a third that never runs.
-    wanted = {_widest() if name == "native" else name for name in asked} or {*ours}
     return [name for name in ours if name in wanted or (name == "generic" and "native" not in asked)]
 
 
-def _widest() -> str:
-    """This machine's widest instruction set, as the compiler sees the machine."""
+@cache
+def _macros() -> set[str]:
+    """What the compiler defines for this machine."""
     query = [compiler(), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
-    has = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    if {"__AVX512F__", "__AVX512BW__", "__AVX512DQ__", "__AVX512VL__", "__FMA__"} <= {*has}:
-        return "avx512"
-    return "avx2" if {"__AVX2__", "__FMA__"} <= {*has} else "generic"
+    return {*subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()}
 
 
 def cpp_command(source: Path, flags: Iterable[str] = ()) -> list[str]:

@@ -62,15 +62,19 @@ def engine_commands(toolchain: Any, tree: Any, watched: bool = False) -> list[li
     return commands + emulator_commands(toolchain, watched=watched)
 
 
+def bindings_commands(toolchain: Any, tree: Any) -> list[list[str]]:
+    """How the rest is compiled."""
+    control, device = (HERE.relative_to(ROOT) / name for name in ("control.cpp", "device.cpp"))
+    commands = [command for command in tree.host_commands() if not command[-1].endswith("host/device.cpp")]
+    return [*commands, *tree.torch_commands([[device]]), toolchain.torch_cpp_command(control, FLAGS)]
+
+
 def compile_module(watched: bool = False) -> Path:
     """The shared object, of which only what has changed is made anew."""
     toolchain = load_toolchain()
     tree = toolchain.Tree(ROOT)
     module = FOLDER / ("fusedopt_watched.so" if watched else "fusedopt_emulated.so")
-    control, device = (HERE.relative_to(ROOT) / name for name in ("control.cpp", "device.cpp"))
-    commands = [command for command in tree.host_commands() if not command[-1].endswith("host/device.cpp")]
-    commands += [*tree.torch_commands([[device]]), toolchain.torch_cpp_command(control, FLAGS)]
-    objects = tree.make([*commands, *engine_commands(toolchain, tree, watched)])
+    objects = tree.make([*bindings_commands(toolchain, tree), *engine_commands(toolchain, tree, watched)])
     if not module.exists() or max(path.stat().st_mtime for path in objects) > module.stat().st_mtime:
         toolchain.link_bindings(objects, module)
     return module
@@ -91,27 +95,20 @@ def build(watched: bool = False) -> tuple[ModuleType, ModuleType]:
     return sys.modules[f"{package}._C"], sys.modules[f"{package}._emulator"]
 
 
-def compile_package() -> None:
-    """The objects that setup.py will link for this environment."""
+def compile_ahead() -> None:
+    """The objects of both, the package's and the emulator's: all but the bindings' where there is no torch yet."""
     toolchain = load_toolchain()
     tree = toolchain.Tree(ROOT)
-    tree.make([*tree.engine_commands(toolchain.isas(), toolchain.Cuda()), *tree.host_commands()])
-
-
-def compile_without_torch() -> None:
-    """The objects of both, the package's and the emulator's, that can be made before there is a torch."""
-    toolchain = load_toolchain()
-    tree = toolchain.Tree(ROOT)
-    package = tree.engine_commands(toolchain.isas(), toolchain.Cuda())
+    commands = [*tree.engine_commands(toolchain.isas(), toolchain.Cuda()), *engine_commands(toolchain, tree)]
+    if toolchain.installed_torch():
+        commands += [*tree.host_commands(), *bindings_commands(toolchain, tree)]
     # One object may be in both.
-    tree.make({tuple(command): command for command in [*package, *engine_commands(toolchain, tree)]}.values())
+    tree.make({tuple(command): command for command in commands}.values())
 
 
 if __name__ == "__main__":
     # Beside pip, which fetches and unpacks on one core and then waits for the package's objects.
-    if "--without-torch" in sys.argv[1:]:
-        compile_without_torch()
+    if "--ahead" in sys.argv[1:]:
+        compile_ahead()
     else:
-        if "--package" in sys.argv[1:]:
-            compile_package()
         compile_module()
