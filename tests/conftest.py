@@ -119,6 +119,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if alike or elsewhere else None
 
 
+def _in_part(config: pytest.Config) -> bool:
+    """Whether some of what is asked for is left out. Who asks for one test by its name wants it."""
+    return not config.getoption("--all") and not any("::" in argument for argument in config.args)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
     """What tests/tiers.py leaves out is not made an item of: that would take most of the time of a collection."""
@@ -127,8 +132,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Iterator[None]:
 
     config = metafunc.config
     calls: Any = metafunc._calls
-    # Who asks for one test by its name wants it.
-    in_part = not config.getoption("--all") and not any("::" in argument for argument in config.args)
+    in_part = _in_part(config)
     if calls and in_part:
         module, mark = metafunc.definition.path.stem, metafunc.definition.get_closest_marker("thinned")
         kept = select(calls, module, mark, emulated=config.getoption("--cuda-emulator") is not None)
@@ -160,10 +164,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "large" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="billions of elements take the emulator too long"))
-    left_out = [item for item in items if "left_out" in item.keywords]
+    waiting = {"left_out", "slow"} if _in_part(config) else {"left_out"}
+    left_out = [item for item in items if waiting & item.keywords.keys()]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if "left_out" not in item.keywords]
+        items[:] = [item for item in items if not waiting & item.keywords.keys()]
     if "PYTEST_XDIST_WORKER" in os.environ:
         counts = Counter(item.path for item in items)
         items.sort(key=lambda item: _rank(item.path, counts[item.path]))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiers import slow
 
 pytest.importorskip("rich")
 
@@ -261,6 +262,7 @@ def test_temporaries_are_compared_with_the_rivals(ours: int, expected: str) -> N
     assert finding.verdict == expected
 
 
+@slow("a process of its own takes seconds to begin, and the next test has one, too")
 def test_memory_measurement_counts_the_state() -> None:
     sizes = memory.measure_apart("1000x256", "AdamW", "fusedopt")
     if "reason" in sizes:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiers import slow
 
 pytest.importorskip("rich")
 
 import distributed
 
 
+@slow("rounds of seconds, in processes of their own")
 def test_a_quick_run_writes_its_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
         pytest.skip("needs gloo")

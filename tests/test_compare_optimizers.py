@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiers import slow
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -107,6 +108,7 @@ def test_a_curve_that_differs_visibly_is_told(pairs: list[gallery.Pair], factor:
     assert one_off(pair, 1.01).complaint is None
 
 
+@slow("two pictures take longer to draw than all that other tests look at here")
 def test_command_draws_and_succeeds(
     pairs: list[gallery.Pair],
     tmp_path: Path,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import bytes_per_param
 import pytest
-import tiers
 import torch
 import torch_versions
+from tiers import slow
 
 import fusedopt
 from fusedopt._core.optimizer import FusedStep
@@ -117,11 +117,9 @@ def test_every_page_is_in_the_site() -> None:
     assert listed == set(DOCS.rglob("*.md")) - {DOCS / "index.md"}
 
 
+@slow("the pages' code, links to files and names are other tests'")
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    """As `make docs` builds it; `make test-site` looks at what comes out.
-
-    Without --all nothing is written: what there is to warn of comes up when pages are read and references resolved.
-    """
+    """As `make docs` builds it; `make test-site` looks at what comes out."""
     for package in ("sphinx", "furo", "myst_parser", "latex2mathml"):
         pytest.importorskip(package, reason=f"needs {package}, of the docs extra")
     command = [
@@ -130,7 +128,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         "-q",
         "-W",
         "--keep-going",
-        *([] if tiers.everything else ["-b", "dummy"]),
         "-d",
         str(tmp_path / "trees"),
         "docs",
@@ -138,8 +135,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     ]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    if not tiers.everything:
-        return
     pages = {path.relative_to(tmp_path / "site").with_suffix(".md") for path in (tmp_path / "site").rglob("*.html")}
     assert {path.relative_to(DOCS) for path in DOCS.rglob("*.md")} <= pages
     assert 'class="math"' in (tmp_path / "site/your_own_rule.html").read_text()

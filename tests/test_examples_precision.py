@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiers
 import torch
+from tiers import slow
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -20,9 +20,8 @@ import precision
 import fusedopt
 
 COURSE = precision.Course(steps=12, evaluations=3, seeds=2)
-# Without --all of each kind one: what sets others apart are options, of which there is a test below that they arrive.
-SOME = {"float32", "bfloat16, naive", "bfloat16, stochastic rounding", "float32, 8-bit state"}
-VARIANTS = [variant for variant in precision.VARIANTS if tiers.everything or variant.name in SOME]
+VARIANTS = precision.VARIANTS
+trains = slow("that options and dtypes arrive is another test's, and what they do to a step is the optimizers'")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +35,7 @@ def made(finals: dict[str, list[float]]) -> list[precision.Result]:
     return [precision.Result(variants[name], np.array([[5.0, x] for x in last])) for name, last in finals.items()]
 
 
+@trains
 def test_every_variant_learns_from_every_seed(results: list[precision.Result]) -> None:
     assert [result.variant for result in results] == list(VARIANTS)
     for result in results:
@@ -47,6 +47,7 @@ def test_every_variant_learns_from_every_seed(results: list[precision.Result]) -
     assert all((precision.behind(result, results)[:, -1] != 0).all() for result in results[1:])
 
 
+@trains
 def test_shrinking_gradients_show_averages_that_stand_still(results: list[precision.Result]) -> None:
     sizes = {result.variant.name: result.size_of_steps for result in results}
     assert sizes["float32"] == 1
@@ -54,6 +55,7 @@ def test_shrinking_gradients_show_averages_that_stand_still(results: list[precis
     assert all(abs(sizes[variant.name] - 1) < 0.1 for variant in VARIANTS if variant.remedy)
 
 
+@trains
 def test_a_training_can_be_repeated(results: list[precision.Result]) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from cases import CASES, ONE_PER_OPTIMIZER, Case
 from layouts import OF_ONE_SHAPE, OTHERS, Layout, Placed
 from runs import GradientRun, leaves, random_gradients, state_tensors, train
 from support import assert_identical, assert_same, params_of
-from tiers import of_a_kind, thinned
+from tiers import of_a_kind, slow, thinned
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -240,6 +240,7 @@ def _available_gib() -> float:
     return int(fields["MemAvailable"].split()[0]) / 2**20
 
 
+@slow("9 GiB are read and written for what an edit of an engine alone can break")
 @pytest.mark.large
 def test_a_param_of_more_than_2_to_the_31_elements() -> None:
     if _available_gib() < 12:

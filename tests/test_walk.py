@@ -15,6 +15,7 @@ import tiers
 import torch
 from cases import APART
 from support import EMULATED
+from tiers import slow
 from walk.__main__ import main
 from walk.operations import OPERATIONS
 from walk.others import OTHERS
@@ -119,6 +120,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert main(["--replay", again]) == 0
 
 
+@slow("of several processes most of the time is their imports")
 @pytest.mark.skipif(EMULATED, reason="other processes do not have the emulated engine")
 def test_the_command_on_several_processes() -> None:
     """From the project's root, where the folder of tests is found without being a package."""

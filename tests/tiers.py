@@ -51,6 +51,12 @@ def thinned(why: str, *, keep: Keep | None = None, together: int = 1, each_rule:
     return pytest.mark.thinned(keep=keep, together=together, each_rule=each_rule)
 
 
+def slow(why: str) -> pytest.MarkDecorator:
+    """Leave a whole test to --all: what it takes seconds to show is not about a step, or is shown by others in part."""
+    assert why
+    return pytest.mark.slow
+
+
 def of_a_kind(case: Any) -> bool:
     """Whether a case is one of KINDS."""
     return str(case) in KINDS
