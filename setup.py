@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -87,7 +88,7 @@ class Build(build_ext):
 class Ahead(Command):
     """What build_ext will link, as far as it compiles already: all but the bindings where there is no torch yet."""
 
-    user_options = ()
+    user_options: ClassVar[list] = []
 
     def initialize_options(self) -> None:
         pass

@@ -351,3 +351,9 @@ def test_make_compiles_beside_pip(tmp_path: Path, goal: str, ahead: str | None) 
     for line in installs:
         begun, waited = f".venv/bin/python {ahead} & ahead=$!; ", "; installed=$?; wait $ahead && exit $installed"
         assert (line.startswith(begun), line.endswith(waited)) == (ahead is not None,) * 2
+
+
+def test_setup_knows_what_make_asks_of_it() -> None:
+    command = [sys.executable, "setup.py", OF_PACKAGE.split()[-1], "--help"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
