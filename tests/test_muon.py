@@ -184,3 +184,36 @@ def test_refusals() -> None:
             ours.step()
         ours.param_groups[0].update(kept)
     assert_identical([[p.detach() for p in params_of(ours)], ours.state_dict()["state"]], before)
+
+
+@pytest.mark.parametrize("shape", [(6,), (), (2, 3, 4), (0,)], ids=str)
+@pytest.mark.parametrize("how", ["added", "listed", "reshaped"])
+def test_a_param_that_is_no_matrix_is_refused_by_the_step(how: str, shape: tuple[int, ...]) -> None:
+    """torch's constructor looks for them, and add_param_group, which it does not override, takes all."""
+    for kwargs, message in (
+        ({}, "Param gradient must be a 2D matrix"),
+        ({"ema_decay": 0.5}, r"it has shape .*, and only matrices can be stepped; leave it to another optimizer"),
+    ):
+        optimizer = fusedopt.Muon([torch.ones(4, 3, requires_grad=True)], **kwargs)  # type: ignore[arg-type]
+        param = Parameter(torch.ones((1, torch.Size(shape).numel()) if how == "reshaped" else shape))
+        if how == "added":
+            optimizer.add_param_group({"params": [param]})
+        else:
+            optimizer.param_groups[0]["params"].append(param)
+        if how == "reshaped":
+            train(optimizer, 2)
+            param.grad, param.data = None, param.data.view(shape)
+            optimizer.state[param]["momentum_buffer"] = torch.zeros(shape)
+        before = [p.detach().clone() for p in params_of(optimizer)]
+        with pytest.raises(RuntimeError if kwargs else ValueError, match=message):
+            train(optimizer, 1)
+        assert_identical([p.detach() for p in params_of(optimizer)], before)
+
+
+def test_the_function_refuses_what_is_no_matrix() -> None:
+    if not hasattr(fusedopt.functional, "muon"):
+        pytest.skip("fusedopt.functional has no muon")
+    lists: Any = [[torch.ones(6)] for _ in range(3)]
+    numbers = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "nesterov": True, "eps": 1e-7, "adjust_lr_fn": None}
+    with pytest.raises(ValueError, match="Param gradient must be a 2D matrix"):
+        fusedopt.functional.muon(*lists, ns_coefficients=(3.0, -4.0, 2.0), ns_steps=5, has_complex=False, **numbers)

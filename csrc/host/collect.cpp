@@ -149,7 +149,12 @@ Roster::Found Roster::collect_row(int slot, size_t at) {
   if (options_of(source).offload && source.device != kHost) send_home(source);
   row.slot = static_cast<uint32_t>(slot);
   if (rule_->indexed) return collect_slices(row, source);
-  if (group.differentiable || !plain(*param) || !plain(*grad) || grad->device() != param->device() ||
+  // Products are of matrices. torch's constructor sees to that, and none does for what groups get afterwards.
+  const bool no_matrix = products_ && param->dim() != 2;
+  if (no_matrix && options_of(source).beyond_torch())
+    fail(source,
+         "it has shape " + shape_of(*param) + ", and only matrices can be stepped; leave it to another optimizer");
+  if (no_matrix || group.differentiable || !plain(*param) || !plain(*grad) || grad->device() != param->device() ||
       ((products_ || rule_->factored) && is_complex(*param))) {
     // torch refuses inference tensors outside inference mode only after it has written them.
     if (param->is_inference()) param->bump_version();
@@ -184,7 +189,7 @@ Roster::Found Roster::collect_row(int slot, size_t at) {
   source.keys = param->key_set();
   source.param_type = param->dtype();
   source.grad_type = grad->dtype();
-  source.shaped = rule_->factored || has_codes(row, source);
+  source.shaped = products_ || rule_->factored || has_codes(row, source);
   for (int k = 0; k < rule_->states; ++k)
     if (source.state[k]) source.state_type[k] = source.state[k]->dtype();
   if (source.shaped) {
