@@ -201,3 +201,20 @@ def test_a_gradient_scaler_may_skip_steps() -> None:
     scaler.scale(torch.zeros(()))
     scaler.step(optimizer)
     assert_identical(values(optimizer), before)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128], ids=str)
+@every_class
+def test_a_state_in_fewer_bits_leaves_the_params_what_they_are(cls: Any, dtype: torch.dtype, storage: str) -> None:
+    optimizer = make(cls, dtype, state_dtype={"z": storage})
+    train(optimizer, random_gradients(params_of(optimizer), 8, 1))
+    y, z = values(optimizer), [optimizer.state[p]["z"].to(dtype) for p in params_of(optimizer)]
+    near = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.complex64 else {"rtol": 1e-12, "atol": 1e-12}
+    optimizer.eval()
+    for p, before, its in zip(params_of(optimizer), y, z, strict=True):
+        torch.testing.assert_close(p.detach(), before.lerp(its, 1 - 1 / beta1(optimizer)), **near)
+    optimizer.train()
+    for p, before in zip(params_of(optimizer), y, strict=True):
+        torch.testing.assert_close(p.detach(), before, **near)

@@ -82,7 +82,9 @@ class ScheduleFree(Standalone):
         if partner is None and state["z"].dtype == p.dtype:
             p.lerp_(state["z"].to(p.device), weight)
         elif partner is None:
-            p.copy_(p.float().lerp_(state["z"].to(p.device).float(), weight))
+            # As in a step: in float32 what is in fewer bits, and complex numbers and doubles as what they are.
+            wide = torch.promote_types(p.dtype, torch.float32)
+            p.copy_(p.to(wide).lerp(state["z"].to(p.device, wide), weight))
         else:
             exact = exact_param(p, partner, state[partner]).lerp(state["z"].float(), weight)
             p.copy_(exact)
