@@ -120,10 +120,10 @@ class GradientRelease:
         optimizer._count_scale_givers(1)
         sizes = [len(group["params"]) for group in optimizer.param_groups]
         for param, place in places.items():
-            plan = optimizer._make_plan()
             # Draws are by the place among all params, as in a step of all of them.
-            plan.first_slot = sum(sizes[: place[0]]) + place[1]
-            self._handles.append(param.register_post_accumulate_grad_hook(_ParamStep(self, plan, place)))
+            step = _ParamStep(self, sum(sizes[: place[0]]) + place[1], place)
+            step._planned(optimizer)
+            self._handles.append(param.register_post_accumulate_grad_hook(step))
         clipping.releases.add(self)
 
     @contextmanager
@@ -213,12 +213,13 @@ class GradientRelease:
 class _ParamStep:
     """A param's hook, and during its step the optimizer of that param alone, which is what a plan looks at.
 
-    Between steps it refers neither to the param nor to its state: a hook that did would be a cycle.
+    Between steps it refers neither to the param nor to its state: a hook that did would be a cycle. Its plan does where
+    params are copied out, so the optimizer has that beside its own, and drops both.
     """
 
-    def __init__(self, release: GradientRelease, plan: _C.Plan, place: tuple[int, int]) -> None:
+    def __init__(self, release: GradientRelease, first_slot: int, place: tuple[int, int]) -> None:
         self.release = release
-        self.plan = plan
+        self.first_slot = first_slot
         self.place = place  # the group's index, and the param's in it
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
@@ -265,10 +266,11 @@ class _ParamStep:
         self.ema_decay = optimizer.ema_decay
         found = optimizer.state.get(param)
         self.state = {} if found is None else {param: found}
+        plan = self._planned(optimizer)
         if optimizer._draws_at_all():
-            self.plan.draws = optimizer._draw_in_pass(torch._C._current_graph_task_id())
+            plan.draws = optimizer._draw_in_pass(torch._C._current_graph_task_id())
         try:
-            if optimizer._known_to_torch_alone() is not None or self._leaves(optimizer):
+            if optimizer._known_to_torch_alone() is not None or self._leaves(optimizer, plan):
                 self._step_whole(optimizer, group)
             elif found is None and param in self.state:
                 optimizer.state[param] = self.state[param]
@@ -281,13 +283,22 @@ class _ParamStep:
         finally:
             self.param_groups, self.state = [], {}
 
-    def _leaves(self, optimizer: FusedStep) -> bool:
+    def _planned(self, optimizer: FusedStep) -> _C.Plan:
+        if optimizer._plans_in_backward is None:
+            optimizer._plans_in_backward = weakref.WeakKeyDictionary()
+        plan = optimizer._plans_in_backward.get(self)
+        if plan is None:
+            plan = optimizer._plans_in_backward[self] = optimizer._make_plan()
+            plan.first_slot = self.first_slot
+        return plan
+
+    def _leaves(self, optimizer: FusedStep, plan: _C.Plan) -> bool:
         """Whether the plan leaves the param to the optimizer's own step; else it has stepped it."""
-        leftover = self.plan.step(cast(Optimizer, self))
+        leftover = plan.step(cast(Optimizer, self))
         if leftover:
             with optimizer._readable_grads(leftover) as any_made:
                 if any_made:
-                    leftover = self.plan.step(cast(Optimizer, self))
+                    leftover = plan.step(cast(Optimizer, self))
         return bool(leftover)
 
     @staticmethod

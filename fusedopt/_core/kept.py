@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any, ClassVar, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -55,6 +56,8 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
 
     # Made by the first step. Not part of __getstate__, so a copied optimizer makes its own.
     _plan: _C.Plan | None = None
+    # Those of params that are stepped in backward, by their hooks.
+    _plans_in_backward: WeakKeyDictionary[Any, _C.Plan] | None = None
     # What the constructor was given, and what follows from it for groups that have no options of their own.
     _given = NO_OPTIONS
     _precision = Precision()
@@ -162,7 +165,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
                 copy.copy_(param)
         self._draws = self._draws_so_far()
         self._copies = {**(self._copies or {}), **copies}
-        self._plan = None
+        self._plan = self._plans_in_backward = None
 
     def _copy_out(self, param: torch.Tensor) -> None:
         """Bring a param's copy up to it, where no step does."""
@@ -245,7 +248,8 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
 
     def _captured(self) -> bool:
         """Whether a CUDA graph that has captured a step may still be replayed."""
-        return self._plan is not None and self._plan.captured
+        plans = (self._plan, *(self._plans_in_backward or {}).values())
+        return any(plan is not None and plan.captured for plan in plans)
 
     def _make_plan(self) -> _C.Plan:
         # A wrapper need not have run a constructor.
