@@ -93,3 +93,25 @@ def test_the_context_ends_when_its_block_raises() -> None:
         raise ZeroDivisionError
     assert_identical(snapshot(optimizer), before)
     steps(optimizer, 1)
+
+
+def test_copies_in_fewer_bits_are_of_the_average_too() -> None:
+    """The model that computes with them is what is to be evaluated."""
+    model = _model()
+    optimizer = fusedopt.AdamW(model.parameters(), lr=0.1, ema_decay=0.5)
+    first, *rest = params = list(model.parameters())
+    copies = {p: torch.zeros_like(p, dtype=torch.bfloat16) for p in params}
+    optimizer.copy_params_to(copies)
+    for seed in range(3):
+        for p in rest:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+    before = [copy.clone() for copy in copies.values()]
+    with optimizer.ema_parameters():
+        for p, own in copies.items():
+            assert torch.equal(own, p.bfloat16())
+        assert all(not torch.equal(copies[p], p_before) for p, p_before in zip(rest, before[1:], strict=True))
+        assert torch.equal(copies[first], first.bfloat16())
+        with pytest.raises(RuntimeError, match=r"copy_params_to\(\) was called" + INSIDE):
+            optimizer.copy_params_to(copies)
+    assert_identical(list(copies.values()), before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -48,9 +48,10 @@ class AveragedStep(Optimizer):
     def ema_parameters(self) -> Iterator[None]:
         """Put the moving average of every param in the param's place, until the context ends.
 
-        Params that have not been stepped keep their values. Inside, ``AveragedModel(model)`` of torch.optim.swa_utils,
-        or any copy of the model, takes the average over. What else is written to params there is gone afterwards, so
-        steps, loading and another such context are refused; `state_dict()` is as outside.
+        Params that have not been stepped keep their values. Copies in fewer bits (`copy_params_to`) are of the average,
+        too. Inside, ``AveragedModel(model)`` of torch.optim.swa_utils, or any copy of the model, takes it over. What
+        else is written to params there is gone afterwards, so steps, loading and another such context are refused;
+        `state_dict()` is as outside.
 
         Raises:
             RuntimeError: there is no average, for want of `ema_decay=` in the constructor. Inside: from `step`, from a
@@ -71,22 +72,33 @@ class AveragedStep(Optimizer):
         if not self._averages():
             raise RuntimeError("there is no average of the params; construct the optimizer with ema_decay=")
         self._refuse_while_averaged("ema_parameters() was entered again")
-        params = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, {})]
-        before = [p.detach().clone() for p in params]
+        averages = {
+            p: self.state[p]["ema"]
+            for group in self.param_groups
+            for p in group["params"]
+            if "ema" in self.state.get(p, {})
+        }
+        # A model that computes in fewer bits has the copies for its params.
+        replaced = [*averages.items(), *((copy, averages[p]) for p, copy in self._copied_out() if p in averages)]
+        before = [tensor.detach().clone() for tensor, _ in replaced]
         # A hook, so that a step elsewhere does not have to ask.
         refusal = self.register_step_pre_hook(_refuse_step)
         self._averaged = True
         try:
             with torch.no_grad():
-                for p in params:
-                    p.copy_(self.state[p]["ema"])
+                for tensor, average in replaced:
+                    tensor.copy_(average)
             yield
         finally:
             refusal.remove()
             self._averaged = False
             with torch.no_grad():
-                for p, value in zip(params, before, strict=True):
-                    p.copy_(value)
+                for (tensor, _), value in zip(replaced, before, strict=True):
+                    tensor.copy_(value)
+
+    def _copied_out(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Params that every step writes out in fewer bits, each with what it is written to."""
+        return ()
 
     def _refuse_step(self, what: str) -> None:
         """Raise RuntimeError while params are not what steps are made from."""

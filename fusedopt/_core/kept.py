@@ -129,7 +129,8 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
                 `load_state_dict`. `deepcopy` and `pickle` take copies along; checkpoints do not.
 
         Raises:
-            RuntimeError: a CUDA graph has captured a step, and its replays would write no copies.
+            RuntimeError: a CUDA graph has captured a step, and its replays would write no copies, or this is called
+                inside `ema_parameters()`.
             ValueError: a tensor does not fit its param, or this optimizer keeps master weights or compensations, which
                 are for params in 16 bits.
 
@@ -142,6 +143,7 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
             >>> copy.tolist()
             [-1.0, -1.0]
         """
+        self._refuse_while_averaged("copy_params_to() was called")
         if any(self._precision_of(group).partner is not None for group in self.param_groups):
             raise ValueError(
                 "copies are for float32 params, and this optimizer was constructed with master_weights or "
@@ -166,6 +168,9 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
         self._draws = self._draws_so_far()
         self._copies = {**(self._copies or {}), **copies}
         self._plan = self._plans_in_backward = None
+
+    def _copied_out(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        return (self._copies or {}).items()
 
     def _copy_out(self, param: torch.Tensor) -> None:
         """Bring a param's copy up to it, where no step does."""
