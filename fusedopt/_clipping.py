@@ -240,5 +240,5 @@ def _total_of_one(grad: Tensor, norm_type: float, local: bool) -> Tensor:
     norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).double()
     # A subclass need not have memory that a kernel can read. What a dispatch mode makes cannot be read at all.
     if type(norm) is not Tensor and _get_current_dispatch_mode() is None:
-        norm = torch.tensor(float(norm), dtype=torch.float64)
+        norm = torch.tensor(float(norm), dtype=torch.float64, device="cpu")
     return cast(Tensor, norm if norm_type == math.inf else norm**norm_type)

@@ -77,7 +77,7 @@ class FusedStep(Checkpointed):
         GPU it stays there, and reading it is up to the caller: nothing here waits for the device.
         """
         skipped = self._skipped if self._known_to_torch_alone() else self._planned().skipped
-        return skipped != 0 if isinstance(skipped, torch.Tensor) else torch.tensor(skipped)
+        return skipped != 0 if isinstance(skipped, torch.Tensor) else torch.tensor(skipped, device="cpu")
 
     def step(self, closure: Callable[[], Any] | None = None, *, zero_grad: bool = False) -> Any:
         """Update every param that has a gradient, in place.

@@ -107,7 +107,7 @@ class Peer:
             made["step"] = group["step"]
         made.update(self.more_states(theirs, group, param))
         if "step" in made:
-            made["step"] = torch.tensor(float(made["step"]))
+            made["step"] = torch.tensor(float(made["step"]), device="cpu")
         return made
 
     def keys(self, known: Set[str]) -> Set[str]:

@@ -16,8 +16,8 @@ def _counters(state: State, group: Group, param: Tensor) -> Mapping[str, Any]:
         return {}
     step, lr_max, total = group["k"], max(group["lr_max"], 0.0), group["weight_sum"]
     newest = step ** group["r"] * lr_max ** group["weight_lr_power"]
-    share = torch.tensor(newest / total if total else 0.0)
-    return {"step": step, "newest_share": share, "lr_max": torch.tensor(lr_max)}
+    share = torch.tensor(newest / total if total else 0.0, device="cpu")
+    return {"step": step, "newest_share": share, "lr_max": torch.tensor(lr_max, device="cpu")}
 
 
 PEERS = {

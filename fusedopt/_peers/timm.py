@@ -13,7 +13,9 @@ from .shared import ADAFACTOR_STATES, adafactor_hypers, adafactor_refusal, adafa
 
 
 def _averaged_rates(state: State, group: Group, param: Tensor) -> Mapping[str, Any]:
-    return {key: torch.tensor(float(state[key])) for key in ("exp_avg_lr_1", "exp_avg_lr_2") if key in state}
+    return {
+        key: torch.tensor(float(state[key]), device="cpu") for key in ("exp_avg_lr_1", "exp_avg_lr_2") if key in state
+    }
 
 
 def _adafactor_hypers(group: Group) -> Mapping[str, Any]:
@@ -50,7 +52,7 @@ _FLAGS = {"maximize": False, "capturable": False}
 
 
 def _counted(step: float) -> Any:
-    return torch.tensor(step)
+    return torch.tensor(step, device="cpu")
 
 
 PEERS = {

@@ -63,7 +63,7 @@ class _Gradient:
         return self
 
     def dot(self, _: Any) -> Tensor:
-        return torch.tensor(self.slope, dtype=torch.float64)
+        return torch.tensor(self.slope, dtype=torch.float64, device="cpu")
 
 
 class _Direction:

@@ -168,7 +168,7 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
 
         With `fusedopt.GradScaler`, that is; torch's unscales gradients itself and does not call what it skips.
         """
-        return torch.tensor(self._skipped)
+        return torch.tensor(self._skipped, device="cpu")
 
     def step(self, closure: Callable[[], Any] | None = None, *, zero_grad: bool = False) -> Any:
         """Update every param that has a gradient, in place.
@@ -249,7 +249,7 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
         return grad
 
     def _new_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        state = {"step": torch.tensor(0.0, dtype=_torch_optimizer._get_scalar_dtype())}
+        state = {"step": torch.tensor(0.0, dtype=_torch_optimizer._get_scalar_dtype(), device="cpu")}
         exact = p.detach().float() if self._has_master(p) else p
         self.init_state(state, group, _real(exact))
         if exact is not p:
@@ -327,7 +327,9 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
             for p in group["params"]:
                 step = self.state.get(p, {}).get("step")
                 if step is not None and not isinstance(step, Tensor):
-                    self.state[p]["step"] = torch.tensor(float(step), dtype=_torch_optimizer._get_scalar_dtype())
+                    self.state[p]["step"] = torch.tensor(
+                        float(step), dtype=_torch_optimizer._get_scalar_dtype(), device="cpu"
+                    )
         if self._loading is not None:
             self._restore_dtypes(self._loading)
 
