@@ -8,6 +8,7 @@ import signal
 import time
 from typing import Any
 
+import prototypes
 import pytest
 import torch
 from cases import CASES, ONE_PER_OPTIMIZER, Case, named
@@ -312,3 +313,23 @@ def test_lazily_cloned_storages_are_materialised(case: Case) -> None:
     assert_identical(originals, copies)
     assert_identical(kept, values)
     assert_close(ours, torchs)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("kwargs", [{}, {"max_grad_norm": 1.0}, {"ema_decay": 0.5}], ids=str)
+@pytest.mark.parametrize("make", [fusedopt.AdamW, fusedopt.Lion, fusedopt.Adafactor, prototypes.Adam])
+def test_clearing_leaves_the_graph_of_a_gradient_behind(make: Any, kwargs: dict[str, Any]) -> None:
+    """As zero_grad(set_to_none=False) does: else create_graph=True adds to it, and memory grows by every step."""
+    params = [Parameter(torch.ones(4, 3)), Parameter(torch.ones(3))]
+    optimizer = make(params, **kwargs)
+    for _ in range(2):
+        (params[0].pow(3).sum() + params[1].sum()).backward(create_graph=True)
+        assert params[0].grad is not None
+        assert params[0].grad.requires_grad
+        before = params[0].detach().clone()
+        optimizer.step(zero_grad=True)
+        assert not torch.equal(params[0], before)
+        for p in params:
+            assert p.grad is not None
+            assert not p.grad.requires_grad
+            assert not p.grad.any()

@@ -140,8 +140,17 @@ py::object Plan::step(py::object optimizer, bool engine_only, py::object divisor
   // What is stepped here is cleared there.
   const auto offloaded = [](const Pass& pass) { return pass.from != kHost; };
   const auto& passes = roster_.passes();
-  if (clears_grad &&
-      (rule().indexed || std::any_of(passes.begin(), passes.end(), offloaded) || roster_.grads_overlap())) {
+  // What backward(create_graph=True) leaves would keep its graph if it were cleared where it lies, and the next one's
+  // would come on top of it: it has to be another tensor.
+  const auto in_graph = [&] {
+    for (size_t slot = 0; slot < roster_.slots().size(); ++slot) {
+      const at::Tensor& grad = roster_.grad_of(static_cast<int>(slot));
+      if (grad.defined() && grad.requires_grad()) return true;
+    }
+    return false;
+  };
+  if (clears_grad && (rule().indexed || std::any_of(passes.begin(), passes.end(), offloaded) ||
+                      roster_.grads_overlap() || in_graph())) {
     shares_grads_ = true;
     leftover = roster_.collect(false);
   }

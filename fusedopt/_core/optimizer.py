@@ -182,6 +182,8 @@ class FusedStep(Checkpointed):
                 for p in group["params"]:
                     if p.grad is not None:
                         with torch.inference_mode(torch.is_inference_mode_enabled() or p.grad.is_inference()):
+                            if p.grad.requires_grad:  # create_graph=True: as torch's zero_grad, leave the graph behind
+                                p.grad = p.grad.detach()
                             p.grad.zero_()
 
     @staticmethod

@@ -208,6 +208,8 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
                 self._update(None if scale is None else float(scale))
             self.grad_norm = norm
             for p in [p for group in self.param_groups for p in group["params"] if zero_grad and p.grad is not None]:
+                if p.grad.requires_grad:  # create_graph=True: as torch's zero_grad, leave the graph behind
+                    p.grad = p.grad.detach()
                 p.grad.zero_()
         return loss
 
