@@ -122,7 +122,7 @@ class GradientRelease:
         for param, place in places.items():
             # Draws are by the place among all params, as in a step of all of them.
             step = _ParamStep(self, sum(sizes[: place[0]]) + place[1], place)
-            step._planned(optimizer)
+            optimizer._planned_in_backward(step, step.first_slot)
             self._handles.append(param.register_post_accumulate_grad_hook(step))
         clipping.releases.add(self)
 
@@ -266,7 +266,7 @@ class _ParamStep:
         self.ema_decay = optimizer.ema_decay
         found = optimizer.state.get(param)
         self.state = {} if found is None else {param: found}
-        plan = self._planned(optimizer)
+        plan = optimizer._planned_in_backward(self, self.first_slot)
         if optimizer._draws_at_all():
             plan.draws = optimizer._draw_in_pass(torch._C._current_graph_task_id())
         try:
@@ -282,15 +282,6 @@ class _ParamStep:
             raise
         finally:
             self.param_groups, self.state = [], {}
-
-    def _planned(self, optimizer: FusedStep) -> _C.Plan:
-        if optimizer._plans_in_backward is None:
-            optimizer._plans_in_backward = weakref.WeakKeyDictionary()
-        plan = optimizer._plans_in_backward.get(self)
-        if plan is None:
-            plan = optimizer._plans_in_backward[self] = optimizer._make_plan()
-            plan.first_slot = self.first_slot
-        return plan
 
     def _leaves(self, optimizer: FusedStep, plan: _C.Plan) -> bool:
         """Whether the plan leaves the param to the optimizer's own step; else it has stepped it."""

@@ -251,6 +251,16 @@ class KeptState(AveragedStep, ClippedStep, ScaledStep):
             self._plan = self._make_plan()
         return self._plan
 
+    def _planned_in_backward(self, hook: object, first_slot: int) -> _C.Plan:
+        """The plan of a hook that steps one param, which stands at this place among all."""
+        if self._plans_in_backward is None:
+            self._plans_in_backward = WeakKeyDictionary()
+        plan = self._plans_in_backward.get(hook)
+        if plan is None:
+            plan = self._plans_in_backward[hook] = self._make_plan()
+            plan.first_slot = first_slot
+        return plan
+
     def _captured(self) -> bool:
         """Whether a CUDA graph that has captured a step may still be replayed."""
         plans = (self._plan, *(self._plans_in_backward or {}).values())

@@ -63,8 +63,8 @@ MUTANTS = (
     ),
     Mutant(
         "fusedopt/_core/averaging.py",
-        "                for p, value in zip(params, before, strict=True):\n                    p.copy_(value)",
-        "                pass",
+        "tensor.copy_(value)",
+        "pass",
         "params stay their average when the context ends",
         "tests/test_averages.py",
     ),
