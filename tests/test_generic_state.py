@@ -23,6 +23,7 @@ from support import (
     train,
     versions,
 )
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -52,6 +53,35 @@ def test_float32_files_are_converted_for_rules_that_keep_the_params_dtype() -> N
     target.load_state_dict(source.state_dict())
     train(target)
     assert {s["exp_avg"].dtype for s in target.state.values()} == {torch.bfloat16}
+
+
+class KeepsMore(Adam):
+    """Tensors in lists, tuples and dicts, and text."""
+
+    def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
+        super().init_state(state, group, param)
+        state["last"] = [torch.zeros_like(param, dtype=torch.float32), torch.zeros_like(param)]
+        state["by name"] = {"sum": torch.zeros_like(param, dtype=torch.float32), "of": "gradients", "sizes": (1, 2)}
+        state["phase"] = "warm"
+
+    def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
+        super().step_param(state, group, grad, param)
+        state["last"][0].copy_(grad / 3)
+        state["by name"]["sum"] += grad / 3
+        state.setdefault("late", (torch.zeros_like(param, dtype=torch.float32),))[0].add_(grad.float() / 3)
+        state["phase"] = "hot" if grad.numel() else "cold"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_what_is_inside_of_a_state_is_not_rounded_and_text_stays(dtype: torch.dtype) -> None:
+    """torch brings tensors in lists and dicts to the param's dtype too, and makes a generator's name of a text."""
+    source, target = KeepsMore(make_params(dtype=dtype)), KeepsMore(make_params(dtype=dtype))
+    train(source)
+    target.load_state_dict(save_and_load(source.state_dict()))
+    assert_identical(target.state_dict(), source.state_dict())
+    state = target.state[params_of(target)[0]]
+    assert (state["last"][0].dtype, state["late"][0].dtype) == (torch.float32, torch.float32)
+    assert (state["phase"], state["by name"]["of"], state["by name"]["sizes"]) == ("hot", "gradients", (1, 2))
 
 
 def test_a_file_is_let_go_once_loaded() -> None:

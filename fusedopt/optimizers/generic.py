@@ -14,6 +14,7 @@ from .._core.arguments import check_common
 from .._core.averaging import AveragedStep
 from .._core.max_grad_norm import ClippedStep
 from .._core.precision import HALVES, exact_param
+from .._core.restored import differs, restored
 from .._core.scaling import ScaledStep
 from .weight_decay import WeightDecay
 
@@ -300,8 +301,8 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class, or of one that keeps the same state.
 
-        As torch's, but tensors of state have the dtypes that `init_state` gives, not all that of their param; a master
-        and an average are float32.
+        As torch's, but tensors of state, also those in its lists and dicts, have the dtypes that `init_state` gives,
+        not all that of their param; text stays text; a master and an average are float32.
 
         Args:
             state_dict: what `state_dict()` returned.
@@ -339,17 +340,14 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
         """Undo torch's conversion of state to the param's dtype where the subclass keeps another."""
         for group, saved_group in zip(self.param_groups, saved["param_groups"], strict=True):
             for p, index in zip(group["params"], saved_group["params"], strict=True):
-                converted = {
-                    key: value
-                    for key, value in saved["state"].get(index, {}).items()
-                    if key != "step" and isinstance(value, Tensor) and value.dtype != self.state[p][key].dtype
-                }
-                if not converted:
+                kept = {key: value for key, value in saved["state"].get(index, {}).items() if key != "step"}
+                # Under a master that the file may lack, a subclass keeps what it keeps for float32.
+                if not kept or not (self._has_master(p) or any(differs(kept[k], self.state[p][k]) for k in kept)):
                     continue
                 with torch.no_grad():
                     fresh = self._new_state(group, p)
-                for key, value in converted.items():
-                    self.state[p][key] = value.to(p.device, getattr(fresh.get(key), "dtype", value.dtype))
+                for key, value in kept.items():
+                    self.state[p][key] = restored(value, self.state[p][key], fresh.get(key), self._has_master(p))
 
 
 def _real(value: Any) -> Any:
