@@ -140,3 +140,64 @@ def test_bad_options(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Adam(make_params(), **options)
     assert issubclass(Adam, fusedopt.GenericOptimizer)
+
+
+class KeepsOne(fusedopt.GenericOptimizer):
+    """A state by a name of the user's choice, made before the first step or in it."""
+
+    def __init__(self, params: Any, key: str, late: bool, **options: Any) -> None:
+        self.key, self.late = key, late
+        super().__init__(params, {"lr": 0.1}, **options)
+
+    def init_state(self, state: dict[str, Any], group: dict[str, Any], param: Tensor) -> None:
+        if not self.late:
+            state[self.key] = torch.zeros_like(param)
+
+    def step_param(self, state: dict[str, Any], group: dict[str, Any], grad: Tensor, param: Tensor) -> None:
+        state.setdefault(self.key, torch.zeros_like(param)).add_(grad)
+        param.sub_(state[self.key], alpha=group["lr"])
+
+
+@pytest.mark.parametrize(
+    ("key", "late", "options"),
+    [
+        ("ema", False, {"ema_decay": 0.9}),
+        ("ema", True, {"ema_decay": 0.9}),
+        ("master", False, {"master_weights": "float32"}),
+    ],
+    ids=str,
+)
+def test_a_state_by_the_name_of_an_options_is_refused(key: str, late: bool, options: dict[str, Any]) -> None:
+    """It would be taken for the option's own, and both be wrong."""
+    optimizer = KeepsOne([Parameter(torch.ones(2, dtype=torch.bfloat16))], key, late, **options)
+    give_halves(optimizer, 0)
+    with pytest.raises(ValueError, match=rf"KeepsOne keeps '{key}' in a param's state, where {next(iter(options))}"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("key", ["ema", "master"])
+def test_without_the_option_the_name_is_free(key: str) -> None:
+    param = Parameter(torch.ones(2, dtype=torch.bfloat16))
+    optimizer = KeepsOne([param], key, late=False)
+    for seed in range(2):
+        give_halves(optimizer, seed)
+        optimizer.step()
+    assert list(optimizer.state[param]) == ["step", key]
+
+
+def test_a_master_begins_where_the_file_has_none() -> None:
+    plain = halves()
+    give_halves(plain, 0)
+    plain.step()
+    exact = halves(master_weights="float32")
+    for mine, theirs in zip(params_of(exact), params_of(plain), strict=True):
+        mine.data.copy_(theirs.data)
+    exact.load_state_dict(save_and_load(plain.state_dict()))
+    wide = Adam([Parameter(p.detach().float()) for p in params_of(exact)], lr=0.01)
+    wide.load_state_dict(save_and_load(plain.state_dict()))
+    for optimizer in (exact, wide):
+        give_halves(optimizer, 1)
+        optimizer.step()
+    for p, q in zip(params_of(exact), params_of(wide), strict=True):
+        assert same(exact.state[p]["master"], q.detach())
+        assert exact.state[p]["exp_avg"].dtype == torch.float32

@@ -114,7 +114,7 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
         of a checkpoint: the dtype given here is then the right one.
 
         Args:
-            state: has "step", a 0-dim tensor that this class keeps.
+            state: has "step", a 0-dim tensor that this class keeps; "ema" and "master" are the options'.
             group: the hyper-parameters.
             param: not to be written here.
         """
@@ -184,6 +184,7 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
         Raises:
             RuntimeError: a gradient is sparse or does not fit its param, or params are their average at the moment.
                 Nothing has been written then.
+            ValueError: the subclass keeps an "ema" or a "master" beside the option's of that name.
             NotImplementedError: the subclass has no `step_param`. Nothing has been written then.
         """
         # In a subclass that overrides step, torch has wrapped the override: the hooks run there.
@@ -255,9 +256,22 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
         state = {"step": torch.tensor(0.0, dtype=_torch_optimizer._get_scalar_dtype(), device="cpu")}
         exact = p.detach().float() if self._has_master(p) else p
         self.init_state(state, group, _real(exact))
+        self._refuse_kept(state, master=exact is not p)
         if exact is not p:
             state["master"] = exact
         return state
+
+    def _refuse_kept(self, state: Mapping[str, Any], master: bool) -> None:
+        """Raise ValueError for what a subclass keeps by a name that an option has in the same state."""
+        for key, option, given in (
+            ("ema", "ema_decay", self.ema_decay is not None),
+            ("master", "master_weights", master),
+        ):
+            if given and key in state:
+                raise ValueError(
+                    f"{type(self).__name__} keeps {key!r} in a param's state, where {option} keeps its own by that "
+                    "name; rename it"
+                )
 
     def _has_master(self, p: Tensor) -> bool:
         return self._master and p.dtype in HALVES
@@ -265,9 +279,14 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
     def _update_param(self, group: dict[str, Any], p: Tensor, given: Tensor, scale: float | None) -> None:
         state, param, given = self.state[p], _real(p), _real(given.resolve_conj())
         if self._has_master(p):
+            if "master" not in state:  # in a file of an optimizer that kept none
+                state["master"] = p.detach().float()
             param, given = state["master"], given.float()
             param.copy_(exact_param(p, "master", param))
+        averaged = "ema" in state
         self._step_real(group, p, param, given, scale)
+        if not averaged:
+            self._refuse_kept(state, master=False)
         if param is state.get("master"):
             p.copy_(param)
         if self.ema_decay is not None:
