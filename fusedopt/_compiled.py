@@ -34,7 +34,7 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledR
     and scalars (docs/your_own_rule.md goes from a paper's formula to a class that trains; csrc/rules/rule.h is the
     contract). It is compiled for every CPU instruction set the package has and, where nvcc is and the package has its
     CUDA engine, for CUDA. The result is cached under `FUSEDOPT_CACHE`, or else in the user's cache folder, by the
-    contents of the rule, the package's sources and the compilers, so compiling happens once.
+    contents of the rule and of what it includes, the package's sources and the compilers, so compiling happens once.
 
     Args:
         source: the header's text, or the path of a file that holds it.
@@ -106,6 +106,18 @@ class _Build:
         self.csrc = _sources()
         self.compiler = _toolchain.compiler()
         self.isas = _C.built_isas()
+def _included(text: str, folder: Path, seen: set[Path]) -> list[Path]:
+    """The files that a source in `folder` includes and these in turn, but for the compiler's own."""
+    variables = (os.environ.get(name, "") for name in ("CPATH", "CPLUS_INCLUDE_PATH"))
+    folders = [folder, *(Path(place) for value in variables for place in value.split(os.pathsep) if place)]
+    for name in re.findall(r'^\s*#\s*include\s*["<]([^">]+)[">]', text, re.MULTILINE):
+        path = next((its for place in folders if (its := place / name).is_file()), None)
+        if path is not None and path not in seen:
+            seen.add(path)
+            _included(path.read_text(errors="replace"), path.parent, seen)
+    return sorted(seen)
+
+
         self.cuda = _toolchain.Cuda() if _C.cuda_built() else None
         self.architectures: list[str] = []
         if self.cuda is not None and self.cuda.nvcc:
@@ -124,9 +136,10 @@ class _Build:
         flags = _toolchain.cpp_command(Path())
         for part in (self.text, self.label, self.name, *self.isas, self._version(), *flags, *self.architectures):
             digest.update(part.encode() + b"\0")
-        for path in sorted(p for p in self.csrc.rglob("*") if p.is_file()):
-            if path.parent.name != "host" and not path.match("host*.cpp"):
-                digest.update(path.read_bytes() + b"\0")
+        sources = sorted(p for p in self.csrc.rglob("*") if p.is_file())
+        sources = [p for p in sources if p.parent.name != "host" and not p.match("host*.cpp")]
+        for path in (*sources, *_included(self.text, self.csrc / "rules", set())):
+            digest.update(path.read_bytes() + b"\0")
         return digest.hexdigest()[:16]
 
     def _version(self) -> str:

@@ -245,6 +245,19 @@ def test_bad_rules_get_a_sentence(source: str, name: str, error: type[Exception]
         fusedopt.compile_rule(source, name=name)
 
 
+def test_an_edit_of_what_a_rule_includes_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    outer, inner, beside = tmp_path / "outer.h", tmp_path / "inner.h", tmp_path / "path" / "beside.h"
+    beside.parent.mkdir()
+    monkeypatch.setenv("CPATH", str(beside.parent))
+    outer.write_text('#pragma once\n#include "inner.h"\n#include <beside.h>\n#include <cmath>\n')
+    keys = []
+    for file, text in ((inner, "// 1\n"), (beside, "// 1\n"), (inner, "// 2\n"), (beside, "// 2\n"), (inner, "// 2\n")):
+        file.write_text(text)
+        keys.append(compiled._Build(f'#include "{outer}"\n{ADABELIEF}', "rule.h", "AdaBelief", "AdaBelief").key)
+    assert len(set(keys)) == 4
+    assert keys[-1] == keys[-2]
+
+
 def test_the_cache_may_be_relative(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Compilers run in another folder."""
     monkeypatch.chdir(tmp_path)
