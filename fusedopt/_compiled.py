@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import keyword
 import math
 import os
 import re
@@ -11,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -20,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 
 from . import _C, _toolchain
 from ._core.arguments import Options
-from ._core.precision import MasterWeights, Offload, Rounding, StateDtype
+from ._core.precision import KEPT_BESIDE, MasterWeights, Offload, Rounding, StateDtype
 from ._core.standalone import Standalone
 
 _HERE = Path(__file__).parent
@@ -37,7 +38,8 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledR
     contents of the rule and of what it includes, the package's sources and the compilers, so compiling happens once.
 
     Args:
-        source: the header's text, or the path of a file that holds it.
+        source: the header's text, or the path of a file that holds it. Where it has several rules, that of the class's
+            name is taken.
         name: the class's name, a Python identifier.
 
     Returns:
@@ -46,7 +48,8 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledR
         are keyword-only. Groups, hooks, checkpoints and GradScaler work as in the other optimizers.
 
     Raises:
-        ValueError: `name` is no identifier, or the source holds no rule.
+        ValueError: `name` is no identifier, the source holds no rule or several of other names, or the rule gives a
+            state or a hyper-parameter a name that is taken.
         RuntimeError: the rule does not compile, with the compiler's words about the rule's own lines.
 
     Example:
@@ -77,19 +80,42 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledR
         raise ValueError(f"name is {name!r}; give a Python identifier, which becomes the name of the class")
     path = Path(source) if not isinstance(source, str) or _is_path(source) else None
     text = path.read_text() if path else cast(str, source)
+    label = str(path.resolve()) if path else f"{name}.h"
+    library, key = _Build(text, label, _struct_in(text, name), name).library()
+    facts = _C.load_rule(str(library))
+    _refuse_names(facts)
+    caller = sys._getframe(1).f_globals.get("__name__", __name__)
+    return _make_class(name, key, facts, text, caller)
+
+
+def _struct_in(text: str, name: str) -> str:
+    """The struct that is compiled: of the class's name, whatever it derives from, or the only rule that there is."""
     structs = _toolchain.structs_in(text)
     if not structs:
         raise ValueError(
             "source holds no rule; write a struct derived from RuleDefaults, as csrc/rules/rule.h describes"
         )
-    library, key = _Build(text, str(path.resolve()) if path else f"{name}.h", structs[0], name).library()
-    facts = _C.load_rule(str(library))
-    caller = sys._getframe(1).f_globals.get("__name__", __name__)
-    return _make_class(name, key, facts, text, caller)
+    if name in _toolchain.structs_in(text, base=r"\w+"):
+        return name
+    if len(structs) > 1:
+        raise ValueError(f"source holds several rules, {', '.join(structs)}; give the name of one, not {name!r}")
+    return structs[0]
 
 
 def _is_path(source: str) -> bool:
     return "\n" not in source and "{" not in source
+
+
+def _included(text: str, folder: Path, seen: set[Path]) -> list[Path]:
+    """The files that a source in `folder` includes and these in turn, but for the compiler's own."""
+    variables = (os.environ.get(name, "") for name in ("CPATH", "CPLUS_INCLUDE_PATH"))
+    folders = [folder, *(Path(place) for value in variables for place in value.split(os.pathsep) if place)]
+    for name in re.findall(r'^\s*#\s*include\s*["<]([^">]+)[">]', text, re.MULTILINE):
+        path = next((its for place in folders if (its := place / name).is_file()), None)
+        if path is not None and path not in seen:
+            seen.add(path)
+            _included(path.read_text(errors="replace"), path.parent, seen)
+    return sorted(seen)
 
 
 def _sources() -> Path:
@@ -106,18 +132,6 @@ class _Build:
         self.csrc = _sources()
         self.compiler = _toolchain.compiler()
         self.isas = _C.built_isas()
-def _included(text: str, folder: Path, seen: set[Path]) -> list[Path]:
-    """The files that a source in `folder` includes and these in turn, but for the compiler's own."""
-    variables = (os.environ.get(name, "") for name in ("CPATH", "CPLUS_INCLUDE_PATH"))
-    folders = [folder, *(Path(place) for value in variables for place in value.split(os.pathsep) if place)]
-    for name in re.findall(r'^\s*#\s*include\s*["<]([^">]+)[">]', text, re.MULTILINE):
-        path = next((its for place in folders if (its := place / name).is_file()), None)
-        if path is not None and path not in seen:
-            seen.add(path)
-            _included(path.read_text(errors="replace"), path.parent, seen)
-    return sorted(seen)
-
-
         self.cuda = _toolchain.Cuda() if _C.cuda_built() else None
         self.architectures: list[str] = []
         if self.cuda is not None and self.cuda.nvcc:
@@ -228,6 +242,31 @@ class CompiledRule(Standalone):
         flags = {"maximize": maximize, "capturable": capturable}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed, offload)
         super().__init__(params, {**given.arguments, **flags}, foreach=foreach, fused=fused, options=options)
+
+
+def _refuse_names(facts: Mapping[str, Any]) -> None:
+    """Raise ValueError for a rule whose hyper-parameters or states have names by which something else is kept."""
+    arguments = inspect.signature(CompiledRule.__init__).parameters.values()
+    taken = {p.name for p in arguments} | {"param_names", "differentiable"}
+    entries: dict[str, list[str]] = {}
+    for hyper in facts["hypers"]:
+        base, dot, at = hyper.partition(".")
+        entries.setdefault(base, []).append(at if dot else "")
+    for base, places in entries.items():
+        if not base.isidentifier() or keyword.iskeyword(base):
+            raise ValueError(f"hyper_names has {base!r}, which cannot name an argument; give a Python identifier")
+        if base in taken:
+            raise ValueError(f"hyper_names has {base!r}, which every optimizer has for something else; rename it")
+        if places != [""] and places != [str(at) for at in range(len(places))]:
+            found = [f"{base}.{at}" if at else base for at in places]
+            raise ValueError(f"hyper_names has {found}; number the entries of a tuple from 0, in their order")
+    states = [*facts["counters"], *facts["states"]]
+    beside = {*KEPT_BESIDE, *(f"{state}_scale" for state in facts["states"])}
+    for index, state in enumerate(states):
+        if state in states[:index]:
+            raise ValueError(f"{state!r} is twice among the rule's counter_names and state_names; rename one")
+        if state in beside:
+            raise ValueError(f"state_names has {state!r}, by which options keep a tensor beside a rule's; rename it")
 
 
 def _make_class(name: str, key: str, facts: dict[str, Any], text: str, module: str) -> type[CompiledRule]:

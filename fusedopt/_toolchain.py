@@ -200,14 +200,19 @@ class Rule(NamedTuple):
     sums: bool = False  # makes sums over whole tensors, or others of its header do
 
 
-def structs_in(text: str) -> list[str]:
-    """The names of the rules in a header's text."""
-    return re.findall(r"\bstruct\s+(\w+)\s*(?:final\s*)?:\s*(?:public\s+)?RuleDefaults\b", text)
+def structs_in(text: str, base: str = "RuleDefaults") -> list[str]:
+    """The names of the rules in a header's text, or of what is derived from whatever else matches `base`."""
+    pattern = rf"\bstruct\s+(\w+)\s*(?:final\s*)?:\s*(?:public\s+)?{base}\b"
+    return re.findall(pattern, _without_comments(text))
 
 
 def have_sums(text: str) -> bool:
     """Whether rules in a header's text make sums over whole tensors."""
-    return re.search(r"\bsums\s*[={](?!\s*0\b)", text) is not None
+    return re.search(r"\bsums\s*[={](?!\s*0\b)", _without_comments(text)) is not None
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
 
 
 def isa_command(source: Path, isa: str, flags: Iterable[str] = ()) -> list[str]:

@@ -245,6 +245,56 @@ def test_bad_rules_get_a_sentence(source: str, name: str, error: type[Exception]
         fusedopt.compile_rule(source, name=name)
 
 
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ({"states": ["ema"]}, r"state_names has 'ema', by which options keep a tensor beside a rule's; rename it"),
+        ({"states": ["master"]}, r"state_names has 'master', by which options"),
+        ({"states": ["remainder"]}, r"state_names has 'remainder', by which options"),
+        ({"states": ["compensation"]}, r"state_names has 'compensation', by which options"),
+        ({"states": ["code_order"]}, r"state_names has 'code_order', by which options"),
+        ({"states": ["mean", "mean_scale"]}, r"state_names has 'mean_scale', by which options"),
+        ({"states": ["step"]}, r"'step' is twice among the rule's counter_names and state_names; rename one"),
+        (
+            {"hypers": ["lr", "lr"]},
+            r"hyper_names has \['lr', 'lr'\]; number the entries of a tuple from 0, in their order",
+        ),
+        ({"hypers": ["betas.1", "betas.0"]}, r"hyper_names has \['betas.1', 'betas.0'\]; number the entries"),
+        ({"hypers": ["betas.1", "betas.2"]}, r"hyper_names has \['betas.1', 'betas.2'\]; number the entries"),
+        ({"hypers": ["betas", "betas.1"]}, r"hyper_names has \['betas', 'betas.1'\]; number the entries"),
+        ({"hypers": ["weight-decay"]}, r"hyper_names has 'weight-decay', which cannot name an argument"),
+        ({"hypers": ["lambda"]}, r"hyper_names has 'lambda', which cannot name an argument; give a Python identifier"),
+        ({"hypers": ["differentiable"]}, r"hyper_names has 'differentiable', which every optimizer has for something"),
+        ({"hypers": ["params"]}, r"hyper_names has 'params', which every optimizer has for something else; rename it"),
+        ({"hypers": ["ema_decay"]}, r"hyper_names has 'ema_decay', which every optimizer has for something else"),
+    ],
+    ids=str,
+)
+def test_names_that_are_taken_are_refused(names: dict[str, list[str]], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        compiled._refuse_names({"hypers": ["lr"], "states": ["mean"], "counters": ["step"], **names})
+
+
+def test_a_state_may_not_be_called_as_an_average_is() -> None:
+    """A step with ema_decay would take one tensor for both."""
+    with pytest.raises(ValueError, match=r"state_names has 'ema', by which options keep a tensor beside a rule's"):
+        fusedopt.compile_rule(ADABELIEF.replace('"exp_avg_var"', '"ema"'), name="Averages")
+
+
+def test_the_struct_of_the_classs_name_is_compiled() -> None:
+    second = ADABELIEF.replace("struct AdaBelief", "struct Second")
+    derived = "struct Third : Second {};\n"
+    assert compiled._struct_in(ADABELIEF, "Any") == "AdaBelief"
+    assert compiled._struct_in(ADABELIEF + second, "Second") == "Second"
+    assert compiled._struct_in(ADABELIEF + second + derived, "Third") == "Third"
+    assert (
+        compiled._struct_in("// struct Old : RuleDefaults\n/* struct Older : RuleDefaults */" + second, "Any")
+        == "Second"
+    )
+    with pytest.raises(ValueError, match=r"several rules, AdaBelief, Second; give the name of one, not 'Any'"):
+        fusedopt.compile_rule(ADABELIEF + second, name="Any")
+
+
 def test_an_edit_of_what_a_rule_includes_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     outer, inner, beside = tmp_path / "outer.h", tmp_path / "inner.h", tmp_path / "path" / "beside.h"
     beside.parent.mkdir()

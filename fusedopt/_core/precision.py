@@ -39,6 +39,8 @@ _ORDER = "code_order"
 # master_weights and rounding by the key of the tensor that they keep.
 _PARTNERS = {"float32": "master", "remainder": "remainder"}
 PARTNERS = ("master", "remainder", "compensation")
+# What options keep in a param's state, beside the scales of states in codes.
+KEPT_BESIDE = (*PARTNERS, "ema", _ORDER)
 
 
 @dataclass(frozen=True)
