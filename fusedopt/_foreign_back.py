@@ -35,8 +35,8 @@ def foreign_state_dict(optimizer: Optimizer, target: str | type, **constructed_w
     Raises:
         TypeError: the other has another rule, or cannot read what would be written, or nothing of the name in
             `constructed_with` is known of it.
-        ValueError: a setting has no place in the other's groups, or params that share a group there have taken
-            different numbers of steps.
+        ValueError: a setting has no place in the other's groups, params that share a group there have taken
+            different numbers of steps, or a param is complex and the other keeps real numbers.
 
     Example:
         >>> param = torch.nn.Parameter(torch.zeros(2))
@@ -106,7 +106,13 @@ def _as_theirs(
             rules = {key: value for key, value in kept.items() if key in kind_of(cls).state.known}
             if rules and (made := peer.their_state(peer.back, rules, mine)):
                 state[at] = made
+                if _has_complex(rules) and not _has_complex(made):
+                    raise ValueError(f"{name} keeps real numbers alone, and param {at} is complex")
     return state, groups
+
+
+def _has_complex(state: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, torch.Tensor) and value.is_complex() for value in state.values())
 
 
 def _refuse_losses(name: str, cls: type[FusedStep], ours: Mapping[str, Any], read: Mapping[str, Any]) -> None:

@@ -149,3 +149,13 @@ def test_one_number_of_steps_is_kept_for_a_group_there() -> None:
         ValueError, match=r"timm.Lamb counts the steps of a group, and params of group 0 have taken .3, 5"
     ):
         fusedopt.foreign_state_dict(ours, "timm.Lamb")
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+@pytest.mark.parametrize("name", ["bitsandbytes.AdamW", "deepspeed.DeepSpeedCPUAdam"])
+def test_complex_states_are_not_halved(name: str) -> None:
+    param = Parameter(torch.ones(3, dtype=torch.complex64))
+    ours = fusedopt.AdamW([param])
+    train(ours, 1)
+    with pytest.raises(ValueError, match=rf"{name} keeps real numbers alone, and param 0 is complex"):
+        fusedopt.foreign_state_dict(ours, name)
