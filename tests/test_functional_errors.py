@@ -74,3 +74,34 @@ def test_muon_refuses_what_its_class_refuses() -> None:
         functional.muon(
             [torch.eye(2)], [torch.eye(2)], [torch.zeros(2, 2)], ns_steps=5, **{**given, "ns_coefficients": (1.0, 2.0)}
         )
+
+
+@pytest.mark.parametrize("how", ["differentiable", "twice", "sparse"])
+def test_torchs_code_does_not_step_what_is_to_be_skipped(how: str) -> None:
+    given = lists_of_adam(1)
+    if how == "twice":
+        given = {name: value * 2 if isinstance(value, list) else value for name, value in given.items()}
+    given["differentiable"] = how == "differentiable"
+    before = [value.clone() for value in tensors(given)]
+    step = functional.adam
+    if how == "sparse":
+        rest = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False}
+        given = {"params": given["params"], "d_p_list": [given["grads"][0].to_sparse()], "momentum_buffer_list": [None]}
+        given.update(lr=0.1, maximize=False, **rest)
+        before, step = [value.clone() for value in given["params"]], functional.sgd  # type: ignore[assignment]
+    for found in (1.0, 2.0, float("nan")):
+        step(**given, found_inf=torch.tensor(found))
+    now = given["params"] if how == "sparse" else tensors(given)
+    assert all(torch.equal(one, other) for one, other in zip(now, before, strict=True))
+    step(**given, found_inf=torch.tensor(0.0))
+    assert not torch.equal(given["params"][0], before[0])
+
+
+def test_a_new_state_needs_a_list_to_stand_in() -> None:
+    param = torch.ones(2)
+    rest = {"weight_decay": 0.0, "momentum": 0.5, "lr": 0.5, "dampening": 0.0, "nesterov": False, "maximize": False}
+    with pytest.raises(TypeError, match="momentum_buffer_list is a tuple, which takes no new state in the place of No"):
+        functional.sgd([param], [torch.ones(2)], (None,), **rest)  # type: ignore[arg-type]
+    assert param.tolist() == [1.0, 1.0]
+    functional.sgd([param], [torch.ones(2)], (torch.ones(2),), **rest)  # type: ignore[arg-type]
+    assert param.tolist() == [0.25, 0.25]

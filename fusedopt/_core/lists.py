@@ -114,6 +114,10 @@ def _check_list(given: Mapping[str, Any], name: str, may_lack: bool) -> None:
         raise TypeError(f"{name} is a {type(values).__name__}; give a list with one tensor for each param")
     if len(values) != len(given["params"]):
         raise ValueError(f"{name} has {len(values)} entries and params {len(given['params'])}; give one for each param")
+    if may_lack and not isinstance(values, list) and any(value is None for value in values):
+        raise TypeError(
+            f"{name} is a {type(values).__name__}, which takes no new state in the place of None; give a list"
+        )
     if not may_lack:
         for index, value in enumerate(values):
             if value is None:
@@ -151,7 +155,9 @@ def _hand_back(lists: Lists, given: Mapping[str, Any], names: Sequence[str], sta
 
 
 def _call_torch(lists: Lists, given: Mapping[str, Any], places: Sequence[int]) -> None:
-    """torch's own function, on some of the params. A step that is to be skipped does not come here."""
+    """torch's own function, on some of the params; what a step is to be skipped for, only its fused functions know."""
+    if given.get("found_inf") is not None and float(given["found_inf"]) != 0:
+        return
     function, known = _torchs_own(lists.module, lists.name)
     for name, value in given.items():
         if name not in known and value:
