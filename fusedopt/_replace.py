@@ -8,6 +8,7 @@ import torch
 
 from ._core.optimizer import FusedStep
 from ._foreign import take_over
+from .optimizers.generic import GenericOptimizer
 from .optimizers.lbfgs import LBFGS
 
 
@@ -43,7 +44,7 @@ def replace(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         >>> type(ours) is fusedopt.AdamW and ours.param_groups is theirs.param_groups
         True
     """
-    if isinstance(optimizer, (FusedStep, LBFGS)):
+    if isinstance(optimizer, (FusedStep, LBFGS, GenericOptimizer)):
         return optimizer
     classes = _classes()
     ours = classes.get(type(optimizer))

@@ -6,6 +6,7 @@ import copy
 import warnings
 from typing import Any
 
+import prototypes
 import pytest
 import torch
 from cases import ONE_PER_TWIN, TWINS, Case
@@ -76,6 +77,12 @@ def test_a_scheduler_of_the_old_one_does_not_miss_its_steps() -> None:
         warnings.simplefilter("error")
         schedule.step()
     assert ours.param_groups[0]["lr"] == 0.05
+
+
+@pytest.mark.parametrize("make", [fusedopt.AdamW, fusedopt.LBFGS, prototypes.Adam])
+def test_one_of_ours_is_returned_as_it_is(make: Any) -> None:
+    ours = make(make_params())
+    assert fusedopt.replace(ours) is ours
 
 
 def test_hooks_stay_behind() -> None:
