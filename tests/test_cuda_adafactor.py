@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 from adafactor_runs import DTYPES, OPTIONS, SHAPES, random
-from backends import (
+from backends import (  # noqa: F401
     Backend,
     Emulated,
-    Twins,
-    backend_fixture,  # noqa: F401
-    emulated_fixture,  # noqa: F401
+    backend_fixture,
+    emulated_fixture,
     spread,
 )
 from layouts import OF_ONE_SHAPE, OTHERS
 from test_adafactor import SPECIAL
 from tiers import thinned
+from twins import Twins
 
 import fusedopt
 

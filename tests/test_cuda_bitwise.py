@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from backends import (
+from backends import (  # noqa: F401
     CHUNK,
     Backend,
     Cuda,
     Emulated,
-    Twins,
-    backend_fixture,  # noqa: F401
+    backend_fixture,
     counter_flags,
-    cuda_fixture,  # noqa: F401
-    emulated_fixture,  # noqa: F401
-    simple,
+    cuda_fixture,
+    emulated_fixture,
     spread,
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
@@ -25,6 +23,7 @@ from layouts import GUARD, OF_ONE_SHAPE, OTHERS, Layout
 from tiers import of_a_kind, thinned
 from torch import Tensor
 from torch.nn import Parameter
+from twins import Twins, simple
 
 import fusedopt
 

@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from backends import (
-    SIZES,
+from backends import (  # noqa: F401
     Backend,
     Emulated,
-    Twins,
     assert_same_memory,
-    backend_fixture,  # noqa: F401
+    backend_fixture,
     counter_flags,
-    emulated_fixture,  # noqa: F401
-    simple,
+    emulated_fixture,
     spread,
     usual_launches,
 )
@@ -29,6 +26,7 @@ from test_grad_scaler import ARGUMENTS, INF
 from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
+from twins import SIZES, Twins, simple
 
 import fusedopt
 

@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from backends import (
+from backends import (  # noqa: F401
     Backend,
-    Twins,
-    backend_fixture,  # noqa: F401
+    backend_fixture,
     counter_flags,
-    simple,
     spread,
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
@@ -22,6 +20,7 @@ from layouts import OF_ONE_SHAPE
 from support import outcome
 from test_plan import EDITS
 from tiers import of_a_kind, thinned
+from twins import Twins, simple
 
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 numbers_anywhere = pytest.mark.parametrize("there", [False, True], ids=["numbers-on-host", "numbers-on-device"])

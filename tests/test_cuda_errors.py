@@ -11,26 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from backends import (
+from backends import (  # noqa: F401
     ROOT,
-    SIZES,
     Backend,
     Cuda,
     Emulated,
-    Twins,
-    assert_untouched,
-    backend_fixture,  # noqa: F401
-    copies,
+    backend_fixture,
     counter_flags,
     counters_of,
-    cuda_fixture,  # noqa: F401
-    emulated_fixture,  # noqa: F401
-    simple,
+    cuda_fixture,
+    emulated_fixture,
     spread,
-    trained_twins,
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
 from tiers import thinned
+from twins import SIZES, Twins, assert_untouched, copies, simple, trained_twins
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)

@@ -8,19 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from backends import (
-    SIZES,
+from backends import (  # noqa: F401
     Emulated,
-    Twins,
-    assert_untouched,
-    copies,
-    emulated_fixture,  # noqa: F401
-    simple,
+    emulated_fixture,
     spread,
-    trained_twins,
 )
 from cases import ONE_PER_OPTIMIZER, Case
 from test_cuda_lbfgs import FIXED, WOLFE, Quadratic, random
+from twins import SIZES, Twins, assert_untouched, copies, simple, trained_twins
 
 import fusedopt
 

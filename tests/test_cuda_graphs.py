@@ -8,20 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from backends import (
+from backends import (  # noqa: F401
     CHUNK,
-    SIZES,
     Backend,
     Cuda,
-    Twins,
-    assert_untouched,
-    backend_fixture,  # noqa: F401
-    copies,
+    backend_fixture,
     counter_flags,
-    cuda_fixture,  # noqa: F401
-    simple,
+    cuda_fixture,
     spread,
-    trained_twins,
     usual_launches,
 )
 from cases import CASES, ONE_PER_APART, ONE_PER_OPTIMIZER, Case
@@ -29,6 +23,7 @@ from layouts import OF_ONE_SHAPE
 from tiers import of_a_kind, thinned
 from torch import Tensor
 from torch.nn import Parameter
+from twins import SIZES, Twins, assert_untouched, copies, simple, trained_twins
 
 import fusedopt
 

@@ -9,17 +9,15 @@ from typing import Any
 import pytest
 import torch
 from adafactor_runs import DTYPES, SHAPES, random
-from backends import (
+from backends import (  # noqa: F401
     Backend,
-    Twins,
     assert_same_memory,
-    assert_untouched,
-    backend_fixture,  # noqa: F401
-    copies,
+    backend_fixture,
 )
 from layouts import OF_ONE_SHAPE
 from test_cuda_graphs import replay_steps
 from torch import Tensor
+from twins import Twins, assert_untouched, copies
 
 import fusedopt
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from backends import CHUNK, Backend, Emulated, backend_fixture, emulated_fixture  # noqa: F401
+from backends import (  # noqa: F401
+    CHUNK,
+    Backend,
+    Emulated,
+    backend_fixture,
+    emulated_fixture,
+)
 from layouts import OF_ONE_SHAPE, Layout
 from support import assert_identical
 from torch import Tensor

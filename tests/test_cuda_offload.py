@@ -9,18 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from backends import (
-    SIZES,
+from backends import (  # noqa: F401
     Backend,
     Emulated,
-    Twins,
     assert_same_memory,
-    assert_untouched,
-    backend_fixture,  # noqa: F401
-    copies,
-    cuda_fixture,  # noqa: F401
-    emulated_fixture,  # noqa: F401
-    simple,
+    backend_fixture,
+    cuda_fixture,
+    emulated_fixture,
     spread,
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
@@ -29,6 +24,7 @@ from test_cuda_failures import PARTLY, failures
 from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
+from twins import SIZES, Twins, assert_untouched, copies, simple
 
 import fusedopt
 from fusedopt._core import precision

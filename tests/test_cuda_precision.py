@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import (
+from backends import (  # noqa: F401
     CHUNK,
     Backend,
-    Twins,
-    backend_fixture,  # noqa: F401
+    backend_fixture,
     counter_flags,
-    simple,
     spread,
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
 from layouts import OF_ONE_SHAPE
 from options import OPTIONS, PAIRS, Options
 from tiers import thinned
+from twins import Twins, simple
 
 # Codes begin at 4,096 elements; blocks of them are of 256.
 SIZES = [3, 700, 4095, 4096, 4097, 5 * CHUNK + 300]

@@ -7,20 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from backends import (
-    SIZES,
+from backends import (  # noqa: F401
     Backend,
-    Twins,
-    backend_fixture,  # noqa: F401
+    backend_fixture,
     counter_flags,
-    cuda_fixture,  # noqa: F401
-    emulated_fixture,  # noqa: F401
+    cuda_fixture,
+    emulated_fixture,
     spread,
-    trained_twins,
 )
 from cases import ONE_PER_APART, ONE_PER_OPTIMIZER, Case
 from test_cuda_errors import refused
 from torch.nn import Parameter
+from twins import SIZES, Twins, trained_twins
 
 one_per_optimizer = pytest.mark.parametrize("case", ONE_PER_OPTIMIZER, ids=str)
 

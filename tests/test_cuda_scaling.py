@@ -6,20 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from backends import (
-    SIZES,
+from backends import (  # noqa: F401
     Backend,
-    Twins,
-    assert_untouched,
-    backend_fixture,  # noqa: F401
-    copies,
-    simple,
+    backend_fixture,
     spread,
-    trained_twins,
 )
 from cases import CASES, ONE_PER_OPTIMIZER, Case
 from tiers import thinned
 from torch import Tensor
+from twins import SIZES, Twins, assert_untouched, copies, simple, trained_twins
 
 INF, NAN = float("inf"), float("nan")
 

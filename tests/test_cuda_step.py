@@ -6,19 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from backends import (
-    SIZES,
+from backends import (  # noqa: F401
     Backend,
     Cuda,
-    Twins,
     assert_same_memory,
-    backend_fixture,  # noqa: F401
+    backend_fixture,
     constant,
     counter_flags,
-    cuda_fixture,  # noqa: F401
-    simple,
+    cuda_fixture,
     spread,
-    trained_twins,
     usual_launches,
 )
 from cases import CASES, ONE_PER_APART, ONE_PER_OPTIMIZER, Case
@@ -26,6 +22,7 @@ from support import params_of, save_and_load
 from tiers import thinned
 from torch import Tensor
 from torch.nn import Parameter
+from twins import SIZES, Twins, simple, trained_twins
 
 import fusedopt
 

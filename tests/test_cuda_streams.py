@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from backends import Emulated, Twins, assert_same_memory, simple, spread
+from backends import Emulated, assert_same_memory, spread
 from cases import ONE_PER_OPTIMIZER, Case
 from support import assert_identical
 from torch.nn import Parameter
+from twins import Twins, simple
 
 import fusedopt
 from fusedopt._core import precision

@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from backends import Backend, assert_same_memory, backend_fixture  # noqa: F401
+from backends import (  # noqa: F401
+    Backend,
+    assert_same_memory,
+    backend_fixture,
+)
 from options import OPTIONS, PAIRS, Options, same
 from support import params_of
 from torch import Tensor
