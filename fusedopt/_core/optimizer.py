@@ -15,6 +15,7 @@ from .arguments import NO_OPTIONS, Options, check_fused, check_with_torch, for_t
 from .beyond import check_beyond, go_beyond, refuse_beyond, within_torch
 from .callers import label_of, warn_of_unserved
 from .checkpoints import Checkpointed
+from .gradients import clear_grads
 from .group_options import BEYOND_TORCH, of_class, refuse_options
 from .shards import grads_placed_as_params
 from .unread import FLAGS, Reads, Unread, unread_by
@@ -152,7 +153,7 @@ class FusedStep(Checkpointed):
                         plan.step(self, engine_only=True, divisor=divisor)
         self.grad_norm = norm
         if zero_grad and (not in_pass or plan.shares_grads):
-            self._clear_grads()
+            clear_grads(self.param_groups)
         return loss
 
     def _host_step(
@@ -173,18 +174,8 @@ class FusedStep(Checkpointed):
             step_all(multiplier if divisor is None else 1 / float(divisor), divisor)
         self.grad_norm = norm
         if zero_grad:
-            self._clear_grads()
+            clear_grads(self.param_groups)
         return loss
-
-    def _clear_grads(self) -> None:
-        with torch.no_grad():
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        with torch.inference_mode(torch.is_inference_mode_enabled() or p.grad.is_inference()):
-                            if p.grad.requires_grad:  # create_graph=True: as torch's zero_grad, leave the graph behind
-                                p.grad = p.grad.detach()
-                            p.grad.zero_()
 
     @staticmethod
     @contextmanager

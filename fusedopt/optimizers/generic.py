@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from .._core.arguments import check_common
 from .._core.averaging import AveragedStep
+from .._core.gradients import clear_grads
 from .._core.max_grad_norm import ClippedStep
 from .._core.precision import HALVES, exact_param
 from .._core.restored import differs, restored
@@ -209,10 +210,8 @@ class GenericOptimizer(AveragedStep, ClippedStep, ScaledStep):
             if not self._skipped:
                 self._update(None if scale is None else float(scale))
             self.grad_norm = norm
-            for p in [p for group in self.param_groups for p in group["params"] if zero_grad and p.grad is not None]:
-                if p.grad.requires_grad:  # create_graph=True: as torch's zero_grad, leave the graph behind
-                    p.grad = p.grad.detach()
-                p.grad.zero_()
+        if zero_grad:
+            clear_grads(self.param_groups)
         return loss
 
     def _update(self, scale: float | None) -> None:
