@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import prototypes
 import pytest
 import torch
 from lives import SUBJECTS, Subject, fresh, stepped, visible
@@ -98,3 +99,13 @@ def test_params_and_states_are_refused_in_torchs_words(subject: Subject) -> None
             p.grad = subject.grad(p, torch.Generator())
     with pytest.raises(RuntimeError, match=text):
         optimizer.step()
+
+
+def test_a_python_rule_clears_gradients_made_in_inference_mode() -> None:
+    param = Parameter(torch.ones(3))
+    with torch.inference_mode():
+        param.grad = torch.ones(3)
+    prototypes.Adam([param]).step(zero_grad=True)
+    assert param.grad is not None
+    assert not param.grad.any()
+    assert (param < 1).all()
