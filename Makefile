@@ -13,8 +13,8 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --no-compile $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 MADE := $(VENV)/.made
 TOOLS := $(VENV)/.tools
-# What the demo takes is built for this machine alone, what tests take has its instruction sets and one GPU architecture of
-# four. All three share their object files, so each compiles only what the last has left.
+# What the demo takes is built for this machine alone, what tests take has all its instruction sets, and both have kernels
+# for its GPUs. All three share their object files, so each compiles only what the last has left.
 FOR_DEMO := $(VENV)/.built-for-demo
 FOR_TEST := $(VENV)/.built-for-test
 BUILT := $(VENV)/.built
@@ -51,11 +51,12 @@ $(TOOLS): $(MADE) $(wildcard $(CONSTRAINTS))
 	touch $@
 
 $(FOR_DEMO): export FUSEDOPT_ISAS ?= native
-$(FOR_DEMO): export FUSEDOPT_CUDA ?= gpu
-$(FOR_DEMO): EXTRAS := demo
 $(FOR_TEST): export FUSEDOPT_ISAS ?= supported
-$(FOR_TEST): export TORCH_CUDA_ARCH_LIST ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u),9.0)
-$(FOR_TEST) $(BUILT): EXTRAS := dev
+$(FOR_DEMO) $(FOR_TEST): export FUSEDOPT_CUDA ?= gpu
+$(FOR_TEST): export TORCH_CUDA_ARCH_LIST ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u)
+$(FOR_DEMO): EXTRAS := demo
+$(FOR_TEST): EXTRAS := test,demo
+$(BUILT): EXTRAS := dev
 # pip fetches and unpacks on one core. Beside torch what does not know it is compiled, and beside the rest the bindings.
 $(FOR_DEMO) $(BUILT): AHEAD := $(BIN)/python setup.py -q ahead
 $(FOR_TEST): AHEAD := $(BIN)/python tests/cuda_emulator/build.py --ahead

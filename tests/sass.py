@@ -138,7 +138,7 @@ class Kernel:
 
 
 def tool(name: str) -> str:
-    """cuobjdump or nvdisasm: out of the wheels that the `test` extra installs, from beside nvcc, or from the PATH."""
+    """cuobjdump or nvdisasm: out of the wheels that the `sass` extra installs, from beside nvcc, or from the PATH."""
     site = Path(sysconfig.get_path("purelib"))
     places = [str(path.parent) for path in sorted(site.glob(f"nvidia/**/bin/{name}"))]
     if nvcc := shutil.which("nvcc"):

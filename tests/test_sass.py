@@ -1,6 +1,6 @@
 """The kernels' machine code keeps to what the kernels promise: wide accesses, no spills, no doubles in float's update.
 
-Needs a build with CUDA and NVIDIA's disassembler (the `test` extra), but no GPU.
+Needs a build with CUDA, as `make build` makes it, and NVIDIA's disassembler (the `sass` extra), but no GPU.
 """
 
 from __future__ import annotations

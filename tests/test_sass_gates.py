@@ -1,6 +1,6 @@
 """The gates of test_sass.py themselves, on kernels with planted faults, and what the table says of kernels.
 
-Needs nvcc and NVIDIA's disassembler (the `test` extra), but no GPU.
+Needs nvcc and NVIDIA's disassembler (the `sass` extra), but no GPU.
 """
 
 from __future__ import annotations
