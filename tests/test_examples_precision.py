@@ -135,6 +135,7 @@ def test_a_verdict_goes_either_way() -> None:
     assert precision.complaints(small) == [f"{remedy}: steps of 0.25 after gradients have shrunk"]
 
 
+@trains
 def test_command_draws_and_records(
     results: list[precision.Result],
     tmp_path: Path,

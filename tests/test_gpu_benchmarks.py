@@ -15,6 +15,7 @@ import gpu_report
 import gpu_table
 import judging
 from gpu_table import SHARE, TIME, Goal
+from tiers import slow
 
 from fusedopt.bench import baselines, contest, method, suites, traffic
 from fusedopt.bench import clock as clocks
@@ -252,6 +253,7 @@ def test_only_work_on_the_device_counts_as_a_launch() -> None:
     assert gpu_launches.device_work(events) == {"update": 2, "Memcpy HtoD": 1}
 
 
+@slow("a process of its own, as test_benchmarks.py has one that fails")
 def test_failed_count_gives_its_reason() -> None:
     assert gpu_launches.count_apart(["no such suite"], 60) == {"reason": "KeyError: 'no such suite'"}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from projects import ROOT, copy_sources, run
+from tiers import slow
 
 import fusedopt
 
@@ -54,6 +55,7 @@ def test_an_editable_install_is_the_source(editable: Path, tmp_path: Path) -> No
     assert found == str(editable.parents[2] / "project" / "fusedopt" / "__init__.py")
 
 
+@slow("what a checker finds of it, type checkers are asked from the sources in every run")
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
 def test_a_type_checker_finds_an_editable_install(checker: str, editable: Path, tmp_path: Path) -> None:
     """From another folder, as for anybody who works on a model and on this package."""
