@@ -38,8 +38,8 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledR
     contents of the rule and of what it includes, the package's sources and the compilers, so compiling happens once.
 
     Args:
-        source: the header's text, or the path of a file that holds it. Where it has several rules, that of the class's
-            name is taken.
+        source: the header's text, or the path of a file that holds it, which may include what lies beside it. Where
+            there are several rules, that of the class's name is taken.
         name: the class's name, a Python identifier.
 
     Returns:
@@ -80,8 +80,7 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledR
         raise ValueError(f"name is {name!r}; give a Python identifier, which becomes the name of the class")
     path = Path(source) if not isinstance(source, str) or _is_path(source) else None
     text = path.read_text() if path else cast(str, source)
-    label = str(path.resolve()) if path else f"{name}.h"
-    library, key = _Build(text, label, _struct_in(text, name), name).library()
+    library, key = _Build(text, path and path.resolve(), _struct_in(text, name), name).library()
     facts = _C.load_rule(str(library))
     _refuse_names(facts)
     caller = sys._getframe(1).f_globals.get("__name__", __name__)
@@ -106,15 +105,13 @@ def _is_path(source: str) -> bool:
     return "\n" not in source and "{" not in source
 
 
-def _included(text: str, folder: Path, seen: set[Path]) -> list[Path]:
-    """The files that a source in `folder` includes and these in turn, but for the compiler's own."""
-    variables = (os.environ.get(name, "") for name in ("CPATH", "CPLUS_INCLUDE_PATH"))
-    folders = [folder, *(Path(place) for value in variables for place in value.split(os.pathsep) if place)]
+def _included(text: str, folder: Path, places: Sequence[Path], seen: set[Path]) -> list[Path]:
+    """The files that a source in `folder` includes, from there or `places`, and these in turn."""
     for name in re.findall(r'^\s*#\s*include\s*["<]([^">]+)[">]', text, re.MULTILINE):
-        path = next((its for place in folders if (its := place / name).is_file()), None)
+        path = next((its for place in (folder, *places) if (its := place / name).is_file()), None)
         if path is not None and path not in seen:
             seen.add(path)
-            _included(path.read_text(errors="replace"), path.parent, seen)
+            _included(path.read_text(errors="replace"), path.parent, places, seen)
     return sorted(seen)
 
 
@@ -127,8 +124,9 @@ def _sources() -> Path:
 class _Build:
     """One rule on its way to a shared object."""
 
-    def __init__(self, text: str, label: str, struct: str, name: str) -> None:
-        self.text, self.label, self.struct, self.name = text, label, struct, name
+    def __init__(self, text: str, file: Path | None, struct: str, name: str) -> None:
+        self.text, self.file, self.struct, self.name = text, file, struct, name
+        self.label = str(file or f"{name}.h")
         self.csrc = _sources()
         self.compiler = _toolchain.compiler()
         self.isas = _C.built_isas()
@@ -152,7 +150,10 @@ class _Build:
             digest.update(part.encode() + b"\0")
         sources = sorted(p for p in self.csrc.rglob("*") if p.is_file())
         sources = [p for p in sources if p.parent.name != "host" and not p.match("host*.cpp")]
-        for path in (*sources, *_included(self.text, self.csrc / "rules", set())):
+        variables = (os.environ.get(name, "") for name in ("CPATH", "CPLUS_INCLUDE_PATH"))
+        told = [Path(place) for value in variables for place in value.split(os.pathsep) if place]
+        rules = self.csrc / "rules"
+        for path in (*sources, *_included(self.text, self.file.parent if self.file else rules, [rules, *told], set())):
             digest.update(path.read_bytes() + b"\0")
         return digest.hexdigest()[:16]
 
@@ -178,12 +179,14 @@ class _Build:
         return target, self.key
 
     def _compile(self, folder: Path) -> Path:
-        file = folder / f"{self.name}.h"
+        header = folder / f"{self.name}.h"
         wrapped = "FUSEDOPT_NAMESPACE" in self.text
         opening = "" if wrapped else "namespace FUSEDOPT_NAMESPACE {\n"
         closing = "" if wrapped else "\n}  // namespace FUSEDOPT_NAMESPACE\n"
-        file.write_text(f'#pragma once\n#include "rule.h"\n{opening}#line 1 "{self.label}"\n{self.text}{closing}')
-        rule = _toolchain.Rule(self.struct, str(file), _toolchain.have_sums(self.text))
+        # A file is included where it lies, so that it can include what lies beside it.
+        own = f'#include "{self.file}"' if self.file else f'#line 1 "{self.label}"\n{self.text}'
+        header.write_text(f'#pragma once\n#include "rule.h"\n{opening}{own}{closing}')
+        rule = _toolchain.Rule(self.struct, str(header), _toolchain.have_sums(self.text))
         flags = [f'-DFUSEDOPT_RULE_KEY="{self.key}"']
         commands = _toolchain.rule_commands(rule, self.isas, flags)
         # The first alone, since all of them would say the same of a rule that is wrong.

@@ -303,9 +303,24 @@ def test_an_edit_of_what_a_rule_includes_is_compiled(monkeypatch: pytest.MonkeyP
     keys = []
     for file, text in ((inner, "// 1\n"), (beside, "// 1\n"), (inner, "// 2\n"), (beside, "// 2\n"), (inner, "// 2\n")):
         file.write_text(text)
-        keys.append(compiled._Build(f'#include "{outer}"\n{ADABELIEF}', "rule.h", "AdaBelief", "AdaBelief").key)
+        keys.append(compiled._Build(f'#include "{outer}"\n{ADABELIEF}', None, "AdaBelief", "AdaBelief").key)
     assert len(set(keys)) == 4
     assert keys[-1] == keys[-2]
+
+
+def test_a_file_includes_what_lies_beside_it(tmp_path: Path) -> None:
+    """A helper beats one of the package's of its name, and an error in it is reported as its own."""
+    helper = tmp_path / "lion.h"
+    rule = tmp_path / "adabelief.h"
+    opened = ADABELIEF.replace("struct AdaBelief", '#include "lion.h"\n\nstruct AdaBelief')
+    assert "1e-12" in opened
+    rule.write_text(opened.replace("1e-12", "of_lion_h()"))
+    helper.write_text("#pragma once\nconstexpr double of_lion_h() { return 1e-13; }\n")
+    made = fusedopt.compile_rule(rule, name="AdaBelief")
+    assert inspect.signature(made).parameters["eps"].default == 1e-13
+    helper.write_text(helper.read_text().replace("1e-13", "1e-13;;+"))
+    with pytest.raises(RuntimeError, match=r"does not compile:\n  lion\.h:2: expected primary-expression"):
+        fusedopt.compile_rule(rule, name="AdaBelief")
 
 
 def test_the_cache_may_be_relative(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -346,7 +361,7 @@ def test_kernels_are_compiled_where_nvcc_is(
     """Those of sums among them, without which a rule that has some would not load."""
     monkeypatch.delenv("FUSEDOPT_CUDA")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
-    build = compiled._Build(text, f"{struct}.h", struct, f"Own{struct}")
+    build = compiled._Build(text, None, struct, f"Own{struct}")
     assert build.architectures == ["9.0"]
     library, _ = build.library()
     assert b"fusedopt_cuda" in library.read_bytes()
