@@ -37,10 +37,10 @@ ASK = "import sys, torch; print(torch.__version__, torch.version.cuda or '', '.'
 
 
 def constraints_without_torch(folder: Path) -> Path:
-    """Those of the project, but for the version that is asked for."""
+    """Those of the project, but for the version that is asked for, and setuptools', which 2.11.0 wants older."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     path = folder / "constraints.txt"
-    path.write_text("\n".join(line for line in lines if not line.startswith("torch==")) + "\n")
+    path.write_text("\n".join(line for line in lines if not line.startswith(("torch==", "setuptools=="))) + "\n")
     return path
 
 
