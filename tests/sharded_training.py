@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -134,6 +134,41 @@ def fully_sharded_and_tensor_parallel(rank: int) -> None:
     torch.testing.assert_close(optimizers[0].grad_norm, optimizers[1].grad_norm)
     for p, q in zip(its.parameters(), twins, strict=True):
         torch.testing.assert_close(whole(p.detach()), q.detach(), rtol=1e-6, atol=1e-7)
+
+
+@case()
+def what_is_written_between_steps_is_what_the_model_computes_with(rank: int) -> None:
+    """fully_shard keeps what the root gathered for a forward pass that no backward pass follows: validation."""
+    (x,) = numbers([(6, 10)], 7)
+    for keep in (False, True):
+        for name in ("AdamW", "AdamWScheduleFree"):
+            its, alone = shard(model()), model()
+            if keep:
+                cast(FSDPModule, its).set_reshard_after_forward(False)
+            options: dict[str, Any] = {"ema_decay": 0.5} if name == "AdamW" else {}
+            optimizer, other = (getattr(fusedopt, name)(m.parameters(), lr=0.1, **options) for m in (its, alone))
+
+            def assert_computes_the_same(its: nn.Module = its, alone: nn.Module = alone) -> None:
+                with torch.no_grad():
+                    torch.testing.assert_close(its(x), alone(x))
+
+            for i in range(3):
+                backward(its, i)
+                feed(list(alone.parameters()), its)
+                optimizer.step()
+                other.step()
+                optimizer.zero_grad()
+                assert_computes_the_same()
+                if name == "AdamW":
+                    with optimizer.ema_parameters(), other.ema_parameters():
+                        assert_computes_the_same()
+                else:
+                    for turned in (optimizer, other):
+                        turned.eval()
+                    assert_computes_the_same()
+                    for turned in (optimizer, other):
+                        turned.train()
+            assert_computes_the_same()
 
 
 def masters(its: nn.Module, **kwargs: Any) -> Optimizer:

@@ -10,6 +10,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from .precision import check_ema_decay
+from .shards import have_gathered_anew
 
 
 class AveragedStep(Optimizer):
@@ -88,6 +89,7 @@ class AveragedStep(Optimizer):
             with torch.no_grad():
                 for tensor, average in replaced:
                     tensor.copy_(average)
+            have_gathered_anew(averages)
             yield
         finally:
             refusal.remove()
@@ -95,6 +97,7 @@ class AveragedStep(Optimizer):
             with torch.no_grad():
                 for (tensor, _), value in zip(replaced, before, strict=True):
                     tensor.copy_(value)
+            have_gathered_anew(averages)
 
     def _copied_out(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
         """Params that every step writes out in fewer bits, each with what it is written to."""

@@ -9,6 +9,7 @@ import torch
 
 from .arguments import NO_OPTIONS, Options, check_number
 from .precision import PARTNERS, exact_param, partner_of
+from .shards import have_gathered_anew
 from .standalone import Standalone
 
 
@@ -74,6 +75,7 @@ class ScheduleFree(Standalone):
                     if "z" in self.state.get(p, {}):
                         self._move_to_z(p, self.state[p], weight)
             group["train_mode"] = train_mode
+            have_gathered_anew(group["params"])
         # Of groups to come.
         self.defaults["train_mode"] = train_mode
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -102,6 +103,22 @@ def close_state(
     with torch.no_grad():
         shape = whole.to_local().shape
         return {name: close(name, value) for name, value in here.items()}
+
+
+def have_gathered_anew(params: Iterable[Tensor]) -> None:
+    """Have fully_shard gather params once more before the model's next forward pass, since they have been written.
+
+    What it gathered for a forward pass it keeps until the backward pass in the root, and wherever
+    `reshard_after_forward` is false. Without a backward pass, as in validation, that is what the next forward pass
+    computes with. Nothing is sent here.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not any(is_sharded(p) for p in params):
+        return
+    # Of a param nobody can ask for its module. torch has here those that it keeps something for.
+    for module in list(sys.modules["torch.distributed._composable_state"]._module_state_mapping):
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 def together(a: Tensor, b: Tensor, norm_type: float) -> Tensor:
