@@ -145,15 +145,19 @@ def files_of_two_processes_go_on_in_one_three_and_four(rank: int) -> None:
 
 @case(ranks=4)
 def what_options_keep_goes_along(rank: int) -> None:
-    """Masters, lower halves, compensations and averages are divided anew as the params are."""
+    """Masters, lower halves, compensations and averages are divided anew as the params are.
+
+    Adagrad is among them because a constructor of torch's begins its states, and a file is read for what has begun.
+    """
     kwargs: dict[str, Any] = {
         "master": {"master_weights": "float32", "ema_decay": 0.9},
         "remainder": {"master_weights": "remainder"},
         "kahan": {"rounding": "kahan", "ema_decay": 0.5},
     }
     all_runs = {
-        name: Runs(lambda ps, its=its: fusedopt.AdamW(ps, lr=0.01, **its), torch.bfloat16)  # type: ignore[misc]
+        f"{name}, {cls.__name__}": Runs(lambda ps, cls=cls, its=its: cls(ps, lr=0.01, **its), torch.bfloat16)  # type: ignore[misc]
         for name, its in kwargs.items()
+        for cls in (fusedopt.AdamW, fusedopt.Adagrad)
     }
     assert_resumes(all_runs, (1, 3, 4), save(all_runs, 2))
 
@@ -275,6 +279,7 @@ def one_file_of_all_for_another_number_of_processes(rank: int) -> None:
     for runs in (
         Runs(lambda ps: fusedopt.AdamW(ps, lr=0.01, ema_decay=0.9)),
         Runs(lambda ps: fusedopt.AdamW(ps, lr=0.01, master_weights="remainder"), torch.bfloat16),
+        Runs(lambda ps: fusedopt.Adagrad(ps, lr=0.01, master_weights="float32", ema_decay=0.9), torch.bfloat16),
     ):
         its, optimizer = runs.start(mesh_of_first(4))
         step(its, optimizer, 3)

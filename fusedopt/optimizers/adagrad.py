@@ -90,3 +90,20 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
         flags = {"maximize": maximize, "differentiable": differentiable}
         options = Options(max_grad_norm, ema_decay, state_dtype, master_weights, rounding, rounding_seed, offload)
         super().__init__(params, {**given, **more, **flags}, foreach=foreach, fused=fused, options=options)
+
+    def _check_options(self) -> None:
+        # torch's constructor has begun states, and what else options keep comes with a step. A state that is begun
+        # passes for whole: torch.distributed.checkpoint reads no more of a file than there is. So all is made at once.
+        if any(one.partner is not None or one.average for one in map(self._precision_of, self.param_groups)):
+            self.state.clear()
+        super()._check_options()
+
+    def share_memory(self) -> None:
+        """Put the states "sum" into memory that processes share, as torch's does; those that are not begun, begin."""
+        for group in self.param_groups:
+            missing = [p for p in group["params"] if not self.state.get(p)]
+            if missing:
+                value = self.defaults["initial_accumulator_value"]
+                self.state.update(torch.optim.Adagrad(missing, initial_accumulator_value=value).state)
+                self._pack_states([{**group, "params": missing}])
+        super().share_memory()
