@@ -133,6 +133,10 @@ def files_of_another_model(rank: int) -> None:
     for p in its.parameters():
         assert_identical(whole(averaging.state[p]["ema"]), whole(p.detach()))
 
+    # Of shards, for whole params.
+    with pytest.raises(ValueError, match=r"DTensor, which no step here can read; .*, as a DTensor's full_tensor\(\)"):
+        fusedopt.AdamW(model().parameters(), ema_decay=0.5).load_state_dict(optimizer.state_dict())
+
     # Passed by all planners: its states have the shapes of another param.
     states = [dict(optimizer.state[p]) for p in its.parameters()]
     for p, state in zip(wider.parameters(), states, strict=True):

@@ -129,8 +129,8 @@ def _refuse_wrapped(label: str, its: Mapping[Any, Any], param: Tensor) -> None:
         if (cls := wrapped_class(value, param)) is not None:
             raise ValueError(
                 f"{label}: {key!r} of its state in the file is a {cls}, which no step here can read; load a file with "
-                "an ordinary tensor in its place, as its dequantize() makes where it has one, or torchao's by "
-                "fusedopt.load_foreign"
+                "an ordinary tensor in its place, as a DTensor's full_tensor() makes and others' dequantize(), or "
+                "torchao's by fusedopt.load_foreign"
             )
 
 

@@ -32,5 +32,5 @@ def refuse_wrapped(params: Iterable[Tensor], state: Mapping[Tensor, Any]) -> Non
             if (cls := wrapped_class(value, param, param.grad)) is not None:
                 raise RuntimeError(
                     f"{key!r} of a param of shape {list(param.shape)} is a {cls}, which no step here can read; put an "
-                    "ordinary tensor in its place, as its dequantize() makes where it has one"
+                    "ordinary tensor in its place, as a DTensor's full_tensor() makes and others' dequantize()"
                 )
