@@ -61,7 +61,8 @@ def step_in_backward(model: nn.Module, optimizer: Optimizer) -> GradientRelease:
             released already; or the model averages its gradients over processes after they are accumulated.
         RuntimeError: from `optimizer.step`, if it is given a closure or called by a GradScaler: the updates of this
             backward pass have been made from scaled gradients then, so load the weights anew. bfloat16 needs no
-            scaler. From `backward`, if the optimizer came to clip, was freed or has its average in the params' place.
+            scaler. From `backward`, if the optimizer came to clip, was freed or has its average in the params' place,
+            or if gradients came to be averaged over processes after they are accumulated.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
@@ -221,6 +222,7 @@ class _ParamStep:
         self.release = release
         self.first_slot = first_slot
         self.place = place  # the group's index, and the param's in it
+        self.stepped = False  # whether it has been asked to
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
 
@@ -238,6 +240,10 @@ class _ParamStep:
         with self.release._lock:
             if not self._find(optimizer.param_groups, param):
                 return
+            # Once more, for such hooks may come after step_in_backward: replicate()'s do, in the first forward pass.
+            if not self.stepped:
+                _refuse_awaited(param, optimizer.param_groups[self.place[0]], *self.place, RuntimeError)
+                self.stepped = True
             if _C.profiling():
                 with torch.profiler.record_function(f"Optimizer.step_in_backward#{type(optimizer).__name__}"):
                     self._step(optimizer, param)
@@ -338,6 +344,16 @@ def _refuse_differentiable(index: int, group: dict[str, Any]) -> None:
         )
 
 
+def _refuse_awaited(param: Tensor, group: dict[str, Any], index: int, place: int, error: type[Exception]) -> None:
+    """Raise an error for a param whose gradient others want once it is final, as who averages it over processes."""
+    if _C.awaited(param):
+        raise error(
+            f"{label_of(group, index, place)} has a hook that reads its gradient after it is accumulated and so after "
+            "it would be gone, as DistributedDataParallel's and replicate()'s, which average gradients over processes; "
+            "call optimizer.step() after backward as usual"
+        )
+
+
 def _places(model: nn.Module, optimizer: FusedStep) -> dict[Tensor, tuple[int, int]]:
     """The params to release, each with its group's index and its own in the group."""
     in_model = {id(param) for param in model.parameters()}
@@ -355,6 +371,7 @@ def _places(model: nn.Module, optimizer: FusedStep) -> dict[Tensor, tuple[int, i
                     )
                 if isinstance(hook, _ParamStep):
                     hook.release.remove()
+            _refuse_awaited(param, group, group_index, index, ValueError)
             found[param] = (group_index, index)
     if not found:
         raise ValueError(

@@ -198,6 +198,29 @@ def what_is_made_of_all_params_is_refused_where_a_process_has_some(rank: int) ->
 
 
 @case()
+def gradients_that_are_averaged_later_are_not_stepped_in_backward(rank: int) -> None:
+    """DDP's inner module, and what replicate() averages: its hooks come in the first forward pass."""
+    from torch.distributed._composable.replicate import replicate
+
+    words = "param 0 of group 0 has a hook that reads its gradient after it is accumulated and so after it would be"
+    wrapped = DistributedDataParallel(model())
+    optimizer = fusedopt.SGD(wrapped.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=words):
+        fusedopt.step_in_backward(wrapped.module, optimizer)
+    assert not any(p._post_accumulate_grad_hooks for p in wrapped.parameters())
+    its: Any = replicate(model())
+    before = [p.detach().clone() for p in its.parameters()]
+    optimizer = fusedopt.SGD(its.parameters(), lr=0.1)
+    with (
+        fusedopt.step_in_backward(its, optimizer),
+        pytest.raises(RuntimeError, match="has a hook that reads its gradient after it is accumulated"),
+    ):
+        backward(its, 0)
+    for p, value in zip(its.parameters(), before, strict=True):
+        assert_identical(p.detach(), value)
+
+
+@case()
 def overlapping_steps_with_ddp_is_refused(rank: int) -> None:
     """torch has functions of its own for that, of its own classes alone, and says so when it is constructed."""
     from torch.distributed.optim import ZeroRedundancyOptimizer

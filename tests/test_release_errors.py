@@ -123,6 +123,34 @@ def test_gradients_that_are_averaged_later(wrap: Callable[[nn.Module], nn.Module
         fusedopt.step_in_backward(wrap(model), fusedopt.SGD(model.parameters(), lr=0.1))
 
 
+def read_later(param: Tensor) -> Callable[[], None]:
+    """Hang up a hook behind the param's own, as packages do that average gradients; what takes it down."""
+    accumulates: Any = param.view_as(param).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    kept = [accumulates, accumulates.register_hook(lambda *_: None)]
+    return kept.clear
+
+
+def test_gradients_that_are_read_once_they_are_final() -> None:
+    words = "param 3 of group 0 has a hook that reads its gradient after it is accumulated and so after it would be"
+    model = network()
+    optimizer = fusedopt.SGD(model.parameters(), lr=0.1)
+    take_down = read_later(model[2].bias)
+    with pytest.raises(ValueError, match=words):
+        fusedopt.step_in_backward(model, optimizer)
+    assert not any(param._post_accumulate_grad_hooks for param in model.parameters())
+    take_down()
+    with fusedopt.step_in_backward(model, optimizer):
+        take_down = read_later(model[2].bias)
+        bias = model[2].bias.detach().clone()
+        with pytest.raises(RuntimeError, match=words):
+            backward(model)
+        assert_identical(model[2].bias.detach(), bias)
+        take_down()
+        model.zero_grad()
+        backward(model)
+        assert all(param.grad is None for param in model.parameters())
+
+
 def test_what_is_no_model() -> None:
     with pytest.raises(TypeError, match=r"model is a list; give the torch.nn.Module"):
         fusedopt.step_in_backward([], fusedopt.SGD(make_params(), lr=0.1))  # type: ignore[arg-type]

@@ -15,6 +15,14 @@ float* float_data(const py::object& tensor, int64_t numel) {
   return t.mutable_data_ptr<float>();
 }
 
+// Whether something is called with a param's gradient after it has been accumulated and its own hooks have run: what
+// averages gradients over processes does that.
+bool awaited(const py::object& param) {
+  if (!THPVariable_Check(param.ptr())) throw py::type_error("awaited takes a tensor");
+  const auto accumulates = torch::autograd::impl::try_get_grad_accumulator(unpack(param.ptr()));
+  return accumulates && !accumulates->post_hooks().empty();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -37,6 +45,8 @@ PYBIND11_MODULE(_C, m) {
   bind_rules(m);
 
   m.def("profiling", [] { return at::hasCallbacks(); }, "Whether a profiler or observer listens to record_function.");
+  m.def("awaited", &awaited, py::arg("param"),
+        "Whether something reads a param's gradient after it has been accumulated and its hooks have run.");
   m.def("built_isas", [] {
     std::vector<std::string> names;
     for (const cpu::Isa& isa : cpu::built_isas()) names.emplace_back(isa.name);
