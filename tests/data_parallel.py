@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -195,6 +196,48 @@ def what_is_made_of_all_params_is_refused_where_a_process_has_some(rank: int) ->
     with pytest.raises(ValueError, match=r"param 0 of group 1 is what FullyShardedDataParallel has"):
         other.add_param_group({"params": list(its.parameters())})
     assert len(other.param_groups) == 1
+
+
+@case()
+def what_changes_all_params_is_refused_where_a_process_has_some(rank: int) -> None:
+    """Each would have averages of its own params, among others that are as they were."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    words = "ZeroRedundancyOptimizer gives each process some of the params, and "
+    for cls, kwargs in ((fusedopt.AdamW, {"ema_decay": 0.5}), (fusedopt.AdamWScheduleFree, {})):
+        its, alone = model(), model()
+        zero: Any = ZeroRedundancyOptimizer(its.parameters(), cls, lr=0.1, **kwargs)
+        plain: Any = cls(alone.parameters(), lr=0.1, **kwargs)
+        for i in range(3):
+            for p, q in zip(its.parameters(), alone.parameters(), strict=True):
+                (p.grad,) = numbers([tuple(p.shape)], i)
+                q.grad = p.grad.clone()
+            zero.step()
+            plain.step()
+        before = [p.detach().clone() for p in its.parameters()]
+        for its_own in (zero.optim, copy.deepcopy(zero.optim)):
+            if kwargs:
+                with pytest.raises(ValueError, match=words + "ema_parameters.. would put the average in the place of"):
+                    its_own.ema_parameters().__enter__()
+            else:
+                for turn in (its_own.eval, its_own.train):
+                    with pytest.raises(ValueError, match=words + r"train\(\) and eval\(\) would turn those alone"):
+                        turn()
+        for p, value in zip(its.parameters(), before, strict=True):
+            assert_identical(p.detach(), value)
+        # As the message says.
+        zero.consolidate_state_dict(to=0)
+        if rank == 0:
+            every: Any = cls(its.parameters(), lr=0.1, **kwargs)
+            every.load_state_dict(zero.state_dict())
+            with contextlib.ExitStack() as averaged:
+                for optimizer in (every, plain):
+                    if kwargs:
+                        averaged.enter_context(optimizer.ema_parameters())
+                    else:
+                        optimizer.eval()
+                for p, q in zip(its.parameters(), alone.parameters(), strict=True):
+                    assert_identical(p.detach(), q.detach())
 
 
 @case()

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch.optim.optimizer import Optimizer
 
+from .divided import refuse_part
 from .precision import check_ema_decay
 from .shards import have_gathered_anew
 
@@ -19,6 +20,8 @@ class AveragedStep(Optimizer):
     _ema_decay: float | None = None
     # Whether params are their average at the moment.
     _averaged = False
+    # As ClippedStep has it.
+    _of_zero: bool
 
     def _average_with(self, ema_decay: float | None) -> None:
         """Keep an average from now on, or none: a constructor's choice."""
@@ -57,6 +60,7 @@ class AveragedStep(Optimizer):
         Raises:
             RuntimeError: there is no average, for want of `ema_decay=` in the constructor. Inside: from `step`, from a
                 backward pass that steps, from `load_state_dict` and from `ema_parameters`.
+            ValueError: ZeroRedundancyOptimizer has given this process some of the params.
 
         Example:
             >>> param = torch.nn.Parameter(torch.zeros(1))
@@ -73,6 +77,7 @@ class AveragedStep(Optimizer):
         if not self._averages():
             raise RuntimeError("there is no average of the params; construct the optimizer with ema_decay=")
         self._refuse_while_averaged("ema_parameters() was entered again")
+        self._refuse_some("ema_parameters() would put the average in the place of")
         averages = {
             p: self.state[p]["ema"]
             for group in self.param_groups
@@ -106,6 +111,11 @@ class AveragedStep(Optimizer):
     def _refuse_step(self, what: str) -> None:
         """Raise RuntimeError while params are not what steps are made from."""
         self._refuse_while_averaged(what)
+
+    def _refuse_some(self, what: str) -> None:
+        """Raise ValueError for a change of the model that this process could make to some of its params alone."""
+        remedy = "load the state_dict() that consolidate_state_dict() has made into an optimizer of all params, and "
+        refuse_part((), f"{what} those alone;", f"{remedy}call it there", self._of_zero)
 
     def _refuse_while_averaged(self, what: str) -> None:
         if self._averaged:

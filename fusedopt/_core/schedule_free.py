@@ -52,6 +52,9 @@ class ScheduleFree(Standalone):
         Until `train()` steps are refused. `state_dict()` says which of the two the params were, and loading it says so
         again; the model's file has to be of the same moment.
 
+        Raises:
+            ValueError: ZeroRedundancyOptimizer has given this process some of the params.
+
         Example:
             >>> param = torch.nn.Parameter(torch.zeros(1))
             >>> optimizer = fusedopt.SGDScheduleFree([param], lr=1.0)
@@ -65,6 +68,7 @@ class ScheduleFree(Standalone):
 
     def _turn(self, train_mode: bool) -> None:
         self._refuse_while_averaged("train() or eval() was called")
+        self._refuse_some("train() and eval() would turn")
         for group in self.param_groups:
             if group["train_mode"] == train_mode:
                 continue
