@@ -142,6 +142,17 @@ def test_muon(backend: Backend, options: dict[str, Any]) -> None:
 
 
 @needs_muon
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "max_grad_norm": 1.0}], ids=str)
+def test_muon_of_matrices_without_elements(backend: Backend, options: dict[str, Any]) -> None:
+    """There are no products of them, nor has the second pass anything to be launched for."""
+    twins = Twins(backend, muon(**options), [random(shape) for shape in [(0, 5), (5, 0), (4, 3)]])
+    twins.train(1)
+    twins.step([*(torch.zeros_like(p) for p in twins.cpu_params[:2]), None])
+    twins.check()
+    assert [state["momentum_buffer"].numel() for state in twins.ours.state.values()] == [0, 0, 12]
+
+
+@needs_muon
 def test_muon_reads_refreshed_numbers_in_both_passes(backend: Backend) -> None:
     twins = muon_twins(backend)
     replay = backend.capture(twins.ours.step)

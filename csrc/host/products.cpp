@@ -174,6 +174,8 @@ void Plan::run_with_products(const Pass& pass) {
   run(work_, rows.data(), rows.data() + rows.size(), pass.device);
 
   if (adds_up_) gather(batches);
+  // Of matrices without elements nothing is left to do, which a device cannot be told.
+  if (batches.empty()) return;
 
   Work after;
   after.wave = pass.wave;
