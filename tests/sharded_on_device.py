@@ -27,7 +27,7 @@ def emulated() -> bool:
 
 
 def pairs() -> dict[str, tuple[Pair, int]]:
-    """Of every rule with sums, of Adafactor, and of what rounds by chance; and how many collectives a step of it is."""
+    """Of every rule with sums, Adafactor, Muon and what rounds by chance; and how many all-reduces a step of it is."""
     made: dict[str, tuple[Pair, int]] = {}
     for one in SUMMING:
         made[one.name] = Pair(one.ours, shapes=SHAPES), 1
@@ -43,6 +43,11 @@ def pairs() -> dict[str, tuple[Pair, int]]:
             made[f"{one.name}, {dtype}, columns"] = Pair(make, [Shard(1)], [(10, 3), (37, 259)], dtype=dtype), 0
             lamb: Any = lambda ps, its=one.kwargs: fusedopt.LAMB(ps, lr=0.01, **its)  # noqa: E731
             made[f"{one.name}, {dtype}, LAMB"] = Pair(lamb, shapes=SHAPES, dtype=dtype), 1
+    if "Muon" in fusedopt.__all__:
+        muon: Any = lambda ps: fusedopt.Muon(ps, lr=0.1)  # noqa: E731
+        made["Muon"] = Pair(muon, shapes=[(10, 3), (3, 10), (10, 3)]), 0
+        # Where a process has nothing of any, it has nothing to multiply either.
+        made["Muon, shards without elements"] = Pair(muon, shapes=[(1, 4), (1, 7)]), 0
     return made | {f"Adafactor, {name}": (pair, 2) for name, pair in factored().items()}
 
 

@@ -8,11 +8,16 @@ import pytest
 import ranks
 import sharded_factored
 import sharded_on_device
+import sharded_sums
 import torch
 from support import assert_identical
 
 # Cases of the CPU's that are as much of a device's.
-OF_BOTH = [sharded_factored.adafactor_refuses_together, sharded_factored.a_failure_between_the_two_sums_is_everybodys]
+OF_BOTH = [
+    sharded_factored.adafactor_refuses_together,
+    sharded_factored.a_failure_between_the_two_sums_is_everybodys,
+    sharded_sums.muon_refuses_together_too,
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_cases(engine: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The emulator is built here, so that the two do not do it at once."""
     monkeypatch.chdir(folder)
-    modules = [sharded_on_device.__name__, sharded_factored.__name__]
+    modules = [module.__name__ for module in (sharded_on_device, sharded_factored, sharded_sums)]
     if engine == "emulated":
         from build import build
 

@@ -62,9 +62,10 @@ void Plan::put(Work& work, int device) {
 }
 
 // Between the sweep that makes sums and what is concluded from them they go to other processes, in the order of the
-// stream, and the host waits: whether a process refuses its step it has to know before it writes.
+// stream, and the host waits: whether a process refuses its step it has to know before it writes. Of matrices to be
+// multiplied there are no sums: who has no rows, or refuses, comes to their gathering alone.
 void Plan::launch(Work& work, int device) {
-  if (!adds_up_) return put(work, device);
+  if (!adds_up_ || work.step.rule->sums == 0) return put(work, device);
   const OnDevice guard(device);
   const c10::Device there = torch_device(device);
   std::vector<uint8_t> parts(families_.of_slots().begin(), families_.of_slots().end());
