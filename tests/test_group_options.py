@@ -156,6 +156,25 @@ def test_what_a_settled_step_would_leave_behind_is_refused(cls: Any) -> None:
         assert_same(a, b)
 
 
+@pytest.mark.parametrize("storage", ["float16", "bfloat16", "int8"])
+def test_what_is_deleted_from_a_group_is_missed(storage: str) -> None:
+    """Roots in float16 would be taken for squares, and what is rounded by chance would stand still."""
+    param = Parameter(torch.zeros(4096, dtype=torch.bfloat16))
+    optimizer = fusedopt.AdamW([{"params": [param], "state_dtype": storage, "ema_decay": 0.5}])
+    # Nothing is stored by them yet.
+    del optimizer.param_groups[0]["ema_decay"]
+    train(optimizer, count=2)
+    before = {key: v.clone() for key, v in optimizer.state[param].items() if isinstance(v, Tensor)}
+    del optimizer.param_groups[0]["state_dtype"]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"param_groups\[0\] has come to have other options"):
+            train(optimizer, count=1)
+    assert all(same(optimizer.state[param][key], value) for key, value in before.items())
+    optimizer.param_groups[0]["state_dtype"] = storage
+    train(optimizer, count=1)
+    assert optimizer.state[param]["step"] == 3
+
+
 @every_class
 def test_added_later(cls: Any) -> None:
     optimizer = train(make(cls, first=1))

@@ -276,7 +276,8 @@ class Group {
       const bool held = role == kOption || (role == kNumber && constant);
       entries_.push_back({borrow(key), held ? borrow(value) : Ref(), role});
     }
-    if (own_options) {
+    // Whether states may do without those that are gone is asked, too.
+    if (own_options || options) {
       const py::dict given = names.resolve(borrow(dict), index, borrow(state)).cast<py::dict>();
       if (!latest_ || !given.equal(given_)) latest_ = std::make_shared<Options>(rule, given);
       given_ = given;
