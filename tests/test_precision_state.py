@@ -271,6 +271,37 @@ def test_what_cannot_be_kept_is_said() -> None:
     assert "master" not in plain.state[params_of(plain)[0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("kept", "options"),
+    [
+        ("master", {"master_weights": "float32"}),
+        ("remainder", {"master_weights": "remainder"}),
+        ("compensation", {"rounding": "kahan"}),
+    ],
+)
+def test_wider_params_leave_what_completed_narrow_ones(kept: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """It would lie beside them for ever, in every file, and no step would read it."""
+    saved = steps(fusedopt.AdamW([Parameter(v) for v in values(torch.bfloat16)], **options))
+    wide = fusedopt.AdamW([Parameter(p.detach().to(dtype)) for p in params_of(saved)])
+    with pytest.warns(UserWarning, match="; load it beside such params, with the options") as warned:
+        wide.load_state_dict(save_and_load(saved.state_dict()))
+    words = f"saved beside params in 16 bits: the bits that '{kept}' has beyond them are dropped; load"
+    assert [words in str(w.message) for w in warned] == [True]
+    steps(wide, 1)
+    assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} for state in wide.state_dict()["state"].values())
+    # Beside narrow params they are kept where those are, also in one optimizer with wide ones.
+    params = params_of(saved)
+    mixed = fusedopt.AdamW(
+        [Parameter(p.detach().to(torch.bfloat16 if i % 2 else dtype)) for i, p in enumerate(params)], **options
+    )
+    with pytest.warns(UserWarning, match="saved beside params in 16 bits"):
+        mixed.load_state_dict(saved.state_dict())
+    for i, (mine, p) in enumerate(zip(params_of(mixed), params, strict=True)):
+        assert (kept in mixed.state[mine]) == bool(i % 2)
+        assert i % 2 == 0 or same(mixed.state[mine][kept], saved.state[p][kept])
+
+
 COUNTING = [case for case in ONE_PER_OPTIMIZER if set(case.counters) - {"step"}]
 
 

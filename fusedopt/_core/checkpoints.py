@@ -137,7 +137,7 @@ class Checkpointed(KeptState):
             its = self.state.get(param, {})
             # A user may have keys of these names, too.
             ours = {key for key, value in its.items() if getattr(value, "shape", None) == param.shape}
-            if ours & set(PARTNERS) and param.dtype in HALVES:
+            if ours & set(PARTNERS):
                 factors = self._factors(param)
                 here, local = open_state(its, param, factors)
                 losses.append(precisions[id(param)].match_partner(here, local))

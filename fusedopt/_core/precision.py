@@ -209,11 +209,14 @@ class Precision:
     def match_partner(self, state: dict[str, Any], param: Tensor) -> str | None:
         """Make this option's partner of a param out of another's, in place; say what that loses, if anything."""
         found = next((name for name in PARTNERS if name in state), None)
-        if found is None or found == self.partner:
+        if found is None or (found == self.partner and param.dtype in HALVES):
             return None
-        exact = exact_param(param, found, state.pop(found))
-        if self.partner is None or param.dtype not in HALVES:
+        kept = state.pop(found)
+        if param.dtype not in HALVES:
+            return OfHalves(f"the bits that '{found}' has beyond them are dropped")
+        if self.partner is None:
             return f"the bits that '{found}' has beyond the param are dropped"
+        exact = exact_param(param, found, kept)
         state[self.partner] = partner_of(exact, param, self.partner)
         same = exact_param(param, self.partner, state[self.partner]).equal(exact)
         return None if same else f"'{self.partner}' holds '{found}' with fewer bits"
@@ -327,9 +330,20 @@ class Recoded(str):
     __slots__ = ()
 
 
+class OfHalves(str):
+    """A loss of params that are wider than those that were saved."""
+
+    __slots__ = ()
+
+
 def warn_of_losses(losses: Iterable[str | None]) -> None:
     for loss in dict.fromkeys(losses):
-        if isinstance(loss, Recoded):
+        if isinstance(loss, OfHalves):
+            warn(
+                f"the state was saved beside params in 16 bits: {loss}; load it beside such params, with the options "
+                "it was saved with, to keep all"
+            )
+        elif isinstance(loss, Recoded):
             warn(
                 f"the state was saved by another number of processes, or not in codes: {loss} once more, in blocks of "
                 "what this process has of it now; as many processes as saved it would have its codes"
