@@ -13,7 +13,7 @@ import formulas
 import pytest
 import tiers
 import torch
-from cases import APART
+from cases import APART, ONE_PER_APART, Case
 from support import EMULATED
 from tiers import slow
 from walk.__main__ import main
@@ -79,6 +79,17 @@ def _swapped(p: Any, g: Any, s: Any, h: Any) -> Any:
 
 def _larger_rate(p: Any, g: Any, s: Any, h: Any) -> Any:
     return formulas.adam(p, g, s, {**h, "lr": h["lr"] * 1.001})
+
+
+@pytest.mark.skipif(EMULATED, reason="what a walk expects of a storage knows no engine")
+@pytest.mark.parametrize("case", ONE_PER_APART, ids=str)
+def test_what_float16_holds_of_every_state_is_known(case: Case) -> None:
+    """Also of squares that have another name than Adam's."""
+    setup = Setup(case.name, [ParamSpec("bfloat16", (600,))], {"state_dtype": "float16"})
+    if not case.states or case.kwargs.get("centered"):
+        pytest.skip("no states, or some that cannot be rounded")
+    outcome = Walk("numbers", setup, [("step", seed) for seed in range(3)]).run()
+    assert outcome.error is None, report(outcome)
 
 
 @pytest.mark.parametrize("wrong", [_swapped, _larger_rate])

@@ -12,6 +12,8 @@ from cases import APART, CASES, Case
 from torch import Tensor
 from torch.nn import Parameter
 
+from fusedopt import _C
+
 from .others import OTHERS, Other, Shapes
 from .storages import Storage
 
@@ -22,7 +24,9 @@ LARGE: Shapes = ((4096,), (3, 1700), (4, 8, 12, 11), (5000,))
 SHAPES: Shapes = ((), (1,), (0, 3), (7,), (67,), (5, 7), (600,), (4, 3, 5, 6), (2, 3, 4, 5), *LARGE)
 CODED = 4096
 # What is never negative, which float16 holds as its root and codes without a sign.
-NEVER_NEGATIVE = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf")
+NEVER_NEGATIVE = {
+    name for rule in _C.rules().values() for name, kind in rule["kinds"].items() if kind in ("magnitude", "total")
+}
 
 
 def named(name: str) -> Case:
