@@ -43,6 +43,10 @@ def read(path: Path, weights_only: bool = True) -> Any:
         ) from error
     except (EOFError, RuntimeError, ImportError, AttributeError) as error:
         raise FileError(f"{path} cannot be read: {_first_line(error)}") from error
+    except OSError:
+        raise
+    except Exception as error:  # to an unpickler a text is a program, which fails in any way
+        raise FileError(f"{path} is no file of torch.save: {type(error).__name__} as it was read") from error
 
 
 def write(path: Path, content: Any, overwrite: bool = False) -> None:

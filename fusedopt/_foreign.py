@@ -49,8 +49,8 @@ def load_foreign(
             decoupled_wd=False and _init_lr=1e-4 of lion_pytorch, maximize=False of pytorch_optimizer, and so on.
 
     Raises:
-        TypeError: fusedopt has no class with that rule, `optimizer` is of another, or nothing of the name in
-            `constructed_with` is known of `source`.
+        TypeError: fusedopt has no class with that rule, `optimizer` is of another, nothing of the name in
+            `constructed_with` is known of `source`, or its value is of another kind.
         ValueError: a setting makes another rule, which the error names; or what `load_state_dict` refuses. Nothing has
             been changed then.
 
@@ -65,6 +65,9 @@ def load_foreign(
     """
     name = name_of(source)
     told = attributes_told(name, constructed_with)
+    optimizer = one_of_ours(optimizer)
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+        raise ValueError("the file has no 'state' and 'param_groups'; give what the other's state_dict() returned")
     if (first := other_order(state_dict["param_groups"], optimizer.param_groups)) is not None:
         raise ValueError(
             f"the file has its params in another order, by their names: where it has {first!r} the optimizer has "
@@ -75,9 +78,17 @@ def load_foreign(
     if not isinstance(optimizer, classes_for(converted.rule, converted.file["param_groups"])):
         raise TypeError(
             f"{name} steps as fusedopt.{converted.rule} does; load its file into one of these, not into a "
-            f"{type(optimizer).__name__}"
+            f"{name_of(type(optimizer))}"
         )
     optimizer.load_state_dict(converted.file)
+
+
+def one_of_ours(optimizer: Any) -> FusedStep:
+    """It, or a TypeError: torch's have the same names."""
+    if not isinstance(optimizer, FusedStep):
+        whose = name_of(type(optimizer))
+        raise TypeError(f"this is a {whose}; give one of ours, as fusedopt.replace() makes it")
+    return optimizer
 
 
 def class_of_file(state_dict: Mapping[str, Any], source: str, **constructed_with: Any) -> type:
@@ -151,7 +162,19 @@ def attributes_told(name: str, constructed_with: Mapping[str, Any]) -> dict[str,
         raise TypeError(
             f"{name} has no {sorted(unknown)[0]!r} beside its groups; give any of {sorted(attributes) or 'none'}"
         )
+    for key, value in constructed_with.items():
+        refuse_other_kind(key, value, attributes[key])
     return {**attributes, **constructed_with}
+
+
+def refuse_other_kind(key: str, value: Any, default: Any) -> None:
+    """Raise TypeError for text, say, where yes or no is asked for: as a condition "false" would be a yes."""
+    if isinstance(default, bool):
+        fits, wanted = not isinstance(value, str) and value in (True, False), "True or False"
+    else:
+        fits, wanted = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+    if not fits:
+        raise TypeError(f"{key} is {value!r}; give {wanted}")
 
 
 def _known(name: str) -> Peer:

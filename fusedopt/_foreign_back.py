@@ -12,7 +12,7 @@ from ._core.callers import warn
 from ._core.optimizer import FusedStep
 from ._core.origin import kind_of
 from ._core.precision import HALVES, PARTNERS
-from ._foreign import attributes_told, classes_for, convert_file
+from ._foreign import attributes_told, classes_for, convert_file, one_of_ours
 from ._peers.registry import PEERS, name_of
 
 
@@ -46,8 +46,7 @@ def foreign_state_dict(optimizer: Optimizer, target: str | type, **constructed_w
         >>> fusedopt.foreign_state_dict(optimizer, "bitsandbytes.Lion")["param_groups"][0]["betas"]
         (0.9, 0.99)
     """
-    if not isinstance(optimizer, FusedStep):
-        raise TypeError(f"this is a {type(optimizer).__name__}; give one of ours, as fusedopt.replace() makes it")
+    optimizer = one_of_ours(optimizer)
     name, cls = name_of(target), type(optimizer)
     told, peer = attributes_told(name, constructed_with), PEERS[name]
     back = peer.back

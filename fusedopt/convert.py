@@ -8,7 +8,7 @@ import importlib
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import fusedopt
 
 from ._core.optimizer import FusedStep
 from ._files import FileError, read, refuse_existing, write
-from ._foreign import class_of_file, load_foreign, shape_in
+from ._foreign import class_of_file, load_foreign, refuse_other_kind, shape_in
 from ._foreign_back import foreign_state_dict
 from ._peers.peer import largest_shape
 from ._peers.registry import OTHERS, PEERS, name_of
@@ -31,6 +31,7 @@ _KEPT: dict[str | None, dict[str, Any]] = {
     "compensation": {"rounding": "kahan"},
 }
 _OURS = ("fusedopt", "torch")
+_OF_JSON = {"true": "True", "false": "False"}
 # Of bitsandbytes, six names for each rule.
 _VARIANT = re.compile(r"^bitsandbytes\.(Paged|.*(8|32)bit)")
 _DESCRIPTION = """\
@@ -93,6 +94,10 @@ def convert(
         if not its:
             raise ConvertError(f"neither {source} nor {target} has a {key!r} that its groups do not show")
         for side in its:
+            try:
+                refuse_other_kind(key, value, PEERS[name_of(source if side == "source" else target)].attributes[key])
+            except TypeError as error:
+                raise ConvertError(f"--set {key}: {error}") from None
             told[side][key] = value
     stays = source.startswith("fusedopt.") and target.partition(".")[0] == "fusedopt"
     with warnings.catch_warnings():
@@ -235,7 +240,8 @@ def _told_of(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise ConvertError(f"--set {pair}: give NAME=VALUE, such as adam_w_mode=False")
         try:
-            told[name] = ast.literal_eval(text)
+            # JSON's words too, since DeepSpeed's configurations are JSON.
+            told[name] = ast.literal_eval(_OF_JSON.get(text, text))
         except (ValueError, SyntaxError):
             told[name] = text
     return told
@@ -243,14 +249,9 @@ def _told_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _find(content: Any, key: str | None) -> tuple[Any, list[Any]]:
     """The state dict, and the keys that lead to it."""
-    path: list[Any] = []
-    found = content
-    for part in key.split(".") if key else ():
-        index: Any = int(part) if isinstance(found, (list, tuple)) and part.isdigit() else part
-        inside = found.keys() if isinstance(found, Mapping) else range(len(found)) if isinstance(found, list) else ()
-        if index not in inside:
-            raise FileError(f"--key {key}: there is no {part!r}; there is {_some(inside)}")
-        found, path = found[index], [*path, index]
+    path, left, found = _follow(content, key.split(".") if key else [])
+    if left:
+        raise FileError(f"--key {key}: there is no {left[0]!r}; there is {_some(its for its, _ in _inside(found))}")
     if _is_state_dict(found):
         return found, path
     where = f"under {key}" if key else "at its top"
@@ -259,6 +260,25 @@ def _find(content: Any, key: str | None) -> tuple[Any, list[Any]]:
         f"the file has no optimizer's state dict {where}, that is, a dict with 'state' and 'param_groups'"
         + (f"; give --key {' or '.join(f'{key}.{its}' if key else its for its in inner)}" if inner else "")
     )
+
+
+def _follow(found: Any, parts: Sequence[str]) -> tuple[list[Any], Sequence[str], Any]:
+    """As far as there are keys that say these parts: the keys, the parts that are left, and what is there.
+
+    Keys may have dots of their own, and be numbers.
+    """
+    furthest: tuple[list[Any], Sequence[str], Any] = [], parts, found
+    for key, value in _inside(found) if parts else ():
+        words = str(key).split(".")
+        if list(parts[: len(words)]) == words:
+            path, left, end = _follow(value, parts[len(words) :])
+            if len(left) < len(furthest[1]):
+                furthest = [key, *path], left, end
+    return furthest
+
+
+def _inside(found: Any) -> Iterable[tuple[Any, Any]]:
+    return found.items() if isinstance(found, Mapping) else enumerate(found) if isinstance(found, list) else ()
 
 
 def _is_state_dict(found: Any) -> bool:
@@ -270,9 +290,8 @@ def _is_state_dict(found: Any) -> bool:
 
 def _state_dicts(found: Any, depth: int = 3) -> list[list[str]]:
     """The keys that lead to each state dict, not far down."""
-    pairs = found.items() if isinstance(found, Mapping) else enumerate(found) if isinstance(found, list) else ()
     made = []
-    for key, value in pairs:
+    for key, value in _inside(found):
         if _is_state_dict(value):
             made.append([str(key)])
         elif depth:
@@ -296,6 +315,8 @@ def run(options: argparse.Namespace) -> str:
     """What was written, in a sentence."""
     source, target = _class_named(options.source, "--from"), _class_named(options.target, "--to")
     told = _told_of(options.told)
+    if not options.file.is_file():
+        raise FileError(f"{options.file} is no file")
     out = options.out or options.file.with_name(f"{options.file.stem}.{options.target}{options.file.suffix}")
     refuse_existing(out, options.force)
     if source.startswith("torchao."):

@@ -246,6 +246,32 @@ def test_nothing_half_done_is_left(
     assert not force or out.read_text() == "as it was"
 
 
+@pytest.mark.parametrize(("said", "rule"), [("False", "Adam"), ("false", "Adam"), ("true", "AdamW"), ("0", "Adam")])
+def test_yes_and_no_are_pythons_or_jsons(tmp_path: Path, said: str, rule: str) -> None:
+    theirs = trained().state_dict()
+    theirs["param_groups"][0].pop("decoupled_weight_decay")  # as DeepSpeed's has none
+    file, out = save(tmp_path / "theirs.pt", theirs), tmp_path / "out.pt"
+    told = (file, "--from", "deepspeed.DeepSpeedCPUAdam", "--set", f"adam_w_mode={said}", "--out", out)
+    assert run(*told, "--to", f"fusedopt.{rule}") == 0
+    assert load(out)["param_groups"][0]["decoupled_weight_decay"] == (rule == "AdamW")
+
+
+@pytest.mark.parametrize("key", ["a.b", 0, "0"])
+def test_a_key_may_have_dots_or_be_a_number(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: Any
+) -> None:
+    inner = {"epoch": 3, key: [load(file)]}
+    nested, out = save(tmp_path / "nested.pt", {"optimizers": inner}), tmp_path / "out.pt"
+    told = (nested, "--from", "torch.AdamW", "--to", "torch", "--out", out)
+    assert run(*told) == 1
+    assert (found := f"optimizers.{key}.0") in capsys.readouterr().err
+    assert run(*told, "--key", f"{found}.1") == 1
+    assert "there is no '1'; there is state, param_groups" in capsys.readouterr().err
+    assert run(*told, "--key", found) == 0
+    assert load(out)["optimizers"]["epoch"] == 3
+    assert_identical(load(out)["optimizers"][key][0], load(file))
+
+
 # The command itself.
 
 

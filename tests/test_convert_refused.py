@@ -36,6 +36,8 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "refused",
         "text.pt (cannot be read|is no file of torch)",
     ),
+    "a text": ("hello.pt --from torch.AdamW --to torch", "refused", "hello.pt is no file of torch.save: KeyError"),
+    "a folder": (". --from torch.AdamW --to torch", "refused", r"^\. is no file"),
     "no folder": ("file.pt --from torch.AdamW --to torch --out no/x.pt", "refused", "there is no folder no"),
     "not at its top": (
         "nested.pt --from torch.AdamW --to torch",
@@ -123,6 +125,16 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "not understood",
         "neither torch.AdamW nor bitsandbytes.AdamW has a 'adam_w_mode' that its groups do not show",
     ),
+    "told in words": (
+        "file.pt --from deepspeed.DeepSpeedCPUAdam --to torch --set adam_w_mode=no",
+        "not understood",
+        "--set adam_w_mode: adam_w_mode is 'no'; give True or False",
+    ),
+    "told no number": (
+        "file.pt --from lion_pytorch.Lion --to torch --set _init_lr=True",
+        "not understood",
+        "--set _init_lr: _init_lr is True; give a number",
+    ),
     "a shape": (
         "shapeless.pt --from optimi.SGD --to fusedopt",
         "not understood",
@@ -150,6 +162,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
     group = {"lr": 1.0, "momentum": 0.75, "weight_decay": 0.0, **dampened.group, "params": [0]}
     save(tmp_path / "shapeless.pt", {"state": {}, "param_groups": [group]})
     (tmp_path / "text.pt").write_text("no checkpoint at all")
+    (tmp_path / "hello.pt").write_text("hello")
     before = sorted(tmp_path.iterdir())
     assert run(*shlex.split(line)) == STATUS[status]
     written = capsys.readouterr()

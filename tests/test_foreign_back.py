@@ -138,7 +138,7 @@ def test_what_has_no_place_there_is_refused() -> None:
         _back("LAMB")("bitsandbytes.LAMB")
     with pytest.raises(TypeError, match=r"bitsandbytes.Lion has no 'adam_w_mode' beside its groups; give any of none"):
         _back("Lion")("bitsandbytes.Lion", adam_w_mode=True)
-    with pytest.raises(TypeError, match=r"this is a AdamW; give one of ours, as fusedopt.replace\(\) makes it"):
+    with pytest.raises(TypeError, match=r"this is a torch.AdamW; give one of ours, as fusedopt.replace\(\) makes it"):
         fusedopt.foreign_state_dict(torch.optim.AdamW(foreign_params()), "bitsandbytes.AdamW")
 
 

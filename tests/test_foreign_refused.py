@@ -245,6 +245,36 @@ def test_what_does_not_go_together_is_refused() -> None:
         _load("AdamW", "bitsandbytes.AdamW", sizes=2)
 
 
+@pytest.mark.parametrize(
+    ("source", "told", "said"),
+    [
+        ("deepspeed.DeepSpeedCPUAdam", {"adam_w_mode": "False"}, "adam_w_mode is 'False'; give True or False"),
+        ("deepspeed.DeepSpeedCPUAdam", {"adam_w_mode": None}, "adam_w_mode is None; give True or False"),
+        ("lion_pytorch.Lion", {"_init_lr": "1e-4"}, "_init_lr is '1e-4'; give a number"),
+        (None, {}, "None names no optimizer; give a class, or its name such as 'bitsandbytes.AdamW'"),
+        ("", {}, "'' names no optimizer; "),
+    ],
+)
+def test_what_is_told_in_words_is_refused(source: Any, told: dict[str, Any], said: str) -> None:
+    for call in (fusedopt.load_foreign, lambda o, _, *rest, **more: fusedopt.foreign_state_dict(o, *rest, **more)):
+        ours = fusedopt.AdamW(foreign_params())
+        before = snapshot(ours)
+        with pytest.raises(TypeError, match=re.escape(said)):
+            call(ours, {"state": {}, "param_groups": []}, source, **told)
+        assert_identical(snapshot(ours), before)
+
+
+def test_what_is_no_file_or_no_optimizer_of_ours_is_named() -> None:
+    file = {"state": {}, "param_groups": [{**_BNB, "params": [0, 1, 2]}]}
+    with pytest.raises(TypeError, match=r"this is a torch.AdamW; give one of ours, as fusedopt.replace\(\) makes it"):
+        fusedopt.load_foreign(torch.optim.AdamW(foreign_params()), file, "bitsandbytes.AdamW")
+    with pytest.raises(TypeError, match=r"load its file into one of these, not into a fusedopt.SGD"):
+        fusedopt.load_foreign(fusedopt.SGD(foreign_params()), file, "bitsandbytes.AdamW")
+    for other in ({"optimizer": file}, {"state": {}}, None):
+        with pytest.raises(ValueError, match=r"the file has no 'state' and 'param_groups'; give what the other's st"):
+            fusedopt.load_foreign(fusedopt.AdamW(foreign_params()), other, "bitsandbytes.AdamW")  # type: ignore[arg-type]
+
+
 def test_without_a_decay_adam_and_adamw_are_one() -> None:
     group = {**_BNB, "weight_decay": 0, "params": [0, 1, 2]}
     optimizer = fusedopt.Adam(foreign_params())

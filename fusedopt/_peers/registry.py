@@ -52,6 +52,8 @@ OTHERS: dict[str, str] = _by_name("OTHERS")  # type: ignore[assignment]
 
 
 def name_of(cls: type | str) -> str:
-    """The package and the class, without the modules between them."""
+    """The package and the class, without the modules between them; TypeError for what names none."""
+    if not isinstance(cls, (str, type)) or not cls:
+        raise TypeError(f"{cls!r} names no optimizer; give a class, or its name such as 'bitsandbytes.AdamW'")
     path = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
     return f"{path.partition('.')[0]}.{path.rpartition('.')[2]}"
