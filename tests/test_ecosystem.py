@@ -337,3 +337,21 @@ def test_params_swapped_under_the_optimizer(case: Case) -> None:
                 p.data = fresh.data
         train(optimizer, 2, first=3)
     assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}, {"master_weights": "float32"}])
+def test_sums_of_adagrad_in_shared_memory(options: dict[str, Any]) -> None:
+    """As processes that step without locks have them; with an option the states have not begun by then."""
+    dtype = torch.bfloat16 if "master_weights" in options else torch.float32
+    params = [Parameter(torch.full((4, 3), 1.5, dtype=dtype)) for _ in "ab"]
+    shared, plain = (fusedopt.Adagrad([p], initial_accumulator_value=0.5, **options) for p in params)
+    shared.share_memory()
+    assert shared.state[params[0]]["sum"].is_shared()
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.full_like(p, 0.3)
+        shared.step()
+        plain.step()
+    assert shared.state[params[0]]["sum"].is_shared()
+    assert_identical(params[0], params[1])
+    assert_identical(shared.state[params[0]], plain.state[params[1]])
