@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,6 +30,9 @@ ENGINES = f"fusedopt.{Path(toolchain.ENGINES).stem}"
 def torches() -> dict:
     """The torches to make bindings for, by the modules' names: those whose folders are listed, else the one here."""
     listed = os.environ.get("FUSEDOPT_TORCHES", "").split(os.pathsep)
+    for folder in filter(None, listed):
+        if not Path(folder, "version.py").is_file():
+            raise SystemExit(f"FUSEDOPT_TORCHES has {folder!r}, which has no version.py; give folders that torch is in")
     found = [toolchain.Torch(Path(folder)) for folder in listed if folder] or [toolchain.installed_torch()]
     return {f"fusedopt.{toolchain.binding(torch.version)}": torch for torch in found if torch}
 
@@ -41,6 +47,18 @@ def require_torch() -> None:
         )
 
 
+@contextmanager
+def told_in_a_sentence() -> Iterator[None]:
+    """Stop where there is no compiler, or the environment asks for what cannot be, without a traceback."""
+    if not toolchain.has_compiler():
+        name = shlex.join(toolchain.compiler())
+        raise SystemExit(f"there is no C++ compiler {name!r} that runs; install g++ 10 or newer, or set CXX to another")
+    try:
+        yield
+    except toolchain.SettingError as error:
+        raise SystemExit(str(error)) from None
+
+
 def commands(isas: list, cuda: object) -> dict:
     """How the objects of each module are compiled."""
     named = {ENGINES: TREE.engine_commands(isas, cuda)}
@@ -50,6 +68,7 @@ def commands(isas: list, cuda: object) -> dict:
 class Build(build_ext):
     """build_ext that compiles in one pool, keeps objects for later builds and says in one line what it builds."""
 
+    @told_in_a_sentence()
     def run(self) -> None:
         require_torch()
         self.force = True  # setuptools does not compare objects with what was linked of others
@@ -96,6 +115,7 @@ class Ahead(Command):
     def finalize_options(self) -> None:
         pass
 
+    @told_in_a_sentence()
     def run(self) -> None:
         of_modules = commands(toolchain.isas(), toolchain.Cuda())
         TREE.make([command for each in of_modules.values() for command in each])

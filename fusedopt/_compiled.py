@@ -8,7 +8,7 @@ import keyword
 import math
 import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -49,8 +49,9 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledR
 
     Raises:
         ValueError: `name` is no identifier, the source holds no rule or several of other names, or the rule gives a
-            state or a hyper-parameter a name that is taken.
-        RuntimeError: the rule does not compile, with the compiler's words about the rule's own lines.
+            state or a hyper-parameter a name that is taken; or an environment variable asks for what cannot be.
+        RuntimeError: the rule does not compile, with the compiler's words about the rule's own lines; there is no
+            compiler, or nowhere to keep the result.
 
     Example:
         >>> Signum = fusedopt.compile_rule('''
@@ -76,7 +77,7 @@ def compile_rule(source: str | os.PathLike[str], *, name: str) -> type[CompiledR
         >>> param.tolist()
         [0.5, 2.5]
     """
-    if not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(f"name is {name!r}; give a Python identifier, which becomes the name of the class")
     path = Path(source) if not isinstance(source, str) or _is_path(source) else None
     text = path.read_text() if path else cast(str, source)
@@ -158,17 +159,16 @@ class _Build:
         return digest.hexdigest()[:16]
 
     def _version(self) -> str:
-        if shutil.which(self.compiler) is None:
-            raise RuntimeError(
-                f"a rule needs a C++17 compiler and {self.compiler!r} is not found; install g++ or set CXX"
-            )
-        return subprocess.run([self.compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        if not _toolchain.has_compiler():
+            name = shlex.join(self.compiler)
+            raise RuntimeError(f"a rule needs a C++17 compiler and {name!r} is not found; install g++ or set CXX")
+        return subprocess.run([*self.compiler, "--version"], capture_output=True, text=True, check=True).stdout
 
     def library(self) -> tuple[Path, str]:
         """The shared object, compiled unless the cache has it, and the name the rule is registered by."""
         target = _toolchain.cache_folder() / self.key / "rule.so"
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _toolchain.make_in_cache(target.parent)
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
                 try:
                     built = self._compile(Path(folder))
@@ -201,7 +201,7 @@ class _Build:
         commands.append(_toolchain.registry_command([rule], self.isas, cuda=kernels))
         built = folder / "rule.so"
         objects = _toolchain.run_all(commands, folder, self.csrc.parent)
-        _toolchain.run([self.compiler, "-shared", *map(str, objects), *link, "-o", str(built)], self.csrc.parent)
+        _toolchain.run([*self.compiler, "-shared", *map(str, objects), *link, "-o", str(built)], self.csrc.parent)
         return built
 
     def _complaint(self, output: str) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import os
 import re
-import shutil
+import shlex
 import sys
 import tempfile
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
@@ -78,9 +78,10 @@ def compiled(package: Path = PACKAGE) -> Path | None:
         return target
     if os.environ.get("FUSEDOPT_COMPILE") == "0":
         raise RuntimeError("FUSEDOPT_COMPILE=0 keeps them from being compiled here; set it to 1, or leave it out")
-    if shutil.which(_toolchain.compiler()) is None:
-        raise RuntimeError(f"there is no {_toolchain.compiler()!r} to compile them with; install g++, or set CXX")
-    folder.mkdir(parents=True, exist_ok=True)
+    if not _toolchain.has_compiler():
+        name = shlex.join(_toolchain.compiler())
+        raise RuntimeError(f"there is no {name!r} to compile them with; install g++, or set CXX")
+    _toolchain.make_in_cache(folder)
     with open(folder / "lock", "w") as lock:
         # Of several processes that are started at once, one compiles.
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -67,24 +67,36 @@ ENGINES = "libfusedopt_engines.so"
 _TORCH_LIBRARIES = ("c10", "torch_cpu", "torch", "torch_python")
 
 
+class SettingError(ValueError):
+    """A sentence on an environment variable that asks for what cannot be."""
+
+
 def _version(number: str) -> int:
     return int(number.rstrip("af"))
 
 
-def compiler() -> str:
-    """The C++ compiler."""
-    return os.environ.get("CXX", "g++")
+def compiler() -> list[str]:
+    """The C++ compiler, in words: CXX may have a launcher before it, such as ccache, or flags behind."""
+    return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+
+
+def has_compiler() -> bool:
+    """Whether there is one that runs."""
+    try:
+        return bool(_version_of(*compiler()))
+    except (OSError, subprocess.CalledProcessError):
+        return False
 
 
 def isas() -> list[str]:
     """The instruction sets to build for: all, or what FUSEDOPT_ISAS asks for (docs/environment.md)."""
     # Clang has no `#pragma GCC target`.
-    has_all = platform.machine() in ("x86_64", "AMD64") and "clang" not in _version_of(compiler())
+    has_all = platform.machine() in ("x86_64", "AMD64") and "clang" not in _version_of(*compiler())
     ours = ISAS if has_all else ISAS[:1]
     asked = os.environ.get("FUSEDOPT_ISAS", "").replace(",", " ").split()
     for name in asked:
         if name not in (*ours, "supported", "native"):
-            raise SystemExit(f"FUSEDOPT_ISAS has {name!r}; write supported, native, or some of {', '.join(ours)}")
+            raise SettingError(f"FUSEDOPT_ISAS has {name!r}; write supported, native, or some of {', '.join(ours)}")
     here = [name for name in ours if _HAS[name] <= _macros()] if {"supported", "native"} & {*asked} else []
     of_words = {"supported": here, "native": here[-1:]}
     wanted = {isa for name in asked or ours for isa in of_words.get(name, [name])}
@@ -95,7 +107,7 @@ def isas() -> list[str]:
 @cache
 def _macros() -> set[str]:
     """What the compiler defines for this machine."""
-    query = [compiler(), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    query = [*compiler(), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
     return {*subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()}
 
 
@@ -104,7 +116,7 @@ def cpp_command(source: Path, flags: Iterable[str] = ()) -> list[str]:
     # -fopenmp compiles the pragmas; it is left out of the link on purpose, so that the symbols resolve to the OpenMP
     # runtime that torch has loaded. Two thread pools in one process fight for the cores.
     ours = ["-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", *NUMERICS]
-    return [compiler(), *ours, *flags, "-c", str(source)]
+    return [*compiler(), *ours, *flags, "-c", str(source)]
 
 
 class Torch:
@@ -173,7 +185,7 @@ def _link(what: Iterable[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Never half a file, nor another one under a process that has loaded it.
     part = target.with_suffix(f".{os.getpid()}")
-    subprocess.run([compiler(), "-shared", "-s", *what, "-o", str(part)], check=True)
+    subprocess.run([*compiler(), "-shared", "-s", *what, "-o", str(part)], check=True)
     os.replace(part, target)
 
 
@@ -188,8 +200,8 @@ def torch_header_command(torch: Torch | None = None) -> list[str]:
 
 
 @cache
-def _version_of(program: str) -> str:
-    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+def _version_of(*program: str) -> str:
+    return subprocess.run([*program, "--version"], capture_output=True, text=True, check=True).stdout
 
 
 class Rule(NamedTuple):
@@ -365,7 +377,7 @@ class Tree:
         return "\n".join(lines) + "\n"
 
     def _object(self, command: Sequence[str]) -> Path:
-        digest = hashlib.sha256("\0".join([_version_of(command[0]), *command]).encode())
+        digest = hashlib.sha256("\0".join([_version_of(*_program(command)), *command]).encode())
         (told,) = [flag for flag in command if re.match(r"-DFUSEDOPT_RULES?\b[^_]", flag)] or [""]
         rules = re.findall(r"\w+", told.partition("=")[2].replace("do(", " "))
         source = Path(command[-1])
@@ -373,6 +385,12 @@ class Tree:
             rules = [f"{len(rules)}_rules"]
         names = [source.stem, *(rules or [source.parent.name]), digest.hexdigest()[:12]]
         return self.folder / f"{'-'.join(names)}.o"
+
+
+def _program(command: Sequence[str]) -> Sequence[str]:
+    """What of a command is the compiler."""
+    own = compiler()
+    return own if [*command[: len(own)]] == own else command[:1]
 
 
 def run_all(commands: Sequence[Sequence[str]], folder: Path, root: Path) -> list[Path]:
@@ -398,9 +416,23 @@ def run(command: Sequence[str], root: Path) -> None:
 def cache_folder() -> Path:
     """Where what is compiled on a user's machine is kept."""
     given = os.environ.get("FUSEDOPT_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not given and not base.is_absolute():  # as its specification says of others
+        base = Path.home() / ".cache"
     # Compilers run elsewhere.
-    return Path(given).absolute() if given else Path(base) / "fusedopt"
+    return Path(given).absolute() if given else base / "fusedopt"
+
+
+def make_in_cache(folder: Path) -> None:
+    """Make a folder there; RuntimeError where none can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RuntimeError(
+            f"what is compiled cannot be kept in {folder}: {error.strerror}; set FUSEDOPT_CACHE to a folder that can "
+            "be written to"
+        ) from None
 
 
 def _rank(command: Sequence[str]) -> int:
@@ -427,7 +459,10 @@ def _ninja() -> str:
 
 
 def _jobs() -> int:
-    return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    asked = os.environ.get("MAX_JOBS")
+    if asked and not (asked.isdecimal() and int(asked)):
+        raise SettingError(f"MAX_JOBS is {asked!r}; give how many compilers may run at a time, at least 1")
+    return int(asked or os.cpu_count() or 1)
 
 
 class Cuda:
@@ -443,7 +478,7 @@ class Cuda:
     def _find(self) -> str | None:
         wanted = os.environ.get("FUSEDOPT_CUDA") or "1"
         if wanted not in ("0", "1", "gpu"):
-            raise ValueError(
+            raise SettingError(
                 f"FUSEDOPT_CUDA is {wanted!r}; use 0 for no CUDA engine, 1 for one where nvcc is found, gpu for one "
                 "where there is a GPU, too"
             )
@@ -460,7 +495,7 @@ class Cuda:
         asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
         for name in asked:
             if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name):
-                raise SystemExit(f"TORCH_CUDA_ARCH_LIST has {name!r}; write architectures as 9.0 or 12.0+PTX")
+                raise SettingError(f"TORCH_CUDA_ARCH_LIST has {name!r}; write architectures as 9.0 or 12.0+PTX")
         if asked:
             return asked
         known = subprocess.check_output([str(self.nvcc), "--list-gpu-code"], text=True).split()

@@ -38,7 +38,7 @@ def program(target: Path, flags: list[str]) -> Path:
     tree = _toolchain.Tree(ROOT)
     main = _toolchain.cpp_command(Path("tests/sanitize/engine_test.cpp"), ["-DENGINE_TEST_FEW", *flags])
     objects = tree.make([main, *tree.cpu_commands(["generic"], cuda=False, flags=flags)])
-    link = [_toolchain.compiler(), "-static", "-fopenmp", "-pthread", *map(str, objects), "-o", str(target)]
+    link = [*_toolchain.compiler(), "-static", "-fopenmp", "-pthread", *map(str, objects), "-o", str(target)]
     subprocess.run(link, check=True)
     return target
 

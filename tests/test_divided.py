@@ -46,7 +46,7 @@ int main() {
 
 
 def test_quotients_are_those_of_a_division(tmp_path: Path) -> None:
-    compiler = shutil.which(_toolchain.compiler())
+    compiler = shutil.which(_toolchain.compiler()[0])
     if not compiler:
         pytest.skip("needs a C++ compiler")
     program = tmp_path / "divided"

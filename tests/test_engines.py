@@ -29,7 +29,7 @@ def run(program: str, tmp_path: Path, isas: list[str], more: list[list[str]], *o
     main = _toolchain.cpp_command(Path("tests/sanitize") / f"{program}.cpp", ["-Itests/cuda_emulator"])
     objects = tree.make([main, *tree.cpu_commands(isas, cuda=bool(more)), *more])
     target = tmp_path / program
-    subprocess.run([_toolchain.compiler(), "-fopenmp", "-pthread", *map(str, objects), "-o", str(target)], check=True)
+    subprocess.run([*_toolchain.compiler(), "-fopenmp", "-pthread", *map(str, objects), "-o", str(target)], check=True)
     done = subprocess.run([str(target), *map(str, one_in)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -85,7 +85,7 @@ def test_a_build_for_another_processor_alone_says_so(tmp_path: Path) -> None:
         """
     )
     lists = ["-DFUSEDOPT_ISAS(do)=do(never)", "-DFUSEDOPT_CPU_RULES(do)=", "-DFUSEDOPT_CUDA_RULES(do)="]
-    command = [_toolchain.compiler(), "-std=c++17", "-fopenmp", f"-I{ROOT}", *lists, str(source)]
+    command = [*_toolchain.compiler(), "-std=c++17", "-fopenmp", f"-I{ROOT}", *lists, str(source)]
     parts = [str(ROOT / "csrc" / part) for part in ("registry.cpp", "adafactor/cpu.cpp")]
     target = tmp_path / "never"
     subprocess.run([*command, *parts, "-o", str(target)], check=True)

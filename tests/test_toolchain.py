@@ -69,7 +69,7 @@ def test_what_does_not_compile_leaves_no_object(tree: Tree) -> None:
 
 def test_kernels_that_do_not_compile_can_be_left_out(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree.root / "one.cu").write_text("int one( {")
-    command = [_toolchain.compiler(), "-x", "c++", "-c", "one.cu"]
+    command = [*_toolchain.compiler(), "-x", "c++", "-c", "one.cu"]
     with pytest.raises(SystemExit, match=r"as said above; FUSEDOPT_CUDA=0 builds without the CUDA engine"):
         tree.make([command])
 
@@ -110,7 +110,9 @@ def test_where_there_is_one_instruction_set_it_is_built(asked: str, monkeypatch:
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSEDOPT_ISAS", "sse9")
-    with pytest.raises(SystemExit, match="FUSEDOPT_ISAS has 'sse9'; write supported, native, or some of generic"):
+    with pytest.raises(
+        _toolchain.SettingError, match="FUSEDOPT_ISAS has 'sse9'; write supported, native, or some of generic"
+    ):
         _toolchain.isas()
 
 

@@ -34,7 +34,7 @@ def program(name: str, isas: Sequence[str], watched: Sequence[str]) -> Path:
     objects = tree.make([main, *emulated, *tree.cpu_commands(isas, cuda=on_cuda, flags=flags)])
     target = FOLDER / watched[0].removeprefix("-fsanitize=").partition(",")[0] / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    link = [toolchain.compiler(), "-fopenmp", "-pthread", *watched, *map(str, objects), "-o", str(target)]
+    link = [*toolchain.compiler(), "-fopenmp", "-pthread", *watched, *map(str, objects), "-o", str(target)]
     subprocess.run(link, check=True)
     return target
 
